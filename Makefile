@@ -1,0 +1,49 @@
+# lightship's own commands. Each target does all of its set-up: python3 is enough to start with.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCK := docker/locks/dev.lock
+READY := $(VENV)/.ready
+
+.PHONY: help setup train test lint format bench lock clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## a virtual environment with the locked dependencies and lightship itself
+
+$(READY): $(LOCK) pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: $(READY) ## train and test on the embedded handwritten digits
+	$(BIN)/lightship fit --config digits
+
+test: $(READY) ## all tests that need no root, GPU or internet
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## measure speed beside the peers (CIFAR10=folder of real CIFAR-10 class folders)
+	$(BIN)/python -m tests.benchmarks
+
+lock: ## resolve the dependencies anew, with hashes
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet uv
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --group dev --extra parquet --universal \
+		--python-version 3.11 --generate-hashes --no-header --quiet \
+		--constraints docker/locks/pins.txt --output-file $(LOCK)
+
+clean: ## remove what the targets above made (not the runs)
+	rm -rf $(VENV) $(VENV)-lock build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

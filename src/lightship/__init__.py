@@ -1,0 +1,3 @@
+"""lightship: train image classifiers with one command, anywhere."""
+
+__version__ = "0.1.0"

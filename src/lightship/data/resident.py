@@ -1,0 +1,114 @@
+"""A split decoded once and kept on the device; batches are cut from it without workers or copies."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightship.batch import NOT_COUNTED, Batch
+from lightship.data.augment import Augment
+from lightship.data.order import Order, share
+
+
+@dataclass
+class ResidentSplit:
+    """All images of a split on one device.
+
+    Attributes:
+        pixels: [N, S, S, 3] uint8: NHWC, so that cutting a batch moves whole images and the
+            batch's [B, 3, S, S] view is channels_last already.
+        labels: [N] int64, NOT_COUNTED where the image could not be read.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_arrays(
+        cls, images: np.ndarray, labels: np.ndarray, bad: np.ndarray, device: torch.device
+    ) -> "ResidentSplit":
+        """From decoded images [N, 3, S, S] uint8, labels [N] and a mask of unreadable ones [N]."""
+        counted = torch.from_numpy(np.where(bad, NOT_COUNTED, labels).astype(np.int64))
+        pixels = torch.from_numpy(images).permute(0, 2, 3, 1).contiguous()
+        return cls(pixels.to(device), counted.to(device))
+
+    def take(self, ids: Tensor) -> Batch:
+        """The samples `ids` [B] int64 (on the split's device) as a batch."""
+        images = self.pixels.index_select(0, ids).permute(0, 3, 1, 2)
+        return Batch(images, self.labels.index_select(0, ids), ids)
+
+
+class ResidentTrainLoader:
+    """Endless training batches whose place is asked for, never remembered.
+
+    Args:
+        split: The training split.
+        order: Which samples come when.
+        augment: Applied to each batch on the device.
+        rank: This process among `world_size`.
+        world_size: Processes that share a global batch.
+        parts: Parts (gradient accumulation) each rank's share is cut into.
+        position: Gives (epoch, batch within it) of the next batch. Asked at every batch, so that a
+            resumed trainer goes on in the middle of an epoch without skipping through it.
+    """
+
+    def __init__(
+        self,
+        split: ResidentSplit,
+        order: Order,
+        augment: Augment,
+        rank: int,
+        world_size: int,
+        parts: int,
+        position: Callable[[], tuple[int, int]],
+    ) -> None:
+        self.split, self.order, self.augment = split, order, augment
+        self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.position = position
+        self._epoch_ids: tuple[int, Tensor] | None = None
+        self._ids_of(0)  # an indivisible batch is an error now, not in the first step
+
+    def __len__(self) -> int:
+        return self.order.steps_per_epoch * self.parts
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            epoch, index = self.position()
+            yield self.augment(self.split.take(self._ids_of(epoch)[index]), epoch)
+
+    def _ids_of(self, epoch: int) -> Tensor:
+        """This rank's ids in an epoch, [batches, B], moved to the device once an epoch."""
+        if self._epoch_ids is None or self._epoch_ids[0] != epoch:
+            mine = share(self.order.epoch(epoch), self.rank, self.world_size)
+            pieces = [share(mine, part, self.parts) for part in range(self.parts)]
+            ids = np.stack(pieces, axis=1).reshape(len(self), -1)
+            self._epoch_ids = epoch, torch.from_numpy(ids).to(self.split.labels.device)
+        return self._epoch_ids[1]
+
+
+class ResidentEvalLoader:
+    """Every sample of a split exactly once over all ranks, in batches of one shape.
+
+    Rank r takes the ids r, r + world_size, ...; all ranks make the same number of batches, and
+    what fills up the last one is NOT_COUNTED.
+    """
+
+    def __init__(self, split: ResidentSplit, batch_size: int, rank: int, world_size: int) -> None:
+        count = len(split.labels)
+        per_rank = -(-count // world_size)
+        self.batch_size = min(batch_size, per_rank)
+        self.batches = -(-per_rank // self.batch_size)
+        self.split = split
+        ids = torch.arange(self.batches * self.batch_size) * world_size + rank
+        self.ids = torch.where(ids < count, ids, NOT_COUNTED).to(split.labels.device)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for ids in self.ids.split(self.batch_size):
+            batch = self.split.take(ids.clamp(min=0))
+            labels = torch.where(ids < 0, NOT_COUNTED, batch.labels)
+            yield batch._replace(labels=labels, ids=ids)
