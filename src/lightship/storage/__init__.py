@@ -1,0 +1,396 @@
+"""Storage: files at any fsspec URL, with deadlines, retries (retry.py) and whole writes.
+
+The only importer of fsspec. A call returns what was asked for or raises within a bound. Every
+function blocks and may be called by any rank and thread, also in a child after fork: file systems
+are built anew there, because neither their sockets nor their event loop survive it.
+"""
+
+import asyncio
+import hashlib
+import io
+import itertools
+import os
+import uuid
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import fsspec
+from fsspec.archive import AbstractArchiveFileSystem
+from fsspec.registry import get_filesystem_class
+
+from lightship.exits import ConfigError, DataError, LightshipError
+from lightship.storage.backends import (
+    PIECE_BYTES,
+    S3,
+    Async,
+    FileInfo,
+    Local,
+    Remote,
+    copy_stream,
+    length_of,
+    whole_file,
+)
+from lightship.storage.retry import (
+    Denied,
+    Limits,
+    NotFound,
+    Patience,
+    StorageTimeout,
+    in_daemon,
+    persist,
+    persist_async,
+    result_of,
+)
+from lightship.storage.urls import base_name, is_remote, join, local_path, redact, split
+
+__all__ = [
+    "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
+    "cached_download", "check_writable", "download", "exists", "is_remote", "join", "list_files",
+    "local_path", "open_binary", "read_bytes", "read_range", "read_spans", "redact", "remove",
+    "size_bytes", "write_bytes", "write_file",
+]  # fmt: skip
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
+_HTTP = ("http", "https")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes [start, end) of a file; end None: to its end (then a cut object goes unnoticed)."""
+
+    url: str
+    start: int = 0
+    end: int | None = None
+
+
+class _RangeReader(io.RawIOBase):
+    """A remote file as a seekable one; each read is a call with its own deadline and retries."""
+
+    def __init__(self, url: str):
+        self.url, self.name, self.at, self.size = url, base_name(url), 0, size_bytes(url)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.at + len(buffer), self.size)
+        edges = [*range(self.at, end, PIECE_BYTES), max(self.at, end)]
+        spans = [Span(self.url, *edge) for edge in itertools.pairwise(edges)]
+        for span, data in zip(spans, read_spans(spans), strict=True):
+            assert isinstance(data, bytes)
+            buffer[span.start - self.at : span.start - self.at + len(data)] = data
+        count = max(0, end - self.at)
+        self.at += count
+        return count
+
+
+# ---- which storage a URL names -----------------------------------------------------------------
+
+_LOCAL = Local()
+_BACKENDS: dict[Any, Any] = {}
+_ENVIRONMENT = (
+    "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+    "LIGHTSHIP_STORAGE_DEADLINE_S",
+)  # fmt: skip
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    """The kind of storage and the path within it."""
+    protocol, head, rest = split(url)
+    if not is_remote(url):
+        return _LOCAL, str(local_path(url))
+    kind = _file_system_class(protocol, url)
+    options = kind._get_kwargs_from_urls(head)
+    # The process is part of the key: what a parent built hangs in a forked child.
+    key = (os.getpid(), protocol, rest, *options.items(), *map(os.environ.get, _ENVIRONMENT))
+    backend = _BACKENDS.get(key)
+    if backend is None:
+        patience = Patience(url)
+        build = partial(persist, partial(_build, kind, protocol, rest, options), patience)
+        backend = _BACKENDS.setdefault(key, result_of(in_daemon(build), patience))
+    return backend, kind._strip_protocol(head)
+
+
+def _file_system_class(protocol: str, url: str) -> Any:
+    try:
+        return get_filesystem_class(protocol)
+    except ValueError as error:
+        raise ConfigError(
+            f"{redact(url)}: '{protocol}://' is no known storage; use a path, s3://, gs://, hf://, "
+            "https:// or another protocol of fsspec"
+        ) from error
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        need = f"pip install 'lightship[{extra}]'" if extra else str(error)
+        raise ConfigError(f"{redact(url)}: '{protocol}://' needs a package: {need}") from error
+
+
+def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) -> Any:
+    if issubclass(kind, AbstractArchiveFileSystem):
+        if rest is None:
+            raise ConfigError(f"{protocol}:// needs its archive: {protocol}://PATH::ARCHIVE_URL")
+        archive = kind(fo=open_binary(rest), skip_instance_cache=True)
+        return Remote(archive, is_archive=True, is_read_only=True)
+    if rest is not None:
+        raise ConfigError(f"'{protocol}::' cannot be chained; archives can (zip://PATH::URL)")
+    limits, options = Limits.now(), {**options, "skip_instance_cache": True}
+    if not kind.async_impl:
+        return Remote(kind(**options))
+    options["use_listings_cache"] = False
+    if protocol in _HTTP:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(None, None, limits.read_s, limits.connect_s)
+        options["client_kwargs"] = {"trust_env": True, "timeout": timeout}
+        options["headers"] = {"Accept-Encoding": "identity"}  # ranges count plain bytes
+    if protocol not in ("s3", "s3a"):
+        return Async(kind(**options), is_read_only=protocol in _HTTP)
+    config: dict[str, Any] = {"connect_timeout": limits.connect_s, "read_timeout": limits.read_s}
+    config |= {"max_pool_connections": limits.in_flight, "retries": {"total_max_attempts": 1}}
+    config |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    file_system = kind(config_kwargs=config, **options)
+    file_system.retries = 1  # ours are the only ones
+    return S3(file_system)
+
+
+def _run(url: str, method: str, *args: Any, size: int = 0, patience: Patience | None = None) -> Any:
+    backend, path = _resolve(url)
+    patience = patience or Patience(url, size)
+    operation = partial(getattr(backend, method), patience, path, *args)
+    return result_of(in_daemon(partial(persist, operation, patience)), patience)
+
+
+# ---- what the other rooms call -----------------------------------------------------------------
+
+
+def list_files(url: str) -> list[FileInfo]:
+    """Every file under `url`, sorted by path; for a single file, one entry with an empty path.
+
+    Raises:
+        NotFound: nothing is there; an empty folder counts as nothing, as object stores have none.
+    """
+    found = _run(url, "files")
+    if not found:
+        raise NotFound(f"{redact(url)} is empty or does not exist")
+    return sorted(found, key=lambda file: file.path)
+
+
+def exists(url: str) -> bool:
+    """Whether a file, or a folder with something in it, is at `url`. Raises Denied."""
+    try:
+        _run(url, "size")
+    except NotFound:
+        return False
+    return True
+
+
+def size_bytes(url: str) -> int:
+    """The size of the file at `url`. Raises NotFound, also for a folder."""
+    size = _run(url, "size")
+    if size is None:
+        raise NotFound(f"{redact(url)} is a folder; a file was expected")
+    return size
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file."""
+    (data,) = read_spans([Span(url)])
+    assert isinstance(data, bytes)
+    return data
+
+
+def read_range(url: str, start: int, end: int) -> bytes:
+    """Bytes [start, end), exactly. Raises DataError if the file is shorter."""
+    (data,) = read_spans([Span(url, start, end)])
+    assert isinstance(data, bytes)
+    return data
+
+
+def read_spans(
+    spans: Sequence[Span], on_error: Literal["raise", "return"] = "raise"
+) -> list[bytes | Exception]:
+    """Many reads at once, as many in flight as `Limits` says; results in the order of `spans`.
+
+    One GET a span, no HEAD. With on_error="return" a LightshipError stands in the place of what
+    could not be read; after a StorageTimeout the reads not yet begun are given up with it.
+    """
+    results: list[bytes | Exception] = [b""] * len(spans)
+    groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    for index, span in enumerate(spans):
+        assert 0 <= span.start <= (span.start if span.end is None else span.end), span
+        if span.end != span.start:
+            backend, path = _resolve(span.url)
+            groups.setdefault(id(backend), (backend, []))[1].append((index, path))
+    for backend, places in groups.values():
+        _read_group(backend, places, spans, results, on_error)
+    return results
+
+
+def _read_group(
+    backend: Any,
+    places: list[tuple[int, str]],
+    spans: Sequence[Span],
+    results: list[bytes | Exception],
+    on_error: str,
+) -> None:
+    limits, todo = Limits.now(), iter(places)
+    longest_bytes = max((spans[i].end or 0) - spans[i].start for i, _ in places)
+    watch = Patience(spans[places[0][0]].url, max(0, longest_bytes))
+
+    def begin(index: int, path: str, read: Any) -> tuple[Any, Patience]:
+        span = spans[index]
+        patience = Patience(span.url, span.end - span.start if span.end else 0)
+        return partial(read, patience, path, span.start, span.end), patience
+
+    def end(index: int) -> None:
+        result = results[index]
+        watch.progress()
+        if isinstance(result, Exception) and on_error == "raise":
+            raise result
+        if isinstance(result, StorageTimeout):
+            for other, _ in todo:
+                results[other] = result
+
+    def read_some() -> None:
+        for index, path in todo:
+            try:
+                results[index] = persist(*begin(index, path, backend.read))
+            except LightshipError as error:
+                results[index] = error
+            end(index)
+
+    async def read_some_async() -> None:
+        for index, path in todo:
+            try:
+                results[index] = await persist_async(*begin(index, path, backend.read_async))
+            except LightshipError as error:
+                results[index] = error
+            end(index)
+
+    if isinstance(backend, Async):
+        many = _all_or_none([read_some_async() for _ in places[: limits.in_flight]])
+        futures = [asyncio.run_coroutine_threadsafe(many, backend.fs.loop)]
+    else:
+        futures = [in_daemon(read_some) for _ in range(min(limits.threads, 1 + len(places) // 4))]
+    try:
+        for future in futures:
+            result_of(future, watch)
+    finally:
+        list(todo)  # after an error nobody begins another
+
+
+async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def open_binary(url: str) -> BinaryIO:
+    """The file, read-only and seekable.
+
+    Remote reads have deadlines and retries; those of a local handle are the kernel's own.
+    """
+    backend, _ = _resolve(url)
+    if isinstance(backend, Local) or backend.is_archive:
+        return _run(url, "open")
+    return io.BufferedReader(_RangeReader(url), 2**20)
+
+
+def write_bytes(url: str, data: bytes | memoryview) -> None:
+    """Writes the file whole: after a crash at any moment there is the old one or the new one.
+
+    Local: a temporary name in the same folder, fsync, rename, fsync of the folder. Object stores:
+    one put (parts, if large), then the size is checked. Makes missing folders.
+    """
+    _run(url, "write", data, size=length_of(data))
+
+
+def write_file(url: str, path: Path) -> None:
+    """`write_bytes` from a local file, in pieces."""
+    _run(url, "write", path, size=length_of(path))
+
+
+def remove(url: str) -> None:
+    """Removes the file; one that is not there is fine."""
+    _run(url, "remove")
+
+
+def download(url: str, path: Path, md5: str | None = None) -> None:
+    """Copies the file to `path`, whole or not at all.
+
+    Raises:
+        DataError: its MD5 is not `md5`; nothing is left behind.
+    """
+    patience = Patience(url)
+
+    def copy() -> None:
+        with whole_file(path) as temporary_path:
+            if split(url)[0] in _HTTP:  # not every web server knows ranges
+                _run(url, "get_file", temporary_path, size=size_bytes(url))
+            else:
+                with open_binary(url) as source, temporary_path.open("wb") as out:
+                    copy_stream(source, out, patience)
+            if md5:
+                _check_md5(temporary_path, md5, url)
+
+    result_of(in_daemon(copy), patience)
+
+
+def cached_download(url: str, md5: str) -> Path:
+    """A verified local copy: `url` itself if local, else in the cache, downloaded if need be.
+
+    The cache is $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship, by MD5.
+    """
+    if not is_remote(url):
+        _check_md5(local_path(url), md5, url)
+        return local_path(url)
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
+    path = Path(cache).expanduser() / md5.lower() / base_name(url)
+    try:
+        _check_md5(path, md5, url)
+    except (NotFound, DataError):
+        download(url, path, md5)
+    return path
+
+
+def _check_md5(path: Path, md5: str, url: str) -> None:
+    file: Any = open_binary(str(path))
+    with file:
+        digest = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False))
+    if digest.hexdigest() != md5.lower():
+        raise DataError(f"{redact(url)} has MD5 {digest.hexdigest()}; {md5} was expected")
+
+
+def check_writable(url: str) -> None:
+    """Writes, reads back and removes a probe under `url`, within `Limits.probe_s`.
+
+    Raises:
+        ConfigError: it cannot be done; names --run.output, the URL and the reason.
+        StorageTimeout: the storage does not answer.
+    """
+    probe_url, data = join(url, f".{uuid.uuid4().hex}.probe"), uuid.uuid4().bytes
+    try:
+        patience = Patience(probe_url, total_s=Limits.now().probe_s)
+        _run(probe_url, "write", data, patience=patience)
+        found = read_bytes(probe_url)
+        _run(probe_url, "remove", patience=patience)
+    except StorageTimeout:
+        raise  # an outage passes: whoever starts the process may try again
+    except LightshipError as error:
+        raise ConfigError(f"--run.output {redact(url)} cannot be written: {error}") from error
+    if found != data:
+        raise ConfigError(f"--run.output {redact(url)} does not give back what is written to it")

@@ -1,0 +1,287 @@
+"""Backends: one try of each storage call, on local paths, any fsspec file system, and S3.
+
+Used by storage.py alone, which explains the calls and adds deadlines, retries and the meaning of
+errors. Each method gets the patience of its call, to report progress, and a path as its file system
+spells it.
+"""
+# ruff: noqa: D102
+
+import contextlib
+import errno
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lightship.exits import ConfigError, DataError
+from lightship.storage.retry import (
+    Patience,
+    WrongLength,
+    http_answer,
+    in_daemon,
+    persist,
+    result_of,
+)
+from lightship.storage.urls import redact
+
+Source = bytes | memoryview | Path
+PIECE_BYTES = 8 * 2**20
+_TEMPORARY = ".lightship-tmp"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing."""
+
+    path: str
+    """Relative to the listed root, '/'-separated; empty if the root itself is the file."""
+    size_bytes: int
+
+
+class Local:
+    """Paths of this machine."""
+
+    def files(self, patience: Patience, path: str) -> list[FileInfo]:
+        if os.path.isfile(path):
+            return [FileInfo("", os.path.getsize(path))]
+        found = []
+        folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
+        while folders:
+            folder, prefix, above = folders.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_file() and not entry.name.endswith(_TEMPORARY):
+                        found.append(FileInfo(prefix + entry.name, entry.stat().st_size))
+                    elif entry.is_dir():
+                        real = os.path.realpath(entry.path)
+                        if real not in above:  # a link to a folder above would never end
+                            folders.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
+            patience.progress()
+        return found
+
+    def size(self, patience: Patience, path: str) -> int | None:
+        return None if os.path.isdir(path) else os.stat(path).st_size
+
+    def read(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
+        with open(path, "rb", buffering=0 if end is None else -1) as file:
+            file.seek(start)
+            data = file.read() if end is None else file.read(end - start)
+            if end is not None and len(data) != end - start:
+                raise _wrong_length(path, os.fstat(file.fileno()).st_size, start, end, len(data))
+        return data
+
+    def open(self, patience: Patience, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def write(self, patience: Patience, path: str, source: Source) -> None:
+        with whole_file(Path(path)) as temporary_path, temporary_path.open("wb") as out:
+            if isinstance(source, Path):
+                with source.open("rb") as file:
+                    copy_stream(file, out, patience)
+            else:
+                out.write(source)
+
+    def remove(self, patience: Patience, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Remote:
+    """Any fsspec file system, through its blocking calls."""
+
+    def __init__(self, fs: Any, is_archive: bool = False, is_read_only: bool = False):
+        self.fs, self.is_archive, self.is_read_only = fs, is_archive, is_read_only
+        # zipfile serves several threads, tarfile does not.
+        serial = is_archive and fs.protocol != "zip"
+        self.turn: Any = threading.Lock() if serial else contextlib.nullcontext()
+        if is_archive:
+            fs.find("")  # fills its index, which two threads must not do at once
+
+    def files(self, patience: Patience, path: str) -> list[FileInfo]:
+        info = self.fs.info(path)
+        if info["type"] != "directory":
+            return [FileInfo("", _size(info) or 0)]
+        found = self.fs.find(path, detail=True).items()
+        return [FileInfo(name.removeprefix(path).lstrip("/"), i["size"]) for name, i in found]
+
+    def size(self, patience: Patience, path: str) -> int | None:
+        return _size(self.fs.info(path))
+
+    def read(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
+        if self.is_archive and self.size(patience, path) is None:
+            raise IsADirectoryError(path)
+        with self.turn:
+            data = self.fs.cat_file(path, start=start or None, end=end)
+        if end is not None and len(data) != end - start:
+            raise _wrong_length(path, _size(self.fs.info(path)), start, end, len(data))
+        return data
+
+    def open(self, patience: Patience, path: str) -> BinaryIO:
+        return self.fs.open(path, "rb")
+
+    def get_file(self, patience: Patience, path: str, to_path: Path) -> None:
+        self.fs.get_file(path, str(to_path))
+
+    def write(self, patience: Patience, path: str, source: Source) -> None:
+        if self.is_read_only:
+            raise ConfigError(f"{redact(path)}: archives and web addresses are only read")
+        self.put(patience, path, source)
+        if (size := _size(self.fs.info(path))) != length_of(source):
+            raise WrongLength(f"{size} of {length_of(source)} bytes arrived")
+
+    def put(self, patience: Patience, path: str, source: Source) -> None:
+        if not self.fs.async_impl:  # those are object stores: there are no folders to make
+            self.fs.makedirs(self.fs._parent(path), exist_ok=True)
+        if isinstance(source, Path):
+            self.fs.put_file(str(source), path)
+        else:
+            self.fs.pipe_file(path, bytes(source))
+
+    def remove(self, patience: Patience, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(path)
+
+
+class Async(Remote):
+    """fsspec file systems with coroutines (s3, http, gs, ...): many reads in flight at once."""
+
+    async def read_async(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
+        whole = start == 0 and end is None  # bytes=0- of an empty object would be an error
+        try:
+            data = await self.get(path, None if whole else start, end)
+        except Exception as error:
+            if http_answer(error)[0] != 416:
+                raise
+            data = b""
+        if end is not None and len(data) != end - start:
+            size = _size(await self.fs._info(path))
+            raise _wrong_length(path, size, start, end, len(data))
+        return data
+
+    async def get(self, path: str, start: int | None, end: int | None) -> bytes:
+        return await self.fs._cat_file(path, start=start, end=end)
+
+
+class S3(Async):
+    """S3: each page of a listing and each part of an upload is tried again on its own."""
+
+    def files(self, patience: Patience, path: str) -> list[FileInfo]:
+        bucket, key, _ = self.fs.split_path(path)
+        prefix = key.rstrip("/") + "/" if key else ""
+        found, where = [], {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self.call(patience, 0, "list_objects_v2", **where)
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/"):  # what consoles put where a folder shall show
+                    found.append(FileInfo(entry["Key"][len(prefix) :], entry["Size"]))
+            if not page.get("IsTruncated"):
+                break
+            where["ContinuationToken"] = page["NextContinuationToken"]
+        if not found and key and (size := self.size(patience, path)) is not None:
+            found.append(FileInfo("", size))
+        return found
+
+    async def get(self, path: str, start: int | None, end: int | None) -> bytes:
+        # Without the limit it would ask for the size first: a HEAD for each object.
+        return await self.fs._cat_file(path, start=start, end=end, max_concurrency=1)
+
+    def put(self, patience: Patience, path: str, source: Source) -> None:
+        bucket, key, _ = self.fs.split_path(path)
+        size = length_of(source)
+        part_bytes = max(2 * PIECE_BYTES, -(-size // 10_000))  # S3 takes 10,000 parts
+        if size <= 2 * part_bytes:
+            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=_piece(source, 0, size))
+            return
+        call = partial(self.call, patience, part_bytes, Bucket=bucket, Key=key)
+        call = partial(call, UploadId=call("create_multipart_upload")["UploadId"])
+        tags: dict[int, str] = {}
+        todo = iter(range(-(-size // part_bytes)))
+
+        def put_parts() -> None:
+            for i in todo:
+                body = _piece(source, i * part_bytes, part_bytes)
+                tags[i] = call("upload_part", PartNumber=i + 1, Body=body)["ETag"]
+
+        try:
+            for future in [in_daemon(put_parts) for _ in range(4)]:
+                result_of(future, patience)
+            parts = [{"PartNumber": i + 1, "ETag": tags[i]} for i in sorted(tags)]
+            call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        except BaseException:
+            list(todo)  # the other threads begin no more
+            call("abort_multipart_upload")
+            raise
+
+    def call(self, patience: Patience, size: int, method: str, **args: Any) -> dict[str, Any]:
+        """One request with tries of its own, so that a fault does not undo those before."""
+        answer = persist(partial(self.fs.call_s3, method, **args), Patience(patience.url, size))
+        patience.progress()
+        return answer
+
+
+def _size(info: dict[str, Any]) -> int | None:
+    if info["type"] == "directory":
+        return None
+    if info["size"] is None:
+        raise DataError(f"{redact(info['name'])}: the server does not tell its size")
+    return info["size"]
+
+
+def _wrong_length(path: str, size: int | None, start: int, end: int, got: int) -> Exception:
+    name, wanted = redact(path), f"bytes {start} to {end}"
+    if size is not None and size < end:
+        return DataError(f"{name} has {size} bytes; {wanted} were expected: truncated or replaced")
+    if got == size:
+        return ConfigError(f"{name}: the server sent the whole file for {wanted}; download it")
+    return WrongLength(f"{got} bytes came for {wanted}")
+
+
+def length_of(source: Source) -> int:
+    """Bytes."""
+    return source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
+
+
+def _piece(source: Source, start: int, count: int) -> bytes:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+    return bytes(memoryview(source).cast("B")[start : start + count])
+
+
+def copy_stream(source: BinaryIO, out: BinaryIO, patience: Patience) -> None:
+    """All that is left of `source`, in pieces, each of which is progress."""
+    while piece := source.read(8 * PIECE_BYTES):
+        out.write(piece)
+        patience.progress()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` whole and durable, or leaves nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary_path = path.parent / f".{uuid.uuid4().hex}{_TEMPORARY}"
+    try:
+        yield temporary_path
+        _fsync(temporary_path)
+        os.replace(temporary_path, path)
+    except BaseException:
+        temporary_path.unlink(missing_ok=True)
+        raise
+    try:
+        _fsync(path.parent)
+    except OSError as error:
+        # A bucket mounted as a folder has no folders to make durable.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

