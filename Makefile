@@ -35,7 +35,7 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: $(READY) ## measure speed beside the peers (CIFAR10=folder of real CIFAR-10 class folders)
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(TABLES)
 
 lock: ## resolve the dependencies anew, with hashes
 	$(PYTHON) -m venv $(VENV)-lock

@@ -1,4 +1,4 @@
-"""A split decoded once and kept on the device; batches are cut from it without workers or copies."""
+"""A split decoded once and kept on the device: batches are cut there, without workers or copies."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,0 +1,174 @@
+"""The manifest: one table of samples, whatever they come from."""
+
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from lightship import storage
+from lightship.exits import DataError, LightshipError
+
+_FORMAT = 1
+_SPLIT_SEED = 20_100_617  # never changes: every run holds out the same images
+_COLUMNS = ("file_index", "offset", "length", "label", "crc32")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One split: where the bytes of each sample lie, and its class. N samples in training order."""
+
+    root: str
+    """URL that `files` are relative to (`storage.join(root, file)`; "" is the root itself)."""
+    files: list[str]
+    file_index: np.ndarray
+    """[N] int32 into `files`."""
+    offset: np.ndarray
+    """[N] int64 first byte in the file; container "gzip": in the decompressed file; "parquet": the
+    row."""
+    length: np.ndarray
+    """[N] int64 bytes; container "parquet": the mean of the row group."""
+    label: np.ndarray
+    """[N] int64 into `class_names`, -1 unlabelled."""
+    crc32: np.ndarray
+    """[N] int64 CRC-32 of the sample's bytes, -1 unknown."""
+    class_names: list[str]
+    container: Literal["bytes", "gzip", "parquet"]
+    encoding: str
+    """"image" (JPEG, PNG, WebP ... bytes) or "raw:3x32x32" (uint8 pixels, CHW)."""
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def url(self, file_number: int) -> str:
+        """URL of `files[file_number]`."""
+        file = self.files[file_number]
+        return storage.join(self.root, file) if file else self.root
+
+    def name(self, i: int) -> str:
+        """What sample `i` is called in messages: its file, and #offset (or #row) within it."""
+        file = self.files[self.file_index[i]] or storage.base_name(self.root)
+        whole_file = self.container == "bytes" and self.offset[i] == 0
+        return file if whole_file else f"{file}#{self.offset[i]}"
+
+    def take(self, ids: np.ndarray | Sequence[int]) -> "Manifest":
+        """The samples `ids` ([M] integers, any order), with the files they need and no others."""
+        ids = np.asarray(ids, dtype=np.int64)
+        used, file_index = np.unique(self.file_index[ids], return_inverse=True)
+        return replace(
+            self,
+            files=[self.files[i] for i in used],
+            file_index=file_index.astype(np.int32),
+            **{column: getattr(self, column)[ids] for column in _COLUMNS[1:]},
+        )
+
+    def fingerprint(self) -> str:
+        """Hex digest of all but `root`: equal where the same samples come in the same order."""
+        digest = hashlib.sha256()
+        plain = [self.files, self.class_names, self.container, self.encoding]
+        digest.update(json.dumps(plain).encode())
+        for column in _COLUMNS:
+            digest.update(getattr(self, column).astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+
+def save_manifests(url: str, manifests: Mapping[str, Manifest]) -> None:
+    """Write all splits as one compressed .npz at `url`, atomically. Rank 0; blocks."""
+    arrays: dict[str, Any] = {}
+    header: dict[str, Any] = {"format": _FORMAT, "splits": {}}
+    for split, manifest in manifests.items():
+        header["splits"][split] = {
+            "root": manifest.root,
+            "class_names": manifest.class_names,
+            "container": manifest.container,
+            "encoding": manifest.encoding,
+            "fingerprint": manifest.fingerprint(),
+        }
+        arrays[f"{split}.files"] = _as_bytes("\0".join(manifest.files))
+        for column in _COLUMNS:
+            values = getattr(manifest, column)
+            small = np.result_type(
+                *map(np.min_scalar_type, (values.min(initial=0), values.max(initial=0)))
+            )
+            arrays[f"{split}.{column}"] = values.astype(small)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=_as_bytes(json.dumps(header)), **arrays)
+    storage.write_bytes(url, buffer.getbuffer())
+
+
+def load_manifests(url: str) -> dict[str, Manifest]:
+    """Read what `save_manifests` wrote. Every rank; blocks.
+
+    Raises:
+        DataError: The file is damaged or of another format.
+    """
+    try:
+        with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as arrays:
+            header = json.loads(arrays["header"].tobytes())
+            if header["format"] != _FORMAT:
+                raise DataError(f"{storage.redact(url)} has manifest format {header['format']}")
+            loaded = {
+                split: Manifest(
+                    root=about["root"],
+                    files=arrays[f"{split}.files"].tobytes().decode().split("\0"),
+                    file_index=arrays[f"{split}.file_index"].astype(np.int32),
+                    class_names=about["class_names"],
+                    container=about["container"],
+                    encoding=about["encoding"],
+                    **{c: arrays[f"{split}.{c}"].astype(np.int64) for c in _COLUMNS[1:]},
+                )
+                for split, about in header["splits"].items()
+            }
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, LightshipError):
+            raise
+        raise DataError(f"{storage.redact(url)} is not a manifest: {error}") from error
+    for split, about in header["splits"].items():
+        if loaded[split].fingerprint() != about["fingerprint"]:
+            raise DataError(f"{storage.redact(url)} is damaged: fingerprint of {split} differs")
+    return loaded
+
+
+def split_validation(manifest: Manifest, fraction: float) -> tuple[Manifest, Manifest | None]:
+    """Hold out about `fraction` of the samples, the same ones on every call.
+
+    Stratified: each class gives its share (largest remainders first) and keeps at least one sample
+    for training; both parts keep the manifest's order. At least one sample is held out.
+
+    Returns:
+        (train, val); val is None when `fraction` is 0.
+
+    Raises:
+        DataError: No class has two samples, so none can be held out.
+    """
+    assert 0 <= fraction < 1, fraction
+    if fraction == 0:
+        return manifest, None
+    _, counts = np.unique(manifest.label, return_counts=True)
+    room = counts - 1
+    if not room.sum():
+        raise DataError(
+            f"--data.val_fraction {fraction:g}: no class has two images, so none can be held out; "
+            "add a val split or set --data.val_fraction 0"
+        )
+    share = np.minimum(np.floor(counts * fraction).astype(np.int64), room)
+    missing = min(max(1, round(len(manifest) * fraction)), int(room.sum())) - int(share.sum())
+    by_remainder = np.argsort(share - counts * fraction, kind="stable")
+    for c in by_remainder[share[by_remainder] < room[by_remainder]][: max(0, missing)]:
+        share[c] += 1
+    # RandomState, because NumPy promises its stream for ever.
+    shuffled = np.random.RandomState(_SPLIT_SEED).permutation(len(manifest))
+    by_class = shuffled[np.argsort(manifest.label[shuffled], kind="stable")]
+    rank_in_class = np.arange(len(manifest)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held_out = np.zeros(len(manifest), dtype=bool)
+    held_out[by_class[rank_in_class < np.repeat(share, counts)]] = True
+    return manifest.take(np.flatnonzero(~held_out)), manifest.take(np.flatnonzero(held_out))
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8)

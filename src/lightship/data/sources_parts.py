@@ -1,0 +1,305 @@
+"""What the scanners hand over (parts), and how parts become manifests: splits, classes, checks."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lightship.data.manifest import Manifest
+from lightship.exits import DataError
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+SPLITS["test"] = "test"
+IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp"}
+IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "pnm"}
+_LISTED = 5
+
+Label = str | int | None
+"""A class by name or by number; None: unlabelled."""
+
+
+@dataclass
+class Part:
+    """Samples of one split from one scanned file or folder, in manifest order (see `Manifest`)."""
+
+    split: str
+    files: list[str]
+    file_index: Sequence[int] | np.ndarray
+    offset: Sequence[int] | np.ndarray
+    length: Sequence[int] | np.ndarray
+    labels: Sequence[Label]
+    crc32: Sequence[int] | None = None
+
+
+@dataclass
+class Found:
+    """All that was found at a root."""
+
+    parts: list[Part]
+    container: Literal["bytes", "gzip", "parquet"] = "bytes"
+    encoding: str = "image"
+    class_names: list[str] | None = None
+    """None: the sorted names, or the numbers from 0, that the labels show."""
+    class_folders: bool = False
+    """Labels are folders, so that every split must have the same."""
+
+
+@dataclass
+class ClassFolders:
+    """How image paths name splits and classes."""
+
+    assigned: list[tuple[str, str] | None]
+    """(split, class) per path; None: in no class folder."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """The folder that holds a split's class folders -> the split."""
+
+
+def suffix(path: str) -> str:
+    """The lower-case extension of a path without its dot, "" without one."""
+    return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path else ""
+
+
+def is_image(path: str) -> bool:
+    """Whether the extension is that of an image."""
+    return suffix(path) in IMAGE_SUFFIXES
+
+
+def is_ignored(path: str) -> bool:
+    """Hidden files and what desktops and archivers leave behind."""
+    parts = path.split("/")
+    return (
+        any(part.startswith(".") and part != "." for part in parts)
+        or "__MACOSX" in parts
+        or parts[-1].lower() in ("thumbs.db", "desktop.ini", "")
+    )
+
+
+def seen(paths: Iterable[str]) -> str:
+    """The listing in a few words: `12 .txt files, 1 .md file`, or `no files`."""
+    counts = Counter(suffix(path) for path in paths)
+    words = [
+        f"{count} {'.' + ext if ext else 'extensionless'} file{'s' * (count > 1)}"
+        for ext, count in counts.most_common(_LISTED)
+    ]
+    return ", ".join(words) or "no files"
+
+
+def split_of_file(path: str) -> str | None:
+    """The split a shard's path names, by its base name first (train-0001.tar, test/00.parquet)."""
+    for part in reversed(path.lower().split("/")):
+        for word in part.replace("_", "-").replace(".", "-").split("-"):
+            if word in SPLITS:
+                return SPLITS[word]
+    return None
+
+
+def splits_of_files(paths: Sequence[str], root: str) -> list[str] | None:
+    """The split of each shard; None if no path names one.
+
+    Raises:
+        DataError: Some name a split and some do not.
+    """
+    named = [split_of_file(path) for path in paths]
+    if not any(named):
+        return None
+    for path, split in zip(paths, named, strict=True):
+        if split is None:
+            raise DataError(f"{root}: {path} names no split (train, val or test), but others do")
+    return [split for split in named if split]
+
+
+def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
+    """Read `[TOP/]{train,val,test}/CLASS/.../IMAGE` or `[TOP/]CLASS/.../IMAGE`.
+
+    TOP is any chain of single folders around the splits or classes, as archivers make them.
+
+    Raises:
+        DataError: No image lies in a class folder, or two folders name one split.
+    """
+    pieces = [path.split("/") for path in paths]
+    cut = 0
+    while (
+        len({tuple(piece[: cut + 1]) for piece in pieces if len(piece) > cut + 1}) == 1
+        and max(map(len, pieces)) >= cut + 3
+        and max(pieces, key=len)[cut].lower() not in SPLITS
+    ):
+        cut += 1
+    holds_class_folders = {piece[cut] for piece in pieces if len(piece) >= cut + 3}
+    folders = sorted(name for name in holds_class_folders if name.lower() in SPLITS)
+    by_split: dict[str, str] = {}
+    for name in folders:
+        other = by_split.setdefault(SPLITS[name.lower()], name)
+        if other != name:
+            raise DataError(f"{root}: {other}/ and {name}/ both name the split {SPLITS[other]}")
+    top = "".join(f"{part}/" for part in max(pieces, key=len)[:cut])
+    if folders:
+        found = ClassFolders(
+            [
+                (SPLITS[piece[cut].lower()], piece[cut + 1])
+                if len(piece) >= cut + 3 and piece[cut] in folders
+                else None
+                for piece in pieces
+            ],
+            {f"{top}{name}": SPLITS[name.lower()] for name in folders},
+        )
+    else:
+        assigned = [("train", piece[cut]) if len(piece) >= cut + 2 else None for piece in pieces]
+        found = ClassFolders(list(assigned), {top.rstrip("/"): "train"})
+    classes = {pair[1].lower() for pair in found.assigned if pair}
+    if not classes or (not folders and classes <= set(SPLITS)):
+        raise DataError(
+            f"{root}: the images lie in no class folder (such as {paths[0]}); expected "
+            "ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE under --data.root"
+        )
+    outside = [path for path, pair in zip(paths, found.assigned, strict=True) if pair is None]
+    if outside:
+        warnings.warn(
+            f"{root}: {len(outside)} images outside the class folders are not used, "
+            f"such as {outside[0]}",
+            stacklevel=2,
+        )
+    return found
+
+
+def check_no_empty_class(
+    found: ClassFolders,
+    others: Iterable[str],
+    folders_in: Callable[[str], Iterable[str]],
+    root: str,
+) -> None:
+    """Raise DataError for a class folder without an image.
+
+    Args:
+        found: The layout of the images.
+        others: Paths of all other files, whose folders may be class folders too.
+        folders_in: The names of the folders directly in a folder, as far as the storage has any.
+        root: What to call the root.
+    """
+    others = list(others)
+    full = {pair for pair in found.assigned if pair}
+    for holder, split in found.splits.items():
+        prefix = f"{holder}/" if holder else ""
+        listed = [other[len(prefix) :].split("/") for other in others if other.startswith(prefix)]
+        names = {parts[0] for parts in listed if len(parts) > 1} | set(folders_in(holder))
+        for name in sorted(names):
+            if (split, name) not in full and not is_ignored(name):
+                held = [other for other in others if other.startswith(f"{prefix}{name}/")]
+                raise DataError(
+                    f"{root}: the class folder {prefix}{name}/ has no image "
+                    f"(found {seen(held)}); fill it or remove it"
+                )
+
+
+def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifest]:
+    """One manifest a split, with the same classes for all of them.
+
+    Args:
+        found: The parts, each in manifest order; parts of one split follow one another.
+        root_url: `Manifest.root`.
+        root: What to call it in messages.
+
+    Raises:
+        DataError: Labels are missing, out of range, of two kinds, or differ between splits.
+    """
+    by_split = {split: [p for p in found.parts if p.split == split] for split in SPLITS.values()}
+    labels = {split: [x for p in parts for x in p.labels] for split, parts in by_split.items()}
+    for split, values in labels.items():
+        if values and all(value is None for value in values):
+            warnings.warn(f"{root}: the split {split} has no labels; not used", stacklevel=2)
+            labels[split] = []
+        elif None in values:
+            raise DataError(f"{root}: {values.count(None)} of {len(values)} samples of {split} "
+                            "have no label")  # fmt: skip
+    labels = {split: values for split, values in labels.items() if values}
+    if not labels:
+        raise DataError(f"{root}: no sample has a label")
+    if found.class_folders:
+        _check_same_classes(
+            {split: set(map(str, values)) for split, values in labels.items()}, root
+        )
+    class_names, numbers = _number_labels(labels, found.class_names, root)
+    return {
+        split: _manifest(found, by_split[split], numbers[split], class_names, root_url)
+        for split in labels
+    }
+
+
+def build_unlabelled(found: Found, root_url: str) -> Manifest:
+    """All parts as one manifest with label -1."""
+    size = sum(len(part.offset) for part in found.parts)
+    return _manifest(found, found.parts, np.full(size, -1, dtype=np.int64), [], root_url)
+
+
+def _manifest(
+    found: Found, parts: list[Part], label: np.ndarray, class_names: list[str], root_url: str
+) -> Manifest:
+    starts = np.cumsum([0, *(len(part.files) for part in parts)])
+    joined: dict[str, Any] = {
+        "file_index": [
+            start + np.asarray(p.file_index) for start, p in zip(starts[:-1], parts, strict=True)
+        ],
+        "offset": [np.asarray(part.offset, dtype=np.int64) for part in parts],
+        "length": [np.asarray(part.length, dtype=np.int64) for part in parts],
+        "crc32": [
+            np.full(len(part.offset), -1) if part.crc32 is None else np.asarray(part.crc32)
+            for part in parts
+        ],
+    }
+    columns = {name: np.concatenate(arrays).astype(np.int64) for name, arrays in joined.items()}
+    return Manifest(
+        root=root_url,
+        files=[file for part in parts for file in part.files],
+        file_index=columns.pop("file_index").astype(np.int32),
+        label=label,
+        class_names=class_names,
+        container=found.container,
+        encoding=found.encoding,
+        **columns,
+    )
+
+
+def _check_same_classes(classes: dict[str, set[str]], root: str) -> None:
+    first, *others = classes
+    for other in others:
+        missing = {other: classes[first] - classes[other], first: classes[other] - classes[first]}
+        told = [f"{split} lacks {_some(names)}" for split, names in missing.items() if names]
+        if told:
+            raise DataError(f"{root}: the class folders differ between splits: {'; '.join(told)}")
+
+
+def _number_labels(
+    labels: dict[str, list[Label]], class_names: list[str] | None, root: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    kinds = {type(value) for values in labels.values() for value in values}
+    if kinds == {str}:
+        names = {str(value) for values in labels.values() for value in values}
+        if class_names is None:
+            class_names = sorted(names)
+        elif names - set(class_names):
+            raise DataError(f"{root}: labels not in the list of classes: "
+                            f"{_some(names - set(class_names))}")  # fmt: skip
+        number = {name: i for i, name in enumerate(class_names)}
+        numbered = {s: np.array([number[str(v)] for v in values]) for s, values in labels.items()}
+        return class_names, numbered
+    if kinds != {int}:
+        raise DataError(f"{root}: some labels are numbers and some are text")
+    numbered = {split: np.array(values, dtype=np.int64) for split, values in labels.items()}
+    if class_names is None:
+        class_names = [str(i) for i in range(1 + max(int(x.max()) for x in numbered.values()))]
+    for split, values in numbered.items():
+        wrong = values[(values < 0) | (values >= len(class_names))]
+        if len(wrong):
+            raise DataError(
+                f"{root}: {len(wrong)} labels of {split} are out of range, such as {wrong[0]}; "
+                f"with {len(class_names)} classes they must be 0 to {len(class_names) - 1}"
+            )
+    return class_names, numbered
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    rest = len(ordered) - _LISTED
+    return ", ".join(ordered[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
