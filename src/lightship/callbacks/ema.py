@@ -1,0 +1,127 @@
+"""An exponential moving average of the weights: what is evaluated, saved and kept at the end."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+_TRAINING_WEIGHTS = "ema_training_weights"
+
+
+class EMA(Callback):
+    """Average all floating-point weights and buffers after each optimizer step of a fit.
+
+    The decay rises as min(decay, (1 + n) / (10 + n)) with n the steps done before, so that early
+    averages are not mostly the initial weights (`num_updates` of TensorFlow's
+    ExponentialMovingAverage); it depends on the step alone, so resuming needs no other state.
+    Integer buffers are those of training.
+
+    Within a fit, validation sees the average. A checkpoint's `state_dict` is the average; the
+    weights in training stand beside it and return on resume. When the fit has ended, the average
+    is what the module holds: save the last checkpoint before (on_train_end at the latest).
+
+    It differs from Lightning's EMAWeightAveraging in these ways: the average lives on the training
+    device from the start, one multi-tensor operation moves it, it follows the optimizer (so a
+    checkpoint made by any callback at the end of a batch is complete), and a checkpoint made
+    during validation is right too.
+
+    Args:
+        decay: Of the average, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self._average: dict[str, Tensor] | None = None
+        self._training: dict[str, Tensor] | None = None  # aside while the average stands in
+        self._by_dtype: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._hook: RemovableHandle | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what an earlier fit that did not end well has left."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._average, self._training, self._by_dtype, self._hook = None, None, [], None
+
+    @torch.no_grad()
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the weights on the device, or go on from a checkpoint's average."""
+        current = _floating(pl_module)
+        loaded = self._average or current
+        # A fresh tensor in the weight's own memory order: the fast multi-tensor path asks for it.
+        self._average = {
+            name: torch.empty_like(weight).copy_(loaded[name]) for name, weight in current.items()
+        }
+        dtypes = {weight.dtype for weight in current.values()}
+        self._by_dtype = [
+            (
+                [self._average[name] for name, weight in current.items() if weight.dtype == dtype],
+                [weight for weight in current.values() if weight.dtype == dtype],
+            )
+            for dtype in dtypes
+        ]
+
+        def after_optimizer_step(*_: Any) -> None:
+            self._update(trainer.global_step)
+
+        assert len(trainer.optimizers) == 1
+        self._hook = trainer.optimizers[0].register_step_post_hook(after_optimizer_step)
+
+    @torch.no_grad()
+    def _update(self, steps_done: int) -> None:
+        decay = min(self.decay, (1 + steps_done) / (10 + steps_done))
+        for averages, weights in self._by_dtype:
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in the place of the training weights, which are set aside."""
+        if self._average is not None:
+            current = _floating(pl_module)
+            self._training = {name: weight.detach().clone() for name, weight in current.items()}
+            _copy(self._average, current)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the training weights back."""
+        if self._training is not None:
+            _copy(self._training, _floating(pl_module))
+            self._training = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the module."""
+        assert self._average is not None
+        assert self._hook is not None
+        self._hook.remove()
+        _copy(self._average, _floating(pl_module))
+        self._average, self._by_dtype, self._hook = None, [], None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Make the average the checkpoint's weights, and keep those in training beside them."""
+        if self._average is not None:
+            state = checkpoint["state_dict"]
+            checkpoint[_TRAINING_WEIGHTS] = {**state, **(self._training or {})}
+            checkpoint["state_dict"] = {**state, **self._average}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """On resume, take the average from the checkpoint and put the training weights back."""
+        if trainer.state.fn == TrainerFn.FITTING and _TRAINING_WEIGHTS in checkpoint:
+            names = _floating(pl_module)
+            self._average = {name: checkpoint["state_dict"][name].clone() for name in names}
+            pl_module.load_state_dict(checkpoint[_TRAINING_WEIGHTS])
+
+
+def _floating(module: LightningModule) -> dict[str, Tensor]:
+    """The module's own floating-point parameters and buffers (not copies) by state_dict name."""
+    state = module.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

@@ -1,0 +1,1 @@
+"""Nets, their optimizers, and the LightningModule that trains them."""

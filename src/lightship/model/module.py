@@ -1,0 +1,221 @@
+"""The LightningModule: any net as an image classifier, from batches to losses and metrics."""
+
+import math
+import warnings
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lightship.batch import NOT_COUNTED, Batch
+from lightship.model.metrics import EvalMetrics, widest_float
+from lightship.model.optim import build_optimizer, build_schedule
+from lightship.model.zoo import build_net
+
+# EvalMetrics has summed over the ranks; averaging equal values again would only round them.
+warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
+
+_SCHEDULE_FIELDS = ("schedule", "warmup_fraction", "final_lr_fraction")
+
+
+class ImageClassifier(LightningModule):
+    """A net, its loss, its optimizer and its metrics.
+
+    All arguments are plain values, so that `load_from_checkpoint(path, weights_only=True)` alone
+    rebuilds it. `weights` is not among the stored ones: a checkpoint has all weights itself.
+
+    Args:
+        net: Name of the net, as build_net takes it.
+        class_names: C names in label order.
+        image_size_px: Side of the square images.
+        mean: Of each channel, in 0..1.
+        std: Standard deviation of each channel, in 0..1.
+        weights: What to start from, as build_net takes it.
+        label_smoothing: Probability mass spread over all classes in the training loss.
+        channels_last: Keep images and filters in NHWC memory order.
+        test_flip: Average each evaluated image's probabilities with those of its mirror image.
+        optim: Arguments of build_optimizer and build_schedule.
+
+    Attributes:
+        eval_metrics: After a test, or a validation outside a fit, all of EvalMetrics.compute as
+            CPU tensors.
+
+    Raises:
+        ConfigError: As build_net.
+    """
+
+    def __init__(
+        self,
+        net: str,
+        class_names: list[str],
+        image_size_px: int,
+        mean: list[float],
+        std: list[float],
+        weights: str | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        test_flip: bool = False,
+        optim: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["weights"], logger=False)
+        self.class_names = class_names
+        self.label_smoothing = label_smoothing
+        self.test_flip = test_flip
+        self.optim = dict(optim or {})
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = build_net(net, len(class_names), image_size_px, weights)
+        self.net.to(memory_format=self.memory_format)
+        # (x / 255 - mean) / std as one multiply-add. No buffers: DDP would broadcast them each
+        # step, and a half-precision run would round them.
+        deviation = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+        self._scale = 1 / (255 * deviation)
+        self._shift = -torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1) / deviation
+        self.evaluation = EvalMetrics(len(class_names), with_confusion=True)
+        self.eval_metrics: dict[str, Tensor] = {}
+        self._train_sums: Tensor | None = None
+        self._has_peers = False
+
+    def compile_net(self, mode: str) -> None:
+        """Compile the net in place with a torch.compile mode; state_dict keys stay as they are."""
+        self.net.compile(mode=mode)
+
+    def setup(self, stage: str) -> None:
+        """Let the metrics sum over the ranks in whatever way the strategy has."""
+        self._has_peers = self.trainer.world_size > 1
+        self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
+
+    def on_train_start(self) -> None:
+        """Begin the sums anew: an earlier fit may have left some, on another device."""
+        self._train_sums = None
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: [B, 3, S, S] uint8 or floating point, RGB in 0..255.
+
+        Returns:
+            Logits [B, C] in the net's (or autocast's) dtype.
+        """
+        if self._scale.device != images.device:
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        pixels = images.to(torch.float32, memory_format=self.memory_format)
+        normalised = torch.addcmul(self._shift, pixels, self._scale)
+        return self.net(normalised.to(next(self.net.parameters()).dtype))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The batch's loss: the sum over counted rows divided by B, skipped rows included.
+
+        So the mean over ranks and parts is the global batch's, wherever skipped rows fall.
+        """
+        logits = self(batch.images).float()
+        counted = (batch.labels != NOT_COUNTED).float()
+        losses, hits = self._losses_and_hits(logits, batch.labels)
+        if batch.mixed_labels is not None:
+            assert batch.mix_weight is not None
+            mixed_losses, mixed_hits = self._losses_and_hits(logits, batch.mixed_labels)
+            weight = batch.mix_weight.float()
+            losses = torch.lerp(mixed_losses, losses, weight) * counted
+            hits = torch.lerp(mixed_hits, hits, weight) * counted
+        total = losses.sum()
+        sums = torch.stack((total.detach(), hits.sum(), counted.sum()))
+        if self._train_sums is None:
+            self._train_sums = torch.zeros(3, dtype=widest_float(sums.device), device=sums.device)
+        self._train_sums += sums
+        return total / len(batch.labels)
+
+    def _losses_and_hits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's loss and whether it is right, [B] float32; 0 where it does not count."""
+        losses = F.cross_entropy(
+            logits,
+            labels,
+            ignore_index=NOT_COUNTED,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return losses, (logits.detach().argmax(1) == labels).float()
+
+    def take_train_sums(self) -> dict[str, float]:
+        """Mean training loss and accuracy of all ranks' rows since the last call; starts anew.
+
+        Called on every rank at the same step. Waits for the device and the other ranks (the only
+        place in training that does), so at log points only. With mixed pairs a hit counts by the
+        share of the label that was hit.
+
+        Returns:
+            train/loss and train/acc; NaN if every row was skipped, empty if there was no step.
+        """
+        if self._train_sums is None:
+            return {}
+        sums = self._sum_over_ranks(self._train_sums) if self._has_peers else self._train_sums
+        loss_sum, hits, count = sums.tolist()
+        self._train_sums = None
+        nan = float("nan")
+        return {
+            "train/loss": loss_sum / count if count else nan,
+            "train/acc": hits / count if count else nan,
+        }
+
+    def _log_probabilities(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C] float32.
+
+        With test_flip, of the mean of both views' probabilities: unlike the mean of logits it is
+        a distribution whose cross-entropy is a loss, and no more confident than its parts.
+        """
+        scores = self(images).float().log_softmax(1)
+        if not self.test_flip:
+            return scores
+        mirrored = self(images.flip(3)).float().log_softmax(1)
+        return torch.logaddexp(scores, mirrored) - math.log(2)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a validation batch."""
+        self.evaluation.update(self._log_probabilities(batch.images), batch.labels)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a test batch."""
+        self.evaluation.update(self._log_probabilities(batch.images), batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/loss, val/acc and (with more than five classes) val/top5, over all ranks."""
+        self._log_evaluation("val", "loss", "acc", "top5")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/loss, acc, top5 and num_samples, over all ranks."""
+        self._log_evaluation("test", "loss", "acc", "top5", "num_samples")
+
+    def _log_evaluation(self, split: str, *names: str) -> None:
+        results = self.evaluation.compute()
+        self.evaluation.reset()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.eval_metrics = {name: value.cpu() for name, value in results.items()}
+        self.log_dict({f"{split}/{name}": results[name] for name in names if name in results})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Each row's id (NOT_COUNTED in padding), [B], and its probabilities, [B, C] float32."""
+        return batch.ids, self._log_probabilities(batch.images).exp()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and its schedule over all steps of the trainer."""
+        schedule = {key: self.optim[key] for key in _SCHEDULE_FIELDS if key in self.optim}
+        settings = {key: value for key, value in self.optim.items() if key not in schedule}
+        # A fused optimizer unscales fp16 gradients inside, where they can no longer be clipped.
+        fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
+        optimizer = build_optimizer(self.net, **settings, fused=fused)
+        scheduler = build_schedule(optimizer, self.trainer.estimated_stepping_batches, **schedule)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the classes where a reader finds them without this class."""
+        checkpoint["class_names"] = self.class_names

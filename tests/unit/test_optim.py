@@ -1,0 +1,264 @@
+"""Optimizers move what they should, Muon is Muon, and rates are functions of the step."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightship.model.optim import (
+    Muon,
+    build_optimizer,
+    build_schedule,
+    lr_scale,
+    orthogonalize,
+)
+
+
+def small_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten()),
+        *(nn.Linear(4 * 16, 12), nn.ReLU(), nn.Linear(12, 3)),
+    )
+
+
+def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        images = torch.randn(16, 3, 12, 12, generator=generator)
+        labels = (images.mean((1, 2, 3)) > 0).long()
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+ALL = ["adam", "adamw", "sgd", "muon"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_optimizer_learns(name: str) -> None:
+    net = small_net()
+    lr = 0.05 if name == "sgd" else 3e-3
+    losses = train(net, build_optimizer(net, name, lr=lr), range(60))
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_resumed_optimizer_goes_on_bit_for_bit(name: str) -> None:
+    straight = small_net()
+    train(straight, build_optimizer(straight, name, lr=1e-3, weight_decay=0.1), range(6))
+
+    net = small_net()
+    optimizer = build_optimizer(net, name, lr=1e-3, weight_decay=0.1)
+    train(net, optimizer, range(3))
+    file = io.BytesIO()
+    torch.save([net.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    resumed = small_net()
+    resumed.load_state_dict(weights)
+    again = build_optimizer(resumed, name, lr=1e-3, weight_decay=0.1)
+    again.load_state_dict(state)
+    train(resumed, again, range(3, 6))
+    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_only_matrices_and_filters_decay(name: str) -> None:
+    net = small_net()
+    before = copy.deepcopy(net)
+    optimizer = build_optimizer(net, name, lr=0.1, weight_decay=0.5)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for old, new in zip(before.parameters(), net.parameters(), strict=True):
+        assert torch.equal(old, new) == (old.ndim < 2)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_parameter_is_in_one_group_and_frozen_ones_in_none(name: str) -> None:
+    net = small_net()
+    net[3].requires_grad_(False)
+    optimizer = build_optimizer(net, name, weight_decay=0.1)
+    members = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(members) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+
+
+def test_adam_is_the_tutorials() -> None:
+    ours, theirs = small_net(), small_net()
+    train(ours, build_optimizer(ours), range(5))
+    train(theirs, torch.optim.Adam(theirs.parameters(), lr=2e-4, fused=True), range(5))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_fused_kernels_are_used_here_and_can_be_refused() -> None:
+    for name in ALL:
+        assert build_optimizer(small_net(), name).param_groups[0]["fused"]
+        assert not build_optimizer(small_net(), name, fused=False).param_groups[0]["fused"]
+
+
+def test_muon_takes_what_lies_between_first_layer_and_classifier() -> None:
+    net = small_net()
+    optimizer = build_optimizer(net, "muon")
+    moved = {
+        id(p) for group in optimizer.param_groups if group["orthogonal"] for p in group["params"]
+    }
+    assert moved == {id(net[i].weight) for i in (3, 5, 7, 9)}
+
+
+def test_muon_leaves_embeddings_and_takes_attention() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net = nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 16), layer, nn.Linear(16, 3))
+    optimizer = build_optimizer(net, "muon")
+    moved = {
+        id(p) for group in optimizer.param_groups if group["orthogonal"] for p in group["params"]
+    }
+    attention = layer.self_attn
+    expected = [attention.in_proj_weight, attention.out_proj.weight]
+    expected += [layer.linear1.weight, layer.linear2.weight]
+    assert moved == {id(p) for p in expected}
+
+
+def test_muon_is_torchs_muon_on_matrices() -> None:
+    torch.manual_seed(3)
+    start = [torch.randn(24, 40), torch.randn(24, 40), torch.randn(40, 24)]
+    grads = [[torch.randn_like(matrix) for matrix in start] for _ in range(4)]
+    moved = []
+    for kind in ("ours", "theirs"):
+        params = [nn.Parameter(matrix.clone()) for matrix in start]
+        optimizer: torch.optim.Optimizer
+        if kind == "ours":
+            group = {"params": params, "orthogonal": True, "weight_decay": 0.1}
+            optimizer = Muon([group], lr=0.02, momentum=0.9)
+        else:
+            optimizer = torch.optim.Muon(
+                params, lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+            )
+        for step_grads in grads:
+            for param, grad in zip(params, step_grads, strict=True):
+                param.grad = grad.clone()
+            optimizer.step()
+        moved.append(params)
+    for matrix, ours, theirs in zip(start, *moved, strict=True):
+        # torch's iterates in bfloat16 everywhere, ours in float32 on a CPU.
+        assert (ours - theirs).norm() < 0.02 * (theirs - matrix).norm()
+
+
+def test_muon_moves_the_rest_as_adamw() -> None:
+    ours, theirs = nn.Linear(5, 4), nn.Linear(5, 4)
+    theirs.load_state_dict(ours.state_dict())
+    groups = [{"params": list(ours.parameters()), "orthogonal": False, "weight_decay": 0.1}]
+    pair = Muon(groups, lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(4):
+        for net, optimizer in zip((ours, theirs), pair, strict=True):
+            optimizer.zero_grad()
+            net(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+def test_filters_are_moved_as_matrices_in_any_memory_order() -> None:
+    torch.manual_seed(4)
+    start, grad = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
+    moved = []
+    for shape, layout in (
+        ((8, 36), torch.contiguous_format),
+        ((8, 4, 3, 3), torch.contiguous_format),
+        ((8, 4, 3, 3), torch.channels_last),
+    ):
+        param = nn.Parameter(start.reshape(shape).clone(memory_format=layout))
+        param.grad = grad.reshape(shape).clone(memory_format=layout)
+        Muon([{"params": [param], "orthogonal": True, "weight_decay": 0.0}], lr=0.1).step()
+        moved.append(param.detach().reshape(8, 36))
+    assert (moved[0] - start.reshape(8, 36)).norm() > 0.1
+    torch.testing.assert_close(moved[1], moved[0])
+    torch.testing.assert_close(moved[2], moved[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 10, 64), (2, 64, 10)])
+def test_orthogonalize_keeps_directions_and_evens_lengths(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(5)
+    matrices = torch.randn(shape)
+    result = orthogonalize(matrices)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    inner = left.mT @ result @ right.mT
+    singular = inner.diagonal(dim1=1, dim2=2)
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+    assert (inner - torch.diag_embed(singular)).abs().max() < 1e-3
+    for index in range(shape[0]):  # the batch is only a batch
+        torch.testing.assert_close(orthogonalize(matrices[index : index + 1])[0], result[index])
+
+
+@given(
+    st.integers(1, 5000),
+    st.floats(0, 0.99),
+    st.sampled_from(["constant", "cosine", "linear"]),
+    st.floats(0, 1),
+)
+def test_lr_scale_rises_to_the_peak_and_ends_at_the_final_share(
+    total: int, warmup_fraction: float, schedule: str, final: float
+) -> None:
+    warmup = round(warmup_fraction * total)
+    steps = sorted({0, warmup // 2, max(0, warmup - 1), warmup, (warmup + total) // 2, total - 1})
+    values = [lr_scale(step, total, warmup, schedule, final) for step in steps]
+    assert all(0 <= value <= 1 for value in values)
+    assert values[0] > 0 or (total == 1 and final == 0) or warmup == 0
+    rising = [v for s, v in zip(steps, values, strict=True) if s < warmup]
+    falling = [v for s, v in zip(steps, values, strict=True) if s >= warmup]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+    if warmup < total - 1:
+        assert lr_scale(warmup, total, warmup, schedule, final) == pytest.approx(1)
+        last = 1 if schedule == "constant" else final
+        assert lr_scale(total - 1, total, warmup, schedule, final) == pytest.approx(last)
+
+
+def test_lr_scale_values() -> None:
+    assert [lr_scale(step, 100, 4) for step in range(5)] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert lr_scale(5, 11, 0, "linear", 0.0) == pytest.approx(0.5)
+    assert lr_scale(5, 11, 0, "cosine", 0.2) == pytest.approx(0.6)
+    assert lr_scale(2, 13, 0, "cosine") == pytest.approx((1 + math.cos(math.pi / 6)) / 2)
+    assert lr_scale(500, 11, 0, "linear", 0.1) == pytest.approx(0.1)
+    assert lr_scale(10**9, math.inf) == 1.0
+
+
+def test_the_schedule_is_the_function_and_resumes() -> None:
+    def build() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        optimizer = build_optimizer(small_net(), "sgd", lr=0.5)
+        return optimizer, build_schedule(optimizer, 10, "cosine", 0.2, 0.1)
+
+    optimizer, schedule = build()
+    for step in range(6):
+        assert optimizer.param_groups[0]["lr"] == 0.5 * lr_scale(step, 10, 2, "cosine", 0.1)
+        optimizer.step()
+        schedule.step()
+    other, resumed = build()
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    resumed.step()
+    assert other.param_groups[0]["lr"] == 0.5 * lr_scale(7, 10, 2, "cosine", 0.1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_optimizer_reads_from_the_device(name: str) -> None:
+    """A meta tensor has shapes and no values: what depends on a value raises."""
+    net = small_net().to("meta")
+    optimizer = build_optimizer(net, name, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(torch.zeros(4, 3, 12, 12, device="meta")).sum().backward()
+        optimizer.step()
+    assert all(p in optimizer.state for p in net.parameters())
