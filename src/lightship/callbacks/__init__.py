@@ -1,0 +1,1 @@
+"""What watches a run: each callback is one file."""

@@ -1,0 +1,31 @@
+"""Random numbers of a step as a function of the step: nothing to save, nothing to restore."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class StepSeeding(Callback):
+    """Reseeds Python, NumPy and torch before every batch from (seed, rank, epoch, batch).
+
+    Dropout and whatever else a net draws is then the same after a restart in the middle of an
+    epoch, without any generator's state in the checkpoint.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the generators the step may use, on the CPU and this device only."""
+        key = hash((self.seed, trainer.global_rank, trainer.current_epoch, batch_idx))
+        random.seed(key)
+        np.random.seed(key & 0xFFFFFFFF)
+        torch.default_generator.manual_seed(key)
+        device = pl_module.device
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(key)

@@ -1,0 +1,159 @@
+"""What is shown of a real small fit: bounded, parseable, whole lines, and no fetch of its own."""
+
+import io
+import json
+import re
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from tests.little_fit import fit
+
+from lightship.callbacks import progress as progress_module
+from lightship.callbacks.progress import Bar, JsonLines, TextLines, build_progress, duration_text
+from lightship.callbacks.throughput import Throughput
+from lightship.tracking import MetricsTable
+
+
+class Clock(Callback):
+    """The time that the display reads: a step takes `step_s` of it."""
+
+    def __init__(self, monkeypatch, step_s):
+        self.now_s, self.step_s = 0.0, step_s
+        monkeypatch.setattr(progress_module, "monotonic", lambda: self.now_s)
+
+    def on_train_batch_start(self, *args):
+        self.now_s += self.step_s
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_json_lines_parse_and_carry_the_numbers(tmp_path, monkeypatch):
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=3)
+    shown = build_progress("json", stream)
+    shown.note('a "quoted"\nnote')
+    table = MetricsTable(str(tmp_path))
+    fit([clock, Throughput(6, 1), shown], [table], train_batches=4, test=True)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "note"
+    assert events[0]["text"] == 'a "quoted"\nnote'
+    assert kinds.count("val") == 2
+    assert kinds[-2:] == ["end", "test"]
+    last_val = [event for event in events if event["event"] == "val"][-1]
+    assert (last_val["step"], last_val["max_steps"]) == (8, 8)
+    assert (last_val["epoch"], last_val["max_epochs"]) == (2, 2)
+    assert last_val["val/acc"] == pytest.approx(table.rows[-1]["val/acc"])
+    best = max(row["val/acc"] for row in table.rows if "val/acc" in row)
+    assert last_val["val/best_acc"] == pytest.approx(best)
+    train = [event for event in events if event["event"] == "train"]
+    assert [event["step"] for event in train] == [1, 3, 6, 8]
+    assert train[1]["left_s"] == pytest.approx(15)
+    assert train[1]["train/loss"] == pytest.approx(table.rows[2]["train/loss"], rel=1e-6)
+    assert events[-1]["test/acc"] == pytest.approx(table.rows[-1]["test/acc"])
+
+
+def test_a_loss_that_is_no_number_is_still_json(tmp_path, monkeypatch):
+    stream = io.StringIO()
+
+    class Broken(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.callback_metrics["train/loss"] = torch.tensor(float("nan"))
+
+    clock = Clock(monkeypatch, step_s=10)
+    fit([clock, Broken(), build_progress("json", stream)], max_epochs=1)
+    for line in stream.getvalue().splitlines():
+        event = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+        assert event.get("train/loss") is None
+
+
+def test_text_lines_are_few(tmp_path, monkeypatch):
+    """A minute of epochs of one second; at this rate five minutes stay under 200 lines."""
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=1)
+    shown = build_progress("text", stream)
+    fit([clock, shown], train_batches=1, val_batches=1, max_epochs=60)
+    lines = stream.getvalue().splitlines()
+    assert 12 < len(lines) < 40
+    assert "epoch 60/60" in lines[-2]
+    assert "training ended at step 60 after 1:00" in lines[-1]
+
+
+def test_text_lines_are_aligned_and_plain(tmp_path, monkeypatch):
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=3)
+    shown = build_progress("text", stream)
+    fit([clock, Throughput(6, 1), shown], [MetricsTable(str(tmp_path))], train_batches=20)
+    lines = stream.getvalue().splitlines()
+    assert all(re.match(r"\[ +\d:\d\d\] ", line) for line in lines)
+    assert "\r" not in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+    validations = [line for line in lines if " VAL " in line]
+    assert len(validations) == 2
+    assert len(lines) > 20
+    assert len({line.index("loss") for line in lines[:-1]}) == 1
+
+
+def test_nothing_is_read_from_a_tensor_of_another_device(monkeypatch):
+    stream = io.StringIO()
+
+    class OnDevice(Callback):
+        """A metric whose value is not on the host; reading it raises."""
+
+        def on_train_batch_end(self, trainer, *args):
+            trainer.callback_metrics["train/loss"] = torch.tensor(1.0, device="meta")
+
+        def on_train_end(self, trainer, *args):
+            del trainer.callback_metrics["train/loss"]  # the trainer moves all to the host then
+
+    clock = Clock(monkeypatch, step_s=10)
+    fit([clock, build_progress("json", stream), OnDevice()], max_epochs=1, val_batches=0)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["train"] * 4 + ["end"]
+    assert all("train/loss" not in event for event in events)
+
+
+def test_the_bar_is_for_terminals_and_notes_do_not_tear_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    assert isinstance(build_progress("auto", io.StringIO()), TextLines)
+    assert isinstance(build_progress("text", Terminal()), TextLines)
+    assert isinstance(build_progress("json", Terminal()), JsonLines)
+    terminal, clock = Terminal(), Clock(monkeypatch, step_s=3)
+    shown = build_progress("auto", terminal)
+    assert isinstance(shown, Bar)
+
+    class Speaker(Callback):
+        def on_train_epoch_end(self, trainer, *args):
+            shown.note(f"note [{trainer.current_epoch}] of the epoch")
+
+    fit([clock, Throughput(6, 1), Speaker(), shown], [MetricsTable(str(tmp_path))])
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
+    for epoch in (0, 1):
+        assert [
+            line for line in lines if re.fullmatch(rf"\[ .*\] note \[{epoch}\] of the epoch", line)
+        ]
+    assert [line for line in lines if "VAL" in line and "best val acc" in line]
+    assert "left" in text
+    assert terminal.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_an_exception_gives_the_screen_back(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+
+    class Fails(Callback):
+        def on_train_batch_end(self, *args):
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit([build_progress("auto", terminal), Fails()])
+    assert terminal.getvalue().count("\x1b[?25h") == 1
+
+
+def test_durations():
+    assert duration_text(59.9) == "0:59"
+    assert duration_text(3661) == "1:01:01"
+    assert duration_text(float("inf")) == "-"

@@ -1,0 +1,165 @@
+"""The report: whole in itself, safe with hostile names, and its pictures show something."""
+
+import base64
+import io
+import json
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lightship import storage
+from lightship.report import ReportData, environment_facts, git_commit, write_report
+
+HOSTILE = ["<script>alert(1)</script>", '" onload="alert(2)', "$\\frac{", "a\nb", "犬" * 40]
+
+
+class Page(HTMLParser):
+    """Tags, every address that a browser would follow, and the text."""
+
+    void = frozenset(("meta", "img", "br", "line", "polyline", "circle", "link"))
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], "", []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def values(self, *names):
+        return [value for name, value in self.attributes if name in names]
+
+
+def report_data(names, **changes):
+    rng = np.random.default_rng(0)
+    count = len(names)
+    confusion = np.diag(rng.integers(20, 40, count)) + rng.integers(0, 3, (count, count))
+    confusion[0, 1] = 19
+    rows = [{"step": 10 * i, "epoch": 0, "train/loss": 2 / i, "train/acc": 1 - 1 / i, "lr": 0.1,
+             "throughput/images_per_s": 1000.0 + i} for i in range(1, 40)]  # fmt: skip
+    rows[-1] |= {"val/loss": float("nan"), "val/acc": 0.9}
+    images = rng.integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
+    values = {
+        "title": "a <b>run</b>",
+        "config": {"run": {"output": "s3://bucket/<i>x</i>"}, "data": {"root": None}},
+        "rows": rows,
+        "final": {"test/acc": 0.98765, "test/loss": float("inf"), "test/num_samples": 1234},
+        "class_names": names,
+        "confusion": confusion,
+        "predictions": [
+            (image, names[0], names[i % 2], 0.5 + i / 20) for i, image in enumerate(images)
+        ],
+        "environment": environment_facts(),
+        "skipped": ["s3://bucket/<u>bad</u>.png: truncated"],
+        "notes": ["a <em>note</em>"],
+    }
+    return ReportData(**{**values, **changes})
+
+
+def write(tmp_path, data):
+    url = write_report(str(tmp_path), data)
+    html = storage.read_bytes(url).decode()
+    return Page(html), html, tmp_path / "report"
+
+
+def test_the_page_needs_nothing_else_and_escapes_every_name(tmp_path):
+    page, html, _ = write(tmp_path, report_data(HOSTILE))
+    assert page.open == []
+    assert not {"script", "link", "iframe", "em", "u"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    addresses = page.values("src", "href", "srcset", "xlink:href")
+    assert len(addresses) == 6
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "http" not in html
+    assert "prefers-color-scheme: dark" in html
+    assert 'name="viewport"' in html
+    for name in (*HOSTILE, "a <b>run</b>", "s3://bucket/<i>x</i>", "a <em>note</em>",
+                 "s3://bucket/<u>bad</u>.png"):  # fmt: skip
+        assert name in page.text
+    assert "98.77%" in page.text
+    assert "1,234" in page.text
+    picture = Image.open(io.BytesIO(base64.b64decode(addresses[0].partition(",")[2])))
+    assert picture.size == (12, 12)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_the_pictures_show_something(tmp_path, count):
+    names = HOSTILE + [f"class {i}" for i in range(count - len(HOSTILE))]
+    page, _, folder = write(tmp_path, report_data(names))
+    for name in ("curves.png", "confusion.png", "predictions.png"):
+        picture = Image.open(folder / name).convert("RGB")
+        assert min(picture.size) > 200
+        assert len(picture.getcolors(2**24)) > 20
+    assert {"svg", "polyline"} <= set(page.tags)
+    inlined = [value for value in page.values("class") if value == "drawn"]
+    assert len(inlined) == (1 if count > 30 else 0)
+    worst = page.text.partition("Most confused")[2]
+    assert worst.index(names[0]) < worst.index(names[1]) < worst.index("19")
+
+
+def test_the_numbers_are_plain_json(tmp_path):
+    data = report_data(HOSTILE)
+    _, _, folder = write(tmp_path, data)
+    text = (folder / "report.json").read_text()
+    numbers = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert numbers["test/acc"] == 0.98765
+    assert numbers["test/num_samples"] == 1234
+    assert numbers["test/loss"] is None
+    assert numbers["confusion"] == data.confusion.tolist()
+    assert numbers["class_names"] == HOSTILE
+    assert numbers["confused_pairs"][0] == [HOSTILE[0], HOSTILE[1], 19]
+    first = numbers["per_class"][0]
+    assert first["num_samples"] == data.confusion[0].sum()
+    assert first["acc"] == pytest.approx(data.confusion[0, 0] / data.confusion[0].sum())
+    assert numbers["environment"]["torch"]
+    assert numbers["config"]["data"]["root"] is None
+
+
+def test_what_is_empty_is_left_out(tmp_path):
+    page, _, folder = write(tmp_path, ReportData("only a title"))
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
+    assert "Confusion" not in page.text
+    assert "svg" not in page.tags
+    assert page.open == []
+
+
+def test_one_point_and_one_class_are_drawn(tmp_path):
+    rows = [{"step": 0, "train/loss": 0.0}]
+    data = ReportData("little", rows=rows, class_names=["one"], confusion=np.array([[3]]))
+    page, _, folder = write(tmp_path, data)
+    assert (folder / "curves.png").exists()
+    assert "100.0%" in page.text
+    assert not [value for value in page.values("points") if "nan" in value]
+
+
+def test_git_commit_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert git_commit() is None
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert git_commit() is None
+    subprocess.run(["git", *who, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    expected = subprocess.run(["git", "log", "-1", "--format=%H"], capture_output=True, text=True)
+    assert git_commit() == expected.stdout.strip()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() is None

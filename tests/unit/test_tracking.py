@@ -1,0 +1,259 @@
+"""The metrics table and W&B: read back what a real short fit leaves on disk."""
+
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
+from tests.little_fit import CLASSES, batch_of, classifier, fit
+from tests.wandb_file import read_wandb_file
+
+from lightship import storage
+from lightship.callbacks.predictions import PredictionLogger
+from lightship.callbacks.throughput import Throughput
+from lightship.exits import ConfigError
+from lightship.tracking import MetricsTable, run_id, start_tracking, upload_offline_run
+
+KEY = "a" * 40
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_settings(monkeypatch, tmp_path):
+    """No key, netrc or setting of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody answers
+
+
+def start(tmp_path, mode="auto", lines=None, **options):
+    lines = [] if lines is None else lines
+    config = {"optim": {"lr": 0.001}, "run": {"seed": 0}}
+    tracker = start_tracking(
+        mode, "shop", "abcd1234", "run-name", config, tmp_path / "scratch", note=lines.append,
+        init_timeout_s=3, **options,
+    )  # fmt: skip
+    return tracker, lines
+
+
+def table_on_disk(url):
+    return list(csv.DictReader(io.StringIO(storage.read_bytes(url).decode())))
+
+
+def test_an_offline_run_of_a_real_fit_reads_back(tmp_path, capfd):
+    tracker, lines = start(tmp_path, environment={"git_commit": "f00d"})
+    batch, table = batch_of(7), MetricsTable(str(tmp_path / "out"))
+    looking = PredictionLogger(batch.images, batch.labels, batch.ids + 40, CLASSES, tracker)
+    fit([Throughput(6, 2), looking], [table, tracker])
+    tracker.log_confusion(np.eye(3, dtype=int), CLASSES)
+    tracker.finish(0)
+
+    [line] = lines
+    assert "offline (no key" in line
+    assert line.endswith(f"wandb sync {tracker.run_path}")
+    captured = capfd.readouterr()
+    assert "wandb" not in (captured.out + captured.err).lower()
+
+    [path] = tracker.run_path.glob("*.wandb")
+    found = read_wandb_file(path)
+    assert (found.run_id, found.project, found.exit_code) == ("abcd1234", "shop", 0)
+    assert found.config["optim"] == {"lr": 0.001}
+    assert found.config["environment"] == {"git_commit": "f00d"}
+    assert found.x_axes == {"*": "trainer/global_step"}
+    steps = [row["trainer/global_step"] for row in found.history]
+    assert steps == sorted(steps)
+    logged = {row["trainer/global_step"]: row["train/loss"] for row in found.history
+              if "train/loss" in row}  # fmt: skip
+    on_disk = {int(row["step"]): row for row in table_on_disk(table.url)}
+    assert list(logged) == list(on_disk) == [2, 4, 6, 8]
+    for step, loss in logged.items():
+        assert float(on_disk[step]["train/loss"]) == pytest.approx(loss, rel=1e-6)
+    val_steps = [row["trainer/global_step"] for row in found.history if "val/acc" in row]
+    assert val_steps == [4, 8] == [s for s, row in on_disk.items() if row["val/acc"]]
+
+    [_, second] = [row for row in found.history if "val/predictions/filenames" in row]
+    captions = second["val/predictions/captions"]
+    assert len(captions) == len(batch.labels)
+    for caption, (_, true, guess, probability), sample_id in zip(
+        captions, looking.predictions, batch.ids + 40, strict=True
+    ):
+        assert caption == f"pred: {guess} {probability:.2f} | true: {true} | #{int(sample_id)}"
+    picture = tracker.run_path / "files" / second["val/predictions/filenames"][1]
+    expected = batch.images[1].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(np.asarray(Image.open(picture).convert("RGB")), expected)
+    confusion = [row for row in found.history if "test/confusion_table/path" in row]
+    table_path = tracker.run_path / "files" / confusion[0]["test/confusion_table/path"]
+    assert json.loads(table_path.read_text())["data"][0] == ["ant", "ant", 1]
+
+
+def test_predictions_leave_the_module_as_it_was():
+    model, batch = classifier(), batch_of(3)
+    model.train()
+    model.net[0].eval()  # a frozen part
+    modes = [module.training for module in model.modules()]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    looking = PredictionLogger(batch.images, batch.labels, batch.ids, CLASSES, None)
+    state = torch.random.get_rng_state()
+    trainer = fit([], [], model=classifier(), max_epochs=1)
+    torch.random.set_rng_state(state)
+    looking.on_validation_epoch_end(trainer, model)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        expected = model.eval()(batch.images).softmax(1).max(1)
+    assert [p[2] for p in looking.predictions] == [CLASSES[i] for i in expected.indices]
+    assert [p[3] for p in looking.predictions] == pytest.approx(expected.values.tolist(), rel=1e-4)
+
+
+def test_a_restart_goes_on_under_the_same_id_and_marks_preemption(tmp_path):
+    for exit_code in (143, 0):
+        tracker, _ = start(tmp_path, "offline")
+        tracker.log_metrics({"val/acc": 0.5}, 5)
+        tracker.log_metrics({"val/acc": 0.5}, 4)  # Lightning's step of a validation
+        tracker.finish(exit_code)
+        [path] = tracker.run_path.glob("*.wandb")
+        found = read_wandb_file(path)
+        assert (found.run_id, found.exit_code) == ("abcd1234", exit_code)
+        assert [row["trainer/global_step"] for row in found.history] == [5, 5]
+
+
+@pytest.mark.parametrize("server", ["refuses", "silent"])
+def test_a_server_that_does_not_answer_means_offline(tmp_path, monkeypatch, server):
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # accepts, and says nothing
+        if server == "silent":
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        tracker, lines = start(tmp_path)
+        assert tracker.offline
+        tracker.log_metrics({"val/acc": 0.5}, 1)
+        tracker.finish(0)
+        base_url = os.environ["WANDB_BASE_URL"]
+        assert len(lines) == 1
+        assert f"offline ({base_url}" in lines[0]
+        names = [thread.name.lower() for thread in threading.enumerate()]
+        assert not [name for name in names if "wandb" in name or "otel" in name]
+
+
+def test_a_key_in_netrc_counts(tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
+    netrc.chmod(0o600)
+    tracker, lines = start(tmp_path)
+    tracker.finish(0)
+    assert "offline (http://127.0.0.1:9: " in lines[0]  # it tried
+
+
+def test_without_wandb_none_works_and_auto_names_the_flag(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+
+class Blocked:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] == "wandb":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from lightship.exits import ConfigError
+from lightship.tracking import start_tracking
+arguments = ("p", "id", "n", {}, Path(sys.argv[1]))
+assert start_tracking("none", *arguments) is None
+assert not list(Path(sys.argv[1]).iterdir())
+try:
+    start_tracking("auto", *arguments)
+except ConfigError as error:
+    print(error)
+"""
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "empty")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--run.tracking none" in done.stdout
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_a_wrong_wandb_variable_is_the_users_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(ConfigError, match="'onlin'"):
+        start(tmp_path)
+
+
+def test_many_classes_become_a_table_of_pairs(tmp_path):
+    tracker, _ = start(tmp_path, "offline")
+    confusion = np.diag([5] * 60)
+    confusion[3, 4], confusion[1, 2] = 7, 9
+    tracker.log_confusion(confusion, [f"class {index}" for index in range(60)])
+    tracker.finish(0)
+    [path] = tracker.run_path.glob("files/media/table/**/*.json")
+    table = json.loads(path.read_text())
+    assert table["data"] == [["class 1", "class 2", 9], ["class 3", "class 4", 7]]
+
+
+def test_an_offline_run_is_uploaded_whole(tmp_path):
+    tracker, _ = start(tmp_path, "offline")
+    tracker.log_metrics({"val/acc": 0.25}, 1)
+    tracker.finish(0)
+    [url] = upload_offline_run(tmp_path / "scratch", "memory://tracking-bucket/run")
+    [path] = tracker.run_path.glob("*.wandb")
+    assert url == f"memory://tracking-bucket/run/logs/wandb/{tracker.run_path.name}"
+    assert storage.read_bytes(storage.join(url, path.name)) == path.read_bytes()
+
+
+def test_the_table_resumes_at_the_checkpoints_step(tmp_path):
+    output = str(tmp_path)
+    table = MetricsTable(output, write_every_s=10**9)
+    for step in (10, 20, 30):
+        table.log_metrics({"train/loss": 1 / step, "epoch": step // 10}, step)
+    assert not storage.exists(table.url)  # held back until it is time
+    table.log_metrics({"val/acc": 0.5}, 29)  # Lightning's step of a validation: row 30
+    table.finalize("success")
+    rows = table_on_disk(table.url)
+    assert list(rows[0]) == ["step", "epoch", "time_s", "train/loss", "val/acc"]
+    assert [row["val/acc"] for row in rows] == ["", "", "0.5"]
+
+    again = MetricsTable(output, resume_step=20, write_every_s=0)
+    assert [row["step"] for row in again.rows] == [10, 20]
+    assert again.latest["train/loss"] == pytest.approx(0.05)
+    again.log_metrics({"train/loss": float("nan"), "lr": 0.1}, 25)
+    rows = table_on_disk(again.url)
+    assert [row["step"] for row in rows] == ["10", "20", "25"]
+    assert rows[2]["train/loss"] == "nan"
+    assert rows[1]["lr"] == ""
+    times = [float(row["time_s"]) for row in rows]
+    assert times == sorted(times)
+
+    fresh = MetricsTable(output)
+    assert fresh.rows == []
+    assert isinstance(fresh, Logger)
+
+
+def test_only_rank_0_writes_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    table = MetricsTable(str(tmp_path), write_every_s=0)
+    table.log_metrics({"train/loss": 1.0}, 1)
+    table.finalize("success")
+    assert table.rows == []
+    assert not storage.exists(table.url)
+
+
+def test_the_run_id_of_the_environment_wins_then_the_stored(monkeypatch):
+    new = run_id()
+    assert len(new) == 8
+    assert new.isalnum()
+    assert run_id() != new
+    assert run_id("stored") == "stored"
+    monkeypatch.setenv("WANDB_RUN_ID", "wished")
+    assert run_id("stored") == "wished"
