@@ -1,0 +1,291 @@
+"""The entry: parses a command and its configuration, then hands over. Imports no torch."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from lightship import __version__, config
+from lightship.config import Config
+from lightship.exits import ConfigError, LightshipError, UsageError
+
+COMMANDS = {
+    "fit": "train, then test the best checkpoint; the same command again resumes",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split, exactly",
+    "predict": "write a table of predictions for images without labels",
+}
+SECTIONS = {
+    "run": config.RunConfig,
+    "data": config.DataConfig,
+    "model": config.ModelConfig,
+    "optim": config.OptimConfig,
+    "trainer": config.TrainerConfig,
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was asked for.
+
+    Attributes:
+        name: One of COMMANDS.
+        config: Checked configuration.
+        ckpt_path: `best`, `last` or the URL of a checkpoint; None: the command's own choice.
+        predictions: Where predict writes its table; None: under run.output.
+    """
+
+    name: str
+    config: Config
+    ckpt_path: str | None = None
+    predictions: str | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the process's exit code (see exits.py)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = parse(arguments)
+        if command is None:
+            return 0
+        from lightship import launch  # heavy: only once the command is known to be sound
+
+        launch.launch(command)
+    except LightshipError as error:
+        print(f"lightship: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def parse(arguments: list[str]) -> Command | None:
+    """The command on the line, or None if help or the version was printed instead.
+
+    Raises:
+        UsageError: Unknown command, flag or type.
+        ConfigError: A value out of its range, a config file that is not there.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return None
+    if arguments[0] == "--version":
+        print(f"lightship {__version__}")
+        return None
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UsageError(
+            f"unknown command '{name}'{_nearest(name, COMMANDS)}; see lightship --help"
+        )
+    sources, flags = _split_configs(arguments[1:])
+    if name != "fit":
+        sources = [*_kept_config(flags), *sources]
+    elif not sources and not any(_is_flag(flag, "data.root") for flag in flags):
+        sources = ["digits"]  # the embedded data set with the settings that suit it
+    parser = build_parser(name)
+    try:
+        for source in sources:
+            _apply_config(parser, source)
+        # jsonargparse reserves the name; it is in the parser for the help only.
+        namespace = parser.parse_args([flag for flag in flags if flag != "--print_config"])
+    except ArgumentError as error:
+        raise UsageError(_explain(str(error), parser)) from None
+    except SystemExit:
+        return None  # --help
+    command = _command(name, namespace, sources)
+    if "--print_config" in flags:
+        print(config.to_yaml(command.config), end="")
+        return None
+    return command
+
+
+def build_parser(name: str) -> ArgumentParser:
+    """The parser of one command: Lightning's names, our dataclasses."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"lightship {name}",
+        usage=f"lightship {name} [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...",
+        description=COMMANDS[name],
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config",
+        help=f"recipe ({', '.join(recipe_names())}), or path or URL of a YAML file; may be "
+        "repeated: the later wins, and flags win over files",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="best, last or the URL of a checkpoint (default: best; fit: the newest good one)",
+    )
+    if name == "predict":
+        parser.add_argument(
+            "--predictions",
+            type=str | None,
+            help="URL of the table, .csv or .jsonl (default: RUN.OUTPUT/predictions.csv)",
+        )
+    for section, fields in SECTIONS.items():
+        parser.add_class_arguments(fields, section)
+    for action in parser._actions:
+        section, _, field = action.dest.partition(".")
+        if section in SECTIONS:
+            if field:
+                action.help = f"{action.help}{config.range_text(SECTIONS[section], field)}"
+            else:
+                action.help = argparse.SUPPRESS  # jsonargparse's per-section file
+    return parser
+
+
+def recipe_names() -> list[str]:
+    """The recipes shipped in the package."""
+    folder = resources.files("lightship") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def read_config(source: str) -> str:
+    """The text of a config: a shipped recipe by bare name, else a path or URL.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    if re.fullmatch(r"[\w-]+", source):
+        if source in recipe_names():
+            return (resources.files("lightship") / "recipes" / f"{source}.yaml").read_text()
+        if not Path(source).exists():
+            near = _nearest(source, recipe_names())
+            raise ConfigError(
+                f"--config {source}: no such recipe{near}; there are {', '.join(recipe_names())}"
+            )
+    from lightship import storage
+
+    try:
+        return storage.read_bytes(source).decode()
+    except storage.NotFound:
+        raise ConfigError(f"--config {storage.redact(source)}: no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {storage.redact(source)} is not a text file") from None
+
+
+def overview() -> str:
+    """What `lightship --help` prints."""
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        f"lightship {__version__}: trains image classifiers with one command\n\n"
+        "usage: lightship COMMAND [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...\n\n"
+        f"commands:\n{commands}\n\n"
+        f"recipes:  {', '.join(recipe_names())}\n"
+        f"sections: {', '.join(SECTIONS)}; `lightship COMMAND --help` lists every field\n\n"
+        "examples:\n"
+        "  lightship fit --config digits\n"
+        "  lightship fit --config cifar10 --data.root s3://bucket/images "
+        "--run.output s3://bucket/runs/1\n"
+        "  lightship test --run.output s3://bucket/runs/1"
+    )
+
+
+def _apply_config(parser: ArgumentParser, source: str) -> None:
+    """Make a config's values the parser's defaults, so that flags win wherever they stand."""
+    shown = _shown(source)
+    try:
+        content = yaml.safe_load(read_config(source))
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {shown} is not YAML: {' '.join(str(error).split())}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
+        raise UsageError(f"--config {shown} must hold only the sections {', '.join(SECTIONS)}")
+    for section, fields in content.items():
+        if not isinstance(fields, dict):
+            raise UsageError(f"--config {shown}: {section} must hold fields, as in '{section}:'")
+    try:
+        parser.parse_object(content)
+    except ArgumentError as error:
+        raise UsageError(f"--config {shown}: {_explain(str(error), parser)}") from None
+    parser.set_defaults(
+        {f"{part}.{key}": value for part in content for key, value in content[part].items()}
+    )
+
+
+def _split_configs(flags: list[str]) -> tuple[list[str], list[str]]:
+    """The sources given by --config, and all other flags."""
+    sources: list[str] = []
+    rest: list[str] = []
+    items = iter(flags)
+    for item in items:
+        if item == "--config":
+            source = next(items, None)
+            if source is None or source.startswith("--"):
+                raise UsageError("--config needs a recipe, path or URL")
+            sources.append(source)
+        elif item.startswith("--config="):
+            sources.append(item.partition("=")[2])
+        else:
+            rest.append(item)
+    return sources, rest
+
+
+def _kept_config(flags: list[str]) -> list[str]:
+    """The run's own config.yaml, which a command on a finished run starts from."""
+    from lightship import storage
+
+    for index, flag in enumerate(flags):
+        if _is_flag(flag, "run.output"):
+            output = flag.partition("=")[2] or "".join(flags[index + 1 : index + 2])
+            kept = storage.join(output, "config.yaml")
+            if not storage.exists(kept):
+                raise ConfigError(f"--run.output {storage.redact(output)} holds no run")
+            return [kept]
+    return []
+
+
+def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
+    settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
+    config.check(settings)
+    if settings.run.output is None:
+        if name != "fit":
+            raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
+        title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
+        settings.run.output = f"runs/{title}-{config.identity_hash(settings)}"
+    return Command(name, settings, namespace.ckpt_path, namespace.get("predictions"))
+
+
+def _is_flag(item: str, *names: str) -> bool:
+    return any(item == f"--{name}" or item.startswith(f"--{name}=") for name in names)
+
+
+def _explain(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message as one line that names the flag to change."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    message = " ".join(message.split())
+    if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        flag = unknown[1].partition("=")[0]
+        return f"unknown flag {flag}{_nearest(flag, known)}; see {parser.prog} --help"
+    if group := re.search(
+        r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
+    ):
+        flag = f"--{group[1]}.{group[2].removeprefix(group[1] + '.')}"
+        return f"unknown key {flag[2:]}{_nearest(flag, known)}"
+    if wrong := re.search(r'Parser key "(\w+)\.(\w+)":.*(?:Got value|Given value): (.*)$', message):
+        section, field, value = wrong.groups()
+        expected = config.type_text(SECTIONS[section], field)
+        return f"--{section}.{field} is '{value}'; it must be {expected}"
+    return message
+
+
+def _shown(source: str) -> str:
+    """A config's name for messages, without what could be a credential in its URL."""
+    return re.sub(r"//[^/@]*@", "//***@", source)
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,26 @@
+"""`make bench`: every table, each measured with its peers interleaved in one run.
+
+make bench                         # all tables
+make bench TABLES="tutorial"       # some
+CIFAR10=FOLDER make bench          # real CIFAR-10 as class folders, for the tables that need it
+"""
+
+import sys
+
+from tests.benchmarks import tutorial
+
+TABLES = {"tutorial": tutorial.main}
+
+
+def main(names: list[str]) -> int:
+    for name in names or TABLES:
+        if name not in TABLES:
+            print(f"no table '{name}'; there are {', '.join(TABLES)}", file=sys.stderr)
+            return 2
+        print(f"\n== {name}: {TABLES[name].__doc__}\n", flush=True)
+        TABLES[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

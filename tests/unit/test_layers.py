@@ -1,0 +1,109 @@
+"""The house's arrows: dependencies point down only, and some packages have a sole importer."""
+
+import ast
+from pathlib import Path
+
+import lightship
+
+ROOT = Path(lightship.__file__).parent
+
+# Room -> the rooms it may import. A room not listed may be imported by every other.
+ALLOWED = {
+    "exits": set(),
+    "batch": set(),
+    "config": {"exits"},
+    "storage": {"exits"},
+    "checkpoint": {"exits", "storage"},
+    "data": {"exits", "batch", "config", "storage"},
+    "model": {"exits", "batch", "storage"},
+    "tracking": {"exits", "storage"},
+    "report": {"exits", "storage"},
+    "output": {"exits", "config", "storage", "checkpoint"},
+    "callbacks": {"exits", "batch", "checkpoint", "storage", "tracking", "model"},
+}
+TOP = {"cli", "launch", "run", "__main__", "__init__"}
+SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage"}
+LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
+SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
+IMPORTED_WHERE_USED = {"wandb", "s3fs", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
+
+
+def modules() -> dict[str, ast.Module]:
+    paths = sorted(ROOT.rglob("*.py"))
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in paths}
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """Full dotted names imported anywhere in `tree`."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "imports are absolute"
+            found += [f"{node.module}.{name.name}" for name in node.names]
+    return found
+
+
+def room(module: str) -> str:
+    return module.split("/")[0].removesuffix(".py")
+
+
+def test_rooms_import_only_what_lies_below() -> None:
+    wrong = []
+    for module, tree in modules().items():
+        own = room(module)
+        if own in TOP:
+            continue
+        for name in imports(tree):
+            parts = name.split(".")
+            if parts[0] == "lightship" and parts[1] != own and parts[1] not in ALLOWED[own]:
+                wrong.append(f"{module} imports {name}")
+    assert not wrong
+
+
+def test_every_room_has_its_arrows() -> None:
+    assert {room(module) for module in modules()} <= set(ALLOWED) | TOP
+
+
+def test_sole_importers() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, tree in modules().items()
+        for name in imports(tree)
+        if (owner := SOLE_IMPORTERS.get(name.split(".")[0])) and room(module) != owner
+    ]
+    assert not wrong
+
+
+def test_leaves_take_plain_values() -> None:
+    for leaf in LEAVES:
+        assert not any(name.startswith("lightship.config") for name in imports(modules()[leaf]))
+
+
+def test_heavy_packages_are_imported_where_used() -> None:
+    wrong = [
+        f"{module} imports {name} at its top"
+        for module, tree in modules().items()
+        for node in tree.body
+        for name in imports(ast.Module([node], []))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        if name.split(".")[0] in IMPORTED_WHERE_USED
+    ]
+    assert not wrong
+
+
+def test_the_parser_does_not_import_torch() -> None:
+    for module in ("cli.py", "config.py", "exits.py", "__init__.py", "__main__.py"):
+        top = [
+            node for node in modules()[module].body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        names = {name.split(".")[0] for name in imports(ast.Module(list(top), []))}
+        assert not names & SLOW, module
+
+
+def test_rooms_are_small_and_say_what_they_are() -> None:
+    for module, tree in modules().items():
+        assert ast.get_docstring(tree), f"{module} does not say what it is"
+        assert len((ROOT / module).read_text().splitlines()) <= 400, f"{module} is too long"
+        assert Path(module).stem not in {"utils", "common", "helpers"}
