@@ -23,6 +23,9 @@ def main() -> None:
         "lightship --config tutorial": lambda seed, out: _lightship(
             out, root, seed, 32, "--config", "tutorial", f"--trainer.max_epochs={EPOCHS}"
         ),
+        "lightship --config cifar10, 70 steps": lambda seed, out: _lightship(
+            out, root, seed, 256, "--config", "cifar10", "--trainer.max_steps=70"
+        ),
         "lightship --config cifar10, 1 epoch": lambda seed, out: _lightship(
             out, root, seed, 256, "--config", "cifar10", "--trainer.max_epochs=1"
         ),

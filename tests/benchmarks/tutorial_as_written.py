@@ -25,7 +25,9 @@ class CIFAR10DataModule(pl.LightningDataModule):
     def __init__(self, batch_size: int, data_dir: str) -> None:
         super().__init__()
         self.batch_size, self.data_dir = batch_size, data_dir
-        self.transform = transforms.Compose([transforms.ToTensor()])
+        self.transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+        )
 
     def setup(self, stage=None) -> None:
         if stage == "fit" or stage is None:

@@ -170,8 +170,7 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         The same shape and dtype. Coefficients and scheme: Keller Jordan's Muon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    # bfloat16 suffices (ibid.) and is fast where there are units for it; a CPU only emulates it.
-    work = matrices.bfloat16() if matrices.device.type in ("cuda", "xla") else matrices.float()
+    work = matrices.bfloat16() if _has_bf16_units(matrices.device) else matrices.float()
     tall = work.shape[1] > work.shape[2]
     if tall:
         work = work.mT
@@ -180,6 +179,13 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         gram = work @ work.mT
         work = torch.baddbmm(work, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), work, beta=a)
     return (work.mT if tall else work).to(matrices.dtype).contiguous()
+
+
+def _has_bf16_units(device: torch.device) -> bool:
+    """Whether bfloat16, which suffices (ibid.), is fast: some CPUs only emulate it."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type in ("cuda", "xla")
 
 
 def lr_scale(
