@@ -14,7 +14,7 @@ BLOCK = re.compile(r"(?:^    \S.*\n)+", re.MULTILINE)
 
 # Command -> what shows it. `run` here means: by `test_the_readme_from_top_to_bottom`.
 SHOWN_BY = {
-    "make train": "tests/e2e/test_digits.py runs what it runs; test_make_targets checks that it does",
+    "make train": "tests/e2e/test_digits.py, as test_make_targets checks",
     "make test": "this very run",
     "make lint": ".ci/run",
     "make bench": "tests/unit/test_benchmarks.py",
@@ -22,7 +22,7 @@ SHOWN_BY = {
     "lightship fit --data.root images --data.image_size_px 32 --run.output runs/mine": "run",
     "lightship test --run.output runs/mine": "run",
     "lightship validate --run.output runs/mine": "run",
-    "lightship predict --run.output runs/mine --data.root new_images --predictions table.csv": "run",
+    "lightship predict --run.output runs/mine --data.root new_images --predictions table.csv": "run",  # noqa: E501
     "lightship fit --data.root s3://bucket/images --data.image_size_px 32 "
     "--run.output s3://bucket/runs/1": "run",
     "lightship fit --config tutorial --config my.yaml --trainer.max_epochs 5 --print_config": "run",

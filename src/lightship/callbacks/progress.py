@@ -266,7 +266,8 @@ def _sentence(event: str, facts: dict[str, Any]) -> str:
     where = _of("epoch", facts["epoch"], facts["max_epochs"])
     where += "  " + _of("step", facts["step"], facts["max_steps"])
     if event == "batch":
-        return f"{where}  {facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
+        where = f"{where}  " if facts["doing"] == "validating" and facts["step"] else ""
+        return f"{where}{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
     if event == "val":
         numbers = _numbers(facts, "val/loss", "val/acc", "val/top5", "best")
         return f"{where}  VAL  " + "  ".join(f"{name} {value}" for name, value in numbers)
