@@ -4,9 +4,8 @@ import csv
 import json
 from pathlib import Path
 
-from tests.images import little_set, put
-
 import pytest
+from tests.images import little_set, put
 
 from lightship import cli
 
