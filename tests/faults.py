@@ -1,7 +1,8 @@
 """A fault proxy: stands before an HTTP server, counts its requests, and breaks those it is told to.
 
 Faults: "status" (an error answer), "reset" (half of the body, then a TCP reset), "stall" (half of
-the body, then silence), "short" and "long" (a body one byte off, with headers that agree with it).
+the body, then silence), "short" and "long" (a body one byte off, with headers that agree with it),
+"flip" (a body of the right length with one wrong bit), "flip told" (beside the server's check sum).
 """
 
 import collections
@@ -38,24 +39,28 @@ class FaultProxy:
         status: int = 503,
         code: str = "SlowDown",
         after: int = 0,
+        path: str = "",
     ) -> None:
-        """Breaks `times` requests of these methods after so many good ones; counts start anew."""
+        """Breaks `times` requests of these methods after so many good ones; counts start anew.
+
+        Those alone whose path holds `path`.
+        """
         self.clear()
-        self.after = after
+        self.after, self.path = after, path
         self.fault, self.times, self.methods = fault, times, methods
         self.status, self.code = status, code
 
     def clear(self) -> None:
         """No faults from here on; the requests' count starts anew."""
-        self.fault, self.times, self.after = "", 0.0, 0
+        self.fault, self.times, self.after, self.path = "", 0.0, 0, ""
         self.methods: tuple[str, ...] = ()
         self.requests.clear()
 
-    def take_fault(self, method: str) -> str:
+    def take_fault(self, method: str, path: str = "") -> str:
         """Counts a request and says how to break it; empty: not at all."""
         with self.turn:
             self.requests[method] += 1
-            if method not in self.methods or self.times < 1:
+            if method not in self.methods or self.times < 1 or self.path not in path:
                 return ""
             if self.after > 0:
                 self.after -= 1
@@ -94,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         proxy, body = self.proxy, self._request_body()
-        fault = proxy.take_fault(self.command)
+        fault = proxy.take_fault(self.command, self.path)
         if fault == "status":
             text = (
                 f"<Error><Code>{proxy.code}</Code><Message>broken here</Message></Error>".encode()
@@ -105,6 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("short", "long"):
             answer = answer[:-1] if fault == "short" else answer + b"?"
             length, headers = len(answer), [h for h in headers if h[0].lower() != "content-range"]
+        if fault.startswith("flip") and answer:
+            if fault == "flip":
+                headers = [h for h in headers if "checksum" not in h[0].lower()]
+            middle = len(answer) // 2
+            answer = answer[:middle] + bytes([answer[middle] ^ 1]) + answer[middle + 1 :]
         if fault not in ("reset", "stall"):
             self._answer(status, headers, answer, length)
             return

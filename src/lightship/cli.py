@@ -2,12 +2,15 @@
 
 import argparse
 import difflib
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jsonargparse
@@ -16,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from lightship import __version__, config
 from lightship.config import Config
-from lightship.exits import ConfigError, LightshipError, UsageError
+from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 
 COMMANDS = {
     "fit": "train, then test the best checkpoint; the same command again resumes",
@@ -53,17 +56,27 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code (see exits.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # The imports take seconds, and a container's first process ignores what is not handled.
+            signal.signal(number, _stop_at_once)
     try:
         command = parse(arguments)
         if command is None:
             return 0
         from lightship import launch  # heavy: only once the command is known to be sound
 
-        launch.launch(command)
+        launch.launch(command, arguments)
     except LightshipError as error:
         print(f"lightship: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process where nothing has to be saved."""
+    os.write(2, f"lightship: stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(EXIT_CODES["preempted"].code)
 
 
 def parse(arguments: list[str]) -> Command | None:

@@ -167,7 +167,7 @@ class TrainerConfig:
     accelerator: str = free("auto")
     """auto, cpu, gpu, tpu, ..."""
     devices: str = free("auto")
-    """auto, or how many on this node."""
+    """auto, or how many on this node. Several nodes: see torchrun's PET_* variables."""
     precision: str = "32-true"
     """32-true, bf16-mixed, 16-mixed, bf16-true, 16-true."""
     accumulate_grad_batches: int = bounded(1, 1, 4096, "parts", free=True)
@@ -184,6 +184,10 @@ class TrainerConfig:
     """Validate on so many batches only."""
     limit_test_batches: int | None = bounded(None, 1, None, "batches", free=True)
     """Test on so many batches only."""
+    sync_batchnorm: bool = False
+    """Normalise over the global batch instead of each GPU's share."""
+    timeout_s: float = bounded(300.0, 1, 86400, "seconds", free=True)
+    """Longest wait for the other processes in one exchange; then the run ends with code 74."""
     deterministic: bool = free(False)
     """Refuse nondeterministic algorithms (slower on CUDA)."""
     monitor: Literal["val/loss", "val/acc"] = free("val/loss")

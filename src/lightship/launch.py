@@ -1,13 +1,172 @@
-"""How many processes a command runs in, and what their end means to the caller."""
+"""How many processes a command runs in, where, and what their end means to the caller.
 
-from lightship import run
+One device: this process. More: torch elastic's agent on each node, which starts `python -m
+lightship` once a device; its knobs are torchrun's own PET_* variables. Under somebody else's
+launcher (torchrun, SLURM) and on TPUs nothing is launched here.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from lightship import storage
 from lightship.cli import Command
+from lightship.config import Config
+from lightship.exits import ConfigError, LightshipError, PeerLost, Preempted
+
+_AGENT_PID = "LIGHTSHIP_AGENT_PID"
+_PR_SET_PDEATHSIG = 1
 
 
-def launch(command: Command) -> None:
-    """Run the command in this process. Blocks until it is done.
+def launch(command: Command, arguments: Sequence[str]) -> None:
+    """Run the command in as many processes as it asks for. Blocks until it is done.
+
+    Args:
+        command: What to do.
+        arguments: The command line it was parsed from, for the processes started here.
 
     Raises:
         LightshipError: With the exit code of the contract.
     """
-    getattr(run, command.name)(command)
+    if _is_worker():
+        _work(command)
+    elif _is_tpu(command.config) or _is_done(command):
+        _run(command)
+    else:
+        processes = _processes_here(command.config)
+        if processes > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1"):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _stopped_early)
+            from lightship.agent import run_agent
+
+            os.environ[_AGENT_PID] = str(os.getpid())
+            run_agent(processes, arguments, is_resumable=command.name == "fit")
+        else:
+            _run(command)
+
+
+def _run(command: Command) -> None:
+    if command.name == "fit":  # heavy imports: the agent does without
+        from lightship.run import fit
+
+        fit(command)
+    else:
+        from lightship import measure
+
+        getattr(measure, command.name)(command)
+
+
+def _work(command: Command) -> None:
+    """Be one of several: join the others, run, and leave word of how it ended."""
+    _die_with_launcher()
+    from lightship import ranks
+
+    trainer = command.config.trainer
+    try:
+        ranks.open_group(trainer.timeout_s, _is_on_gpus(trainer.accelerator))
+        _run(command)
+        ranks.close_group()
+    except BaseException as error:
+        end = ranks.explained(error)
+        ranks.record_end(end)
+        if isinstance(end, Preempted):
+            ranks.wait_for_rank_0()
+        if isinstance(end, LightshipError) and _AGENT_PID in os.environ:
+            # Our agent tells of it, once. All is saved; torch would wait for those that are gone.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.exit_code)
+        if end is not error:
+            raise end from error
+        raise
+
+
+def _is_worker() -> bool:
+    """Whether a launcher started this process as one of several; completes torchrun's variables."""
+    given = os.environ
+    if "TORCHELASTIC_RUN_ID" in given:
+        return True
+    if given.keys() & {"PET_NNODES", "PET_NPROC_PER_NODE"}:
+        return False  # some operators set RANK and WORLD_SIZE of nodes beside them
+    if int(given.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in given:
+        from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+        if SLURMEnvironment.detect():
+            slurm = SLURMEnvironment(auto_requeue=False)
+            here = slurm.world_size() // int(given.get("SLURM_NNODES", "1"))
+            given |= {"RANK": str(slurm.global_rank()), "WORLD_SIZE": str(slurm.world_size())}
+            given |= {"LOCAL_RANK": str(slurm.local_rank()), "LOCAL_WORLD_SIZE": str(here)}
+            given |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    if given.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
+        given.setdefault("LOCAL_RANK", "0")
+        given.setdefault("LOCAL_WORLD_SIZE", "1")
+        given.setdefault("GROUP_RANK", str(int(given["RANK"]) // int(given["LOCAL_WORLD_SIZE"])))
+        return True
+    return False
+
+
+def _is_tpu(config: Config) -> bool:
+    accelerator = config.trainer.accelerator
+    return accelerator == "tpu" or (
+        accelerator == "auto" and os.environ.get("PJRT_DEVICE") == "TPU"
+    )
+
+
+def _is_done(command: Command) -> bool:
+    """A finished run says so in one process: a node that comes late must not wait for others."""
+    output = command.config.run.output
+    return command.name == "fit" and storage.exists(storage.join(str(output), "DONE"))
+
+
+def _is_on_gpus(accelerator: str) -> bool:
+    import torch
+
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _processes_here(config: Config) -> int:
+    """Processes on this node: --trainer.devices, else PET_NPROC_PER_NODE, else all GPUs, else 1.
+
+    Raises:
+        ConfigError: The two differ, or there are not so many GPUs.
+    """
+    devices, asked = config.trainer.devices, os.environ.get("PET_NPROC_PER_NODE", "auto")
+    if devices != "auto" and asked.isdecimal() and asked != devices:
+        raise ConfigError(f"--trainer.devices is {devices} but PET_NPROC_PER_NODE is {asked}")
+    wanted = devices if devices != "auto" else asked
+    if wanted == "1":
+        return 1
+    import torch
+
+    gpus = torch.cuda.device_count() if _is_on_gpus(config.trainer.accelerator) else 0
+    if wanted == "auto":
+        return gpus or 1
+    if not wanted.isdecimal():
+        from torch.distributed.run import determine_local_world_size
+
+        try:
+            return determine_local_world_size(wanted)
+        except ValueError as error:
+            raise ConfigError(f"PET_NPROC_PER_NODE is '{wanted}': {error}") from None
+    if gpus and int(wanted) > gpus:
+        raise ConfigError(f"--trainer.devices {wanted}: there are {gpus} GPUs on this node")
+    return int(wanted)
+
+
+def _stopped_early(number: int, frame: FrameType | None) -> None:
+    raise Preempted(f"stopped by {signal.Signals(number).name} before anything was started")
+
+
+def _die_with_launcher() -> None:
+    """Have the kernel kill this process when the agent that started it dies (Linux).
+
+    An orphan would go on training, and saving, beside its successor.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        agent = os.environ.get(_AGENT_PID)
+        if agent is not None and os.getppid() != int(agent):
+            raise PeerLost("the agent that started this process is gone")

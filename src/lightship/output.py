@@ -2,19 +2,30 @@
 
 import dataclasses
 import json
-import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from lightship import config as settings
 from lightship import storage
-from lightship.checkpoint import CheckpointStore, Commit
+from lightship.checkpoint import CheckpointDamaged, CheckpointStore
 from lightship.config import Config
 from lightship.exits import ConfigError
+
+_NEEDED = {
+    "state_dict", "hyper_parameters", "loops", "optimizer_states", "lr_schedulers", "lightship",
+}  # fmt: skip
+
+
+class Start(NamedTuple):
+    """The checkpoint that a start of a run goes on from."""
+
+    url: str
+    step: int
+    epoch: int
 
 
 class RunOutput:
@@ -28,16 +39,20 @@ class RunOutput:
     def __init__(self, config: Config, say: Callable[[str], None]) -> None:
         assert config.run.output is not None
         self.url, self.config, self.say = config.run.output, config, say
-        self.attempt = secrets.token_hex(4)
 
     def at(self, *parts: str) -> str:
         """URL of something inside."""
         return storage.join(self.url, *parts)
 
     def is_done(self) -> bool:
-        """Whether the run has finished for good; says so if it has."""
+        """Whether the run has finished for good; says so if it has.
+
+        Raises:
+            ConfigError: It has, and run.resume or the configuration ask for something else.
+        """
         if not storage.exists(self.at("DONE")):
             return False
+        self._refuse_another_run("a finished run")
         numbers = json.loads(storage.read_bytes(self.at("DONE")))
         shown = [f"{key} {numbers[key]:.4f}" for key in ("test/acc", "val/acc") if key in numbers]
         report = storage.redact(self.at("report", "report.html"))
@@ -49,40 +64,74 @@ class RunOutput:
         return CheckpointStore(
             self.at("checkpoints"),
             self.say,
-            attempt=self.attempt,
             config_hash=settings.identity_hash(self.config),
             keep_last=self.config.run.keep_last,
             best_is_lowest=self.config.trainer.monitor.endswith("loss"),
         )
 
-    def open(self) -> tuple[CheckpointStore, Commit | None]:
-        """Take the output for this attempt: the store, and the checkpoint to go on from.
+    def open(self, ckpt_path: str | None = None) -> tuple[CheckpointStore, Start | None]:
+        """Take the output for this start: the store, and the checkpoint to go on from.
+
+        Args:
+            ckpt_path: None or `last`: the newest good one; `best`: back to the best (at each start
+                that asks for it); a URL: that one, until the run has a checkpoint of its own.
 
         Raises:
             ConfigError: Not writable; run.resume forbids what is there; the configuration changes
-                what an earlier start of this run has begun to learn.
+                what an earlier start of this run has begun to learn; no such checkpoint.
         """
-        resume = self.config.run.resume
         storage.check_writable(self.url)
         store = self.checkpoints()
-        newest = store.newest()
         where = f"--run.output {storage.redact(self.url)}"
-        if newest is None and resume == "must":
-            raise ConfigError(f"--run.resume must: no good checkpoint under {where}")
-        if newest is not None:
-            if resume == "never":
-                raise ConfigError(
-                    f"--run.resume never: {where} already holds a run at step {newest.step}; "
-                    "give another output"
-                )
-            self._refuse_another_run(where)
-            store.protect(newest)
+        if store.commits():
+            self._refuse_another_run(f"a run at step {store.commits()[-1].step}")
         store.open_attempt()
+        self._remove_temporaries()
+        commit = store.best() if ckpt_path == "best" else store.newest()
+        start = None
+        if commit is not None:
+            store.protect(commit)
+            start = Start(store.url_of(commit), commit.step, commit.epoch)
+        elif ckpt_path in ("best", "last"):
+            raise ConfigError(f"--ckpt_path {ckpt_path}: no good checkpoint under {where}")
+        elif self.config.run.resume == "must":
+            raise ConfigError(f"--run.resume must: no good checkpoint under {where}")
+        elif ckpt_path is not None:
+            start = self._foreign(store, ckpt_path)
+        max_epochs = self.config.trainer.max_epochs
+        if start is not None and 0 <= max_epochs < start.epoch:
+            raise ConfigError(
+                f"--trainer.max_epochs is {max_epochs}; the checkpoint to go on from has "
+                f"{start.epoch} epochs done"
+            )
         text = yaml.safe_dump(shown_config(self.config), sort_keys=False)
         storage.write_bytes(self.at("config.yaml"), text.encode())
-        return store, newest
+        return store, start
 
-    def _refuse_another_run(self, where: str) -> None:
+    def _foreign(self, store: CheckpointStore, url: str) -> Start:
+        shown = f"--ckpt_path {storage.redact(url)}"
+        try:
+            checkpoint = store.load_checkpoint(url)
+        except CheckpointDamaged as error:
+            raise ConfigError(f"{shown}: {error}") from None
+        if missing := _NEEDED - set(checkpoint):
+            raise ConfigError(
+                f"{shown} is no checkpoint of lightship's to go on from (no {min(missing)} in it); "
+                "to start from weights alone give them as --model.weights"
+            )
+        return Start(url, checkpoint["global_step"], checkpoint["epoch"])
+
+    def _remove_temporaries(self) -> None:
+        """Remove what a killed start was just writing (local; elsewhere nothing of it shows)."""
+        if not storage.is_remote(self.url):
+            for path in storage.local_path(self.url).rglob(".*.lightship-tmp"):
+                path.unlink(missing_ok=True)
+
+    def _refuse_another_run(self, what: str) -> None:
+        """Raise ConfigError if this output already holds a run and the settings forbid that."""
+        where = f"--run.output {storage.redact(self.url)} holds {what}"
+        if self.config.run.resume == "never":
+            raise ConfigError(f"--run.resume never: {where}; give another output")
         kept = yaml.safe_load(storage.read_bytes(self.at("config.yaml")))
         changed = [
             f"{key} was {was!r}, now {now!r}"
@@ -93,7 +142,7 @@ class RunOutput:
         ]
         if changed:
             raise ConfigError(
-                f"{where} holds a run that learns something else: {'; '.join(changed)}. "
+                f"{where} that learns something else: {'; '.join(changed)}. "
                 "Set these back or give another --run.output"
             )
 

@@ -37,10 +37,6 @@ def _print_note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _rank() -> int:
-    return getattr(rank_zero_only, "rank", 0)
-
-
 def run_id(stored: str | None = None) -> str:
     """The W&B id of a run: WANDB_RUN_ID, else the one in its checkpoint, else a new one.
 
@@ -63,28 +59,27 @@ class MetricsTable(Logger):
     """
 
     def __init__(
-        self, output_url: str, resume_step: int | None = None, write_every_s: float = 30.0
+        self,
+        output_url: str,
+        check_fence: Callable[[], None] = lambda: None,
+        write_every_s: float = 30.0,
     ) -> None:
-        """Open the table of the run at `output_url`; on rank 0 blocks while the old one is read.
+        """An empty table of the run at `output_url`.
 
         Args:
             output_url: where the run lives.
-            resume_step: keep the old table's rows up to this optimizer step and drop what was
-                logged after the checkpoint; None: begin an empty table.
+            check_fence: called before each write; raises if a later start of the run owns it now.
             write_every_s: least time between two writes; `finalize` writes what is left.
         """
         super().__init__()
         self.url = storage.join(output_url, "logs", "metrics.csv")
         self.rows: list[dict[str, float]] = []
         self.latest: dict[str, float] = {}
+        self._check_fence = check_fence
         self._write_every_s = write_every_s
         self._columns: dict[str, None] = dict.fromkeys(_FIXED_COLUMNS)
         self._unwritten = False
-        if resume_step is not None and _rank() == 0 and storage.exists(self.url):
-            self._read(resume_step)
-        spent_s = self.rows[-1].get("time_s", 0.0) if self.rows else 0.0
-        self._started_s = time.monotonic() - spent_s
-        self._written_s = time.monotonic()
+        self._started_s = self._written_s = time.monotonic()
 
     @property
     def name(self) -> str:
@@ -125,14 +120,16 @@ class MetricsTable(Logger):
         if self._unwritten:
             self._write()
 
-    def _read(self, resume_step: int) -> None:
-        reader = csv.DictReader(io.StringIO(storage.read_bytes(self.url).decode()))
-        for line in reader:
-            row = {key: float(text) for key, text in line.items() if text}
-            if row["step"] <= resume_step:
-                self.rows.append(row)
-                self.latest.update(row)
-        self._columns.update(dict.fromkeys(reader.fieldnames or ()))
+    @rank_zero_only
+    def load_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Go on from the rows that a checkpoint has kept."""
+        self.rows = [dict(row) for row in rows]
+        for row in self.rows:
+            self.latest.update(row)
+            self._columns.update(dict.fromkeys(row))
+        self._unwritten = True
+        if rows:
+            self._started_s = time.monotonic() - rows[-1]["time_s"]
 
     def _write(self) -> None:
         text = io.StringIO()
@@ -140,6 +137,7 @@ class MetricsTable(Logger):
         writer.writeheader()
         for row in self.rows:
             writer.writerow({key: f"{value:.7g}" for key, value in row.items()})
+        self._check_fence()
         storage.write_bytes(self.url, text.getvalue().encode())
         self._unwritten = False
         self._written_s = time.monotonic()

@@ -55,12 +55,12 @@ def _in_fused_adam(event) -> bool:
 )
 def test_no_sync_between_log_points(tmp_path: Path, monkeypatch, flags: list[str]) -> None:
     profiler = StepProfiler(first=11, last=19)
-    build = run._build_trainer
+    build = run.build_trainer
 
     def with_profiler(config, callbacks, *args):
         return build(config, [profiler, *callbacks], *args)
 
-    monkeypatch.setattr(run, "_build_trainer", with_profiler)
+    monkeypatch.setattr(run, "build_trainer", with_profiler)
     arguments = [
         "fit", "--config=digits", f"--run.output={tmp_path}/run", "--trainer.max_steps=25",
         "--trainer.log_every_n_steps=10", "--run.checkpoint_every_s=3600", *flags,

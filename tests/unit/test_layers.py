@@ -10,18 +10,20 @@ ROOT = Path(lightship.__file__).parent
 # Room -> the rooms it may import. A room not listed may be imported by every other.
 ALLOWED = {
     "exits": set(),
+    "ranks": {"exits"},
+    "agent": {"exits"},
     "batch": set(),
     "config": {"exits"},
     "storage": {"exits"},
     "checkpoint": {"exits", "storage"},
-    "data": {"exits", "batch", "config", "storage"},
+    "data": {"exits", "batch", "config", "ranks", "storage"},
     "model": {"exits", "batch", "storage"},
     "tracking": {"exits", "storage"},
     "report": {"exits", "storage"},
     "output": {"exits", "config", "storage", "checkpoint"},
     "callbacks": {"exits", "batch", "checkpoint", "storage", "tracking", "model"},
 }
-TOP = {"cli", "launch", "run", "__main__", "__init__"}
+TOP = {"cli", "launch", "run", "measure", "trainer", "__main__", "__init__"}
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage"}
 LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}

@@ -212,7 +212,7 @@ def test_an_offline_run_is_uploaded_whole(tmp_path):
     assert storage.read_bytes(storage.join(url, path.name)) == path.read_bytes()
 
 
-def test_the_table_resumes_at_the_checkpoints_step(tmp_path):
+def test_the_table_goes_on_from_the_checkpoints_rows(tmp_path):
     output = str(tmp_path)
     table = MetricsTable(output, write_every_s=10**9)
     for step in (10, 20, 30):
@@ -224,9 +224,10 @@ def test_the_table_resumes_at_the_checkpoints_step(tmp_path):
     assert list(rows[0]) == ["step", "epoch", "time_s", "train/loss", "val/acc"]
     assert [row["val/acc"] for row in rows] == ["", "", "0.5"]
 
-    again = MetricsTable(output, resume_step=20, write_every_s=0)
+    again = MetricsTable(output, write_every_s=0)
+    again.load_rows(table.rows[:2])  # as a checkpoint of step 20 has them
     assert [row["step"] for row in again.rows] == [10, 20]
-    assert again.latest["train/loss"] == pytest.approx(0.05)
+    assert again.latest["train/loss"] == 0.05
     again.log_metrics({"train/loss": float("nan"), "lr": 0.1}, 25)
     rows = table_on_disk(again.url)
     assert [row["step"] for row in rows] == ["10", "20", "25"]

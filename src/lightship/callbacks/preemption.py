@@ -1,5 +1,6 @@
 """Being asked to stop: a signal sets a flag, and the ranks agree on it at a step boundary."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -8,37 +9,73 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lightship.exits import Preempted
+from lightship.exits import EXIT_CODES, Preempted
+
+_SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop.
+    """Takes over SIGTERM and SIGINT while it is entered (in the main thread; elsewhere nothing).
 
-    The first SIGTERM or SIGINT sets a flag and does nothing else: a handler runs between any two
-    bytecodes, where neither a collective nor a save is safe. A second SIGINT means now.
+    Before and after training all that counts is durable, and a signal ends the process at once,
+    with 143. In training (from `defer` to `act_at_once`) it sets a flag and does nothing else: a
+    handler runs between any two bytecodes, where neither a collective nor a save is safe. The flag
+    is acted on when the step (or the validation's batch) in hand is done, plus one save; on several
+    ranks at their next agreement. A SIGINT after any other signal means now: 130, without a save.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._deferring = False
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
-        """Take over SIGTERM and SIGINT (main thread only; elsewhere there is nothing to take)."""
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._note)
-            signal.signal(signal.SIGINT, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name is not None:
-            raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
-    def raise_if_set(self, saved: str) -> None:
-        """Raise Preempted where nothing needs saving. `saved` says what state is safe."""
+    def defer(self) -> None:
+        """From here on only set the flag."""
+        self._deferring = True
+
+    def act_at_once(self) -> None:
+        """From here on end the process, which has nothing to save any more.
+
+        Raises:
+            Preempted: The flag is set already.
+        """
+        self._deferring = False
         if self:
-            raise Preempted(f"stopped by {self.signal_name}; {saved}")
+            raise Preempted(
+                f"stopped by {self.signal_name}: training is done and saved; run the same command "
+                "to test it"
+            )
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self:
+            _leave("stopped at once: what is not saved yet is lost", 130)
+        if not self._deferring:
+            name = signal.Signals(number).name
+            _leave(
+                f"stopped by {name}: nothing is lost; run the same command to go on",
+                EXIT_CODES["preempted"].code,
+            )
+        self.signal_name = self.signal_name or signal.Signals(number).name
+
+
+def _leave(text: str, code: int) -> None:
+    """End the process as a kill would, which every file of a run is made to survive."""
+    cursor = _SHOW_CURSOR if os.isatty(2) else ""
+    os.write(2, f"{cursor}lightship: {text}\n".encode())
+    os._exit(code)
 
 
 class Agreement:

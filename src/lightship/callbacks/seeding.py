@@ -1,5 +1,6 @@
 """Random numbers of a step as a function of the step: nothing to save, nothing to restore."""
 
+import hashlib
 import random
 from typing import Any
 
@@ -22,7 +23,10 @@ class StepSeeding(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed the generators the step may use, on the CPU and this device only."""
-        key = hash((self.seed, trainer.global_rank, trainer.current_epoch, batch_idx))
+        place = f"{self.seed} {trainer.global_rank} {trainer.current_epoch} {batch_idx}"
+        # Not hash(): a run must be resumable after an upgrade of Python.
+        digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
+        key = int.from_bytes(digest, "little")
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)
         torch.default_generator.manual_seed(key)

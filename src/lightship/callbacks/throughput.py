@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Logs training every `log_every_n_steps` optimizer steps and at the end of each epoch.
+    """Logs training every `log_every_n_steps` optimizer steps, at each epoch's end and at the end.
 
     A log point takes the module's sums (`take_train_sums`: the one fetch from the device, which
     also waits for it, so the times hold for an asynchronous device), adds
@@ -59,14 +59,10 @@ class Throughput(Callback):
         step = trainer.global_step
         if step != self._seen_step:
             self._seen_step = step
-            if step % self._log_every_n_steps == 0 or trainer.is_last_batch:
+            ends = trainer.is_last_batch or step == trainer.max_steps
+            if step % self._log_every_n_steps == 0 or ends:
                 self._log(trainer, pl_module)
         self._batch_ended_s = perf_counter()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what an epoch cut short (max_steps) leaves over."""
-        if trainer.global_step > self._window_step:
-            self._log(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clocks."""

@@ -2,14 +2,14 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightship import storage
+from lightship import ranks, storage
 from lightship.batch import Batch
 from lightship.config import DataConfig
 from lightship.data import read, sources
@@ -51,7 +51,7 @@ class ImageData(LightningDataModule):
         return next(iter(self.manifests.values())).class_names
 
     def load_manifests(self, cache_url: str | None, need: str) -> None:
-        """Find out what samples exist. Reads the cached table, or scans and caches it. Blocks.
+        """Find out what samples exist. Every rank; rank 0 reads the cached table or scans. Blocks.
 
         Args:
             cache_url: Folder that keeps the table beside the run, or None to scan anew.
@@ -63,15 +63,16 @@ class ImageData(LightningDataModule):
         config = self.config
         key = hashlib.sha256(f"{config.root}\n{config.root_md5}".encode()).hexdigest()[:12]
         url = storage.join(cache_url, f"manifest-{key}.npz") if cache_url else None
-        if url and storage.exists(url):
-            # The table holds for every machine; where a downloaded archive lies does not.
-            root = sources.resolve_root(config.root, config.root_md5)
-            cached = load_manifests(url).items()
-            splits = {split: dataclasses.replace(table, root=root) for split, table in cached}
-        else:
-            splits = sources.scan(config.root, config.root_md5)
+
+        def table() -> dict[str, Manifest]:
+            if url and storage.exists(url):
+                return load_manifests(url)
+            found = sources.scan(config.root, config.root_md5)
             if url:
-                save_manifests(url, splits)
+                save_manifests(url, found)
+            return found
+
+        splits = self._at_root_here(ranks.from_rank_0(table))
         if "val" not in splits and "train" in splits and config.val_fraction > 0:
             train, val = split_validation(splits["train"], config.val_fraction)
             splits = {**splits, "train": train}
@@ -85,12 +86,21 @@ class ImageData(LightningDataModule):
         self.manifests = splits
 
     def load_unlabelled(self) -> None:
-        """Take every image under data.root as the split `predict`. Blocks.
+        """Take every image under data.root as the split `predict`. Every rank; blocks.
 
         Raises:
             DataError: No images there.
         """
-        self.manifests = {"predict": sources.scan_images(self.config.root, self.config.root_md5)}
+        config = self.config
+        scan = partial(sources.scan_images, config.root, config.root_md5)
+        self.manifests = self._at_root_here({"predict": ranks.from_rank_0(scan)})
+
+    def _at_root_here(self, splits: dict[str, Manifest]) -> dict[str, Manifest]:
+        """A table holds for every machine; where a downloaded archive lies does not."""
+        config = self.config
+        resolve = partial(sources.resolve_root, config.root, config.root_md5)
+        root = ranks.first_on_each_node(resolve)
+        return {split: dataclasses.replace(table, root=root) for split, table in splits.items()}
 
     def decode(self, split: str) -> None:
         """Read and decode a split into memory (kept; the second call does nothing). Blocks.
@@ -106,7 +116,7 @@ class ImageData(LightningDataModule):
         images, bad = read.decode_all(
             manifest,
             image_size_px=self.image_size_px or None,
-            threads=config.decode_threads or os.cpu_count() or 1,
+            threads=config.decode_threads or ranks.cores(),
             on_error=config.on_error,
             max_bad_fraction=config.max_bad_fraction,
         )

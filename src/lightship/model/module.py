@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightship.batch import NOT_COUNTED, Batch
+from lightship.exits import ConfigError
 from lightship.model.metrics import EvalMetrics, widest_float
 from lightship.model.optim import build_optimizer, build_schedule
 from lightship.model.zoo import build_net
@@ -86,12 +87,14 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the metrics sum over the ranks in whatever way the strategy has."""
+        self._train_sums = None  # of an earlier fit
         self._has_peers = self.trainer.world_size > 1
         self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
 
     def on_train_start(self) -> None:
-        """Begin the sums anew: an earlier fit may have left some, on another device."""
-        self._train_sums = None
+        """Bring a checkpoint's sums to where the steps add to them."""
+        if self._train_sums is not None:
+            self._train_sums = self._train_sums.to(self.device)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.trainer.strategy.reduce(value, reduce_op="sum"))
@@ -217,5 +220,32 @@ class ImageClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the classes where a reader finds them without this class."""
+        """Name the classes where a reader finds them without this class; keep the open sums.
+
+        Called on every rank: the sums are those of all ranks.
+        """
         checkpoint["class_names"] = self.class_names
+        sums = self._train_sums
+        if sums is not None and self._has_peers:
+            sums = self._sum_over_ranks(sums.clone())
+        checkpoint["train_sums"] = sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; go on with its sums, which rank 0 holds for all.
+
+        Raises:
+            ConfigError: Its hyper-parameters differ.
+        """
+        kept = checkpoint["hyper_parameters"]
+        changed = [
+            f"{name} was {kept.get(name)!r}, is {value!r}"
+            for name, value in self.hparams.items()
+            if kept.get(name) != value
+        ]
+        if changed:
+            raise ConfigError(
+                f"the checkpoint is of another model or data set: {'; '.join(changed)[:500]}. To "
+                "start from its weights alone give it as --model.weights"
+            )
+        if self.global_rank == 0:
+            self._train_sums = checkpoint.get("train_sums")

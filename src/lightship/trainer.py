@@ -1,0 +1,127 @@
+"""What every command trains or measures with: progress, data and Lightning's Trainer."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightship import ranks
+from lightship.callbacks.progress import Progress, build_progress
+from lightship.config import Config
+from lightship.data.module import ImageData
+from lightship.exits import ConfigError
+from lightship.model.module import ImageClassifier
+
+
+def start_progress(config: Config) -> Progress:
+    """The progress callback, and Lightning told to leave the talking to it."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.set_float32_matmul_precision("high")
+    return build_progress(config.run.log_format)
+
+
+def build_data(config: Config, progress: Progress) -> ImageData:
+    """The images, not read yet."""
+    parts = config.trainer.accumulate_grad_batches
+    return ImageData(config.data, config.run.seed, parts, progress.note)
+
+
+def build_trainer(
+    config: Config,
+    callbacks: list[Callback],
+    loggers: list[Logger] | None = None,
+    checkpoint_io: CheckpointIO | None = None,
+) -> Trainer:
+    """Lightning's Trainer with what is configured, and our own in place of its defaults.
+
+    Raises:
+        ConfigError: Lightning refuses accelerator, devices or precision.
+    """
+    asked = config.trainer
+    parts = asked.accumulate_grad_batches
+    try:
+        return Trainer(
+            accelerator=asked.accelerator,
+            **_placement(config),
+            precision=asked.precision,  # type: ignore[arg-type]
+            max_epochs=asked.max_epochs,
+            max_steps=asked.max_steps,
+            accumulate_grad_batches=parts,
+            gradient_clip_val=asked.gradient_clip_val or None,
+            log_every_n_steps=asked.log_every_n_steps,
+            check_val_every_n_epoch=asked.check_val_every_n_epoch,
+            # Lightning counts parts, the user global batches.
+            limit_train_batches=parts * (asked.limit_train_batches or 0) or 1.0,
+            limit_val_batches=asked.limit_val_batches or 1.0,
+            limit_test_batches=asked.limit_test_batches or 1.0,
+            deterministic=asked.deterministic,
+            sync_batchnorm=asked.sync_batchnorm,
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=[checkpoint_io] if checkpoint_io else [],
+            enable_checkpointing=checkpoint_io is not None,
+            use_distributed_sampler=False,  # order.py is the sampler
+            enable_progress_bar=False,  # callbacks/progress.py is the bar
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        flags = ", ".join(
+            f"--trainer.{name} {getattr(asked, name)}"
+            for name in ("accelerator", "devices", "precision")
+        )
+        raise ConfigError(f"Lightning refuses {flags}: {str(error).splitlines()[0]}") from None
+
+
+def _placement(config: Config) -> dict[str, Any]:
+    """The Trainer's devices, nodes and strategy, as launch.py has started this process."""
+    asked = config.trainer
+    if not ranks.is_open():
+        on_tpu = asked.accelerator == "tpu"
+        auto: str | int = "auto" if on_tpu else 1
+        return {"devices": auto if asked.devices == "auto" else int(asked.devices)}
+    if asked.sync_batchnorm and not torch.cuda.is_available():
+        raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for the CPU")
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    strategy = DDPStrategy(
+        cluster_environment=TorchElasticEnvironment(),
+        find_unused_parameters=False,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # callbacks/buffers.py, outside the step
+    )
+    nodes = int(os.environ["WORLD_SIZE"]) // here
+    return {"devices": here, "num_nodes": nodes, "strategy": strategy}
+
+
+def evaluate(
+    config: Config, data: ImageData, model: ImageClassifier, split: str, progress: Progress
+) -> dict[str, float]:
+    """Metrics of `model` over every sample of a split, by a trainer without training's callbacks.
+
+    (Without EMA above all: the weights are the averaged ones already.)
+    """
+    trainer = build_trainer(config, [progress])
+    run = trainer.test if split == "test" else trainer.validate
+    run(model, datamodule=data, verbose=False)
+    names = ("loss", "acc", "top5", "num_samples")
+    measured = model.eval_metrics
+    return {f"{split}/{name}": float(measured[name]) for name in names if name in measured}
+
+
+def numbers_line(numbers: dict[str, float], split: str | None) -> str:
+    """The numbers of a split, as the last line tells them."""
+    shown = [
+        f"{key} {value:.0f}" if value.is_integer() and value > 1 else f"{key} {value:.4f}"
+        for key, value in numbers.items()
+        if key.startswith(f"{split}/")
+    ]
+    return ", ".join(shown) or "no evaluation split"

@@ -1,0 +1,368 @@
+"""Checkpoints on every kind of storage: no damaged one is ever loaded, no good one lost."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightship import cli, storage
+from lightship.checkpoint import CheckpointDamaged, CheckpointStore, Commit
+from lightship.exits import ConfigError, PeerLost
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder for checkpoints."""
+    if request.param == "local":
+        return f"{tmp_path}/checkpoints"
+    if request.param == "memory":
+        return f"memory://checkpoints-{uuid.uuid4().hex}"
+    return request.getfixturevalue("s3").url("checkpoints")
+
+
+def state(step: int, score: float | None = None) -> dict[str, Any]:
+    """As Lightning hands one over; a weight tells the step."""
+    weights = {"w": torch.full((500,), float(step)), "n": torch.tensor(step)}
+    return {"global_step": step, "epoch": 0, "state_dict": weights, "lightship": {"score": score}}
+
+
+def opened(url: str, said: list[str] | None = None, **options: Any) -> CheckpointStore:
+    store = CheckpointStore(url, (said if said is not None else []).append, **options)
+    store.open_attempt()
+    return store
+
+
+def save(store: CheckpointStore, step: int, score: float | None = None) -> str:
+    path = store.path_of_step(step)
+    store.save_checkpoint(state(step, score), path)
+    store.wait()
+    return path
+
+
+def steps(url: str) -> list[int]:
+    return [commit.step for commit in CheckpointStore(url, print).commits()]
+
+
+def record_url(payload_url: str) -> str:
+    return payload_url.removesuffix(".ckpt") + ".commit.json"
+
+
+def change(url: str, how: Callable[[bytes], bytes]) -> None:
+    storage.write_bytes(url, how(storage.read_bytes(url)))
+
+
+def flipped(share: float) -> Callable[[bytes], bytes]:
+    def flip(data: bytes) -> bytes:
+        at = min(len(data) - 1, int(share * len(data)))
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    return flip
+
+
+DAMAGES: dict[str, Callable[[str, str], None]] = {
+    "empty": lambda payload, _: change(payload, lambda data: b""),
+    "half": lambda payload, _: change(payload, lambda data: data[: len(data) // 2]),
+    "one byte more": lambda payload, _: change(payload, lambda data: data + b"?"),
+    "deleted payload": lambda payload, _: storage.remove(payload),
+    "no record": lambda payload, _: storage.remove(record_url(payload)),
+    "empty record": lambda payload, _: change(record_url(payload), lambda data: b""),
+    "torn record": lambda payload, _: change(record_url(payload), lambda data: data[:-40]),
+    "record of other JSON": lambda payload, _: change(record_url(payload), lambda data: b"[1]"),
+    "payload of another": lambda payload, before: storage.write_bytes(
+        payload, storage.read_bytes(before)
+    ),
+    **{
+        f"bit flipped at {share}": lambda payload, _, share=share: change(payload, flipped(share))
+        for share in (0, 0.02, 0.3, 0.5, 0.7, 0.98, 1)
+    },
+    **{
+        f"bit of the record flipped at {share}": lambda payload, _, share=share: change(
+            record_url(payload), flipped(share)
+        )
+        for share in (0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
+    },
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_is_passed_over_for_the_one_before(url: str, damage: str) -> None:
+    writer = opened(url, keep_last=3)
+    _, before, newest = (save(writer, step) for step in (1, 2, 3))
+    DAMAGES[damage](newest, before)
+
+    said: list[str] = []
+    reader = CheckpointStore(url, said.append)
+    commit = reader.newest()
+    assert commit is not None
+    assert commit.step == 2
+    assert reader.load_checkpoint(reader.url_of(commit))["state_dict"]["n"] == 2
+    if damage != "no record":  # then there never was one
+        assert len(said) == 1
+        assert "step-00000003-" in said[0]
+        assert said[0].endswith("falling back to the one before")
+    with pytest.raises(CheckpointDamaged):
+        CheckpointStore(url, print).load_checkpoint(newest)
+
+
+def test_a_whole_record_of_another_checkpoint_does_not_vouch(url: str) -> None:
+    """A well-formed record whose size and sum are of other bytes."""
+    writer = opened(url)
+    older, newest = save(writer, 1), save(writer, 2)
+    other = Commit.from_bytes(storage.read_bytes(record_url(older)))
+    fields = Commit.from_bytes(storage.read_bytes(record_url(newest))).__dict__
+    for wrong in ({"size_bytes": fields["size_bytes"] + 1}, {"sha256": other.sha256}):
+        forged = Commit(**{**fields, **wrong})
+        storage.write_bytes(record_url(newest), forged.to_bytes())
+        found = CheckpointStore(url, print).newest()
+        assert found is not None
+        assert found.step == 1
+
+
+def test_nothing_good_is_nothing(url: str) -> None:
+    said: list[str] = []
+    assert CheckpointStore(url, said.append).newest() is None
+    writer = opened(url)
+    for step in (1, 2):
+        change(save(writer, step), flipped(0.5))
+    store = CheckpointStore(url, said.append)
+    assert store.newest() is None
+    assert store.best() is None
+    assert len(said) == 2
+
+
+def test_best_passes_over_a_damaged_one(url: str) -> None:
+    writer = opened(url, keep_last=9)
+    paths = {step: save(writer, step, score) for step, score in ((1, 0.3), (2, 0.1), (3, 0.2))}
+    best = CheckpointStore(url, print).best()
+    assert best is not None
+    assert best.step == 2
+    change(paths[2], flipped(0.5))
+    best = CheckpointStore(url, print).best()
+    assert best is not None
+    assert best.step == 3
+    highest = CheckpointStore(url, print, best_is_lowest=False).best()
+    assert highest is not None
+    assert highest.step == 1
+
+
+def test_retention_keeps_the_last_the_best_and_the_one_resumed_from(url: str) -> None:
+    store = opened(url, keep_last=2)
+    save(store, 1, 0.5)
+    first = store.newest()
+    assert first is not None
+    store.protect(first)
+    for step, score in ((2, 0.4), (3, 0.1), (4, None), (5, 0.2), (6, 0.3), (7, None)):
+        save(store, step, score)
+    assert steps(url) == [1, 3, 6, 7]
+    names = {item.path for item in storage.list_files(url)}
+    assert len(names) == 2 * 4 + 1, "nothing but payloads, records and the attempt"
+
+
+def test_nothing_is_deleted_before_the_newer_one_is_committed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    write, remove = storage.write_bytes, storage.remove
+    monkeypatch.setattr(
+        storage, "write_bytes", lambda at, data: (write(at, data), done.append(f"+{at}"))
+    )
+    monkeypatch.setattr(storage, "remove", lambda at: (done.append(f"-{at}"), remove(at)))
+    store = opened(url, keep_last=1)
+    one, two = save(store, 1), save(store, 2)
+    assert done[-4:] == [f"+{two}", f"+{record_url(two)}", f"-{record_url(one)}", f"-{one}"]
+
+
+def test_of_two_saves_at_one_step_the_later_counts_and_only_it_is_kept(url: str) -> None:
+    store = opened(url, keep_last=2)
+    for step, score in ((1, 0.2), (2, None), (2, 0.3)):
+        save(store, step, score)
+    commits = CheckpointStore(url, print).commits()
+    assert [(commit.step, commit.score) for commit in commits] == [(1, 0.2), (2, 0.3)]
+
+
+def test_after_a_fallback_the_damaged_ones_go_and_not_the_new(url: str) -> None:
+    """They have higher steps than what the run that fell back commits first."""
+    before = opened(url, keep_last=9)
+    change(save(before, 8), flipped(0.5))
+    storage.write_bytes(record_url(save(before, 9)), b"torn")
+    change(save(before, 7, score=0.001), flipped(0.5))  # the best, if it were good
+
+    store = opened(url, keep_last=1)
+    assert store.newest() is None
+    save(store, 5, score=0.7)
+    save(store, 6, score=0.8)
+    assert steps(url) == [5, 6]
+    assert len(storage.list_files(url)) == 2 * 2 + 1
+
+
+def test_a_later_attempt_is_newer_even_at_a_lower_step(url: str) -> None:
+    save(opened(url), 9)
+    save(opened(url), 5)
+    newest = CheckpointStore(url, print).newest()
+    assert newest is not None
+    assert newest.step == 5
+
+
+def test_orphans_of_dead_attempts_go_once_a_newer_one_is_committed(url: str) -> None:
+    save(opened(url), 1)
+    orphan = f"{url}/step-00000002-00001-abcdef-2.ckpt"
+    storage.write_bytes(orphan, b"half")
+    storage.write_bytes(f"{url}/notes.txt", b"somebody else's")
+    store = opened(url)
+    store.newest()
+    assert storage.exists(orphan)
+    save(store, 3)
+    assert not storage.exists(orphan)
+    assert storage.exists(f"{url}/notes.txt")
+    assert steps(url) == [1, 3]
+
+
+def test_only_the_newest_attempt_commits(url: str) -> None:
+    old = opened(url)
+    save(old, 1)
+    new = opened(url)
+    with pytest.raises(PeerLost, match="has taken over") as caught:
+        save(old, 2)
+    assert caught.value.exit_code == 75
+    save(new, 2)
+    assert steps(url) == [1, 2]
+    assert CheckpointStore(url, print).commits()[-1].attempt == new.attempt
+
+
+def test_a_save_is_a_snapshot_and_one_is_in_flight_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, writing = threading.Event(), []
+    write = storage.write_bytes
+
+    def slow(url: str, data: Any) -> None:
+        if url.endswith(".ckpt"):
+            writing.append(url)
+            assert gate.wait(30)
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    store = opened(str(tmp_path))
+    moving = state(1)
+    store.save_checkpoint(moving, store.path_of_step(1))  # returns though nothing can be written
+    moving["state_dict"]["w"].fill_(7)
+    moving["lightship"]["score"] = 7.0
+    store.raise_failure()
+
+    second = threading.Thread(
+        target=lambda: store.save_checkpoint(state(2), store.path_of_step(2)), daemon=True
+    )
+    second.start()
+    second.join(0.3)
+    assert second.is_alive(), "the second waits for the first"
+    assert len(writing) == 1
+    gate.set()
+    second.join(30)
+    store.wait()
+    assert steps(str(tmp_path)) == [1, 2]
+    first = CheckpointStore(str(tmp_path), print).commits()[0]
+    assert first.score is None
+    loaded = store.load_checkpoint(store.url_of(first))
+    assert torch.equal(loaded["state_dict"]["w"], torch.full((500,), 1.0))
+
+
+def test_what_goes_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
+    url = f"{tmp_path}/checkpoints"
+
+    def broken() -> CheckpointStore:
+        store = opened(url)
+        store.save_checkpoint(state(1), f"{tmp_path}/attempt-file/step.ckpt")
+        return store
+
+    Path(tmp_path, "attempt-file").write_text("a file where a folder is needed")
+    for surfaces in (
+        lambda store: store.wait(),
+        lambda store: store.save_checkpoint(state(2), store.path_of_step(2)),
+        lambda store: store.teardown(),
+        lambda store: (store._in_flight.exception(30), store.raise_failure()),
+    ):
+        with pytest.raises(Exception, match="attempt-file"):
+            surfaces(broken())
+
+
+class Malice:
+    """Leaves a file behind if it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def malicious(path: Path, kind: str) -> bytes:
+    content = {**state(3), "hyper_parameters": {"x": Malice(path)}}
+    buffer = io.BytesIO()
+    if kind == "plain pickle":
+        pickle.dump(content, buffer)
+    else:
+        torch.save(content, buffer, _use_new_zipfile_serialization=kind == "zip")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "before torch 1.6", "plain pickle"])
+@pytest.mark.parametrize("way", ["newest", "test --ckpt_path", "fit --ckpt_path", "fit"])
+def test_a_checkpoint_that_needs_code_is_refused(
+    kind: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    ran = tmp_path / "the-code-ran"
+    data = malicious(ran, kind)
+    output = f"{tmp_path}/run"
+    url, alone = f"{output}/checkpoints", f"{tmp_path}/alone.ckpt"
+    storage.write_bytes(alone, data)
+    writer = opened(url)
+    payload = save(writer, 3)
+    if way in ("newest", "fit"):  # an attacker who writes checkpoints writes records, too
+        fields = Commit.from_bytes(storage.read_bytes(record_url(payload))).__dict__
+        sha256 = hashlib.sha256(data).hexdigest()
+        forged = Commit(**{**fields, "size_bytes": len(data), "sha256": sha256})
+        storage.write_bytes(payload, data)
+        storage.write_bytes(record_url(payload), forged.to_bytes())
+    elif way == "fit --ckpt_path":
+        output = f"{tmp_path}/other"
+    if way == "newest":
+        with pytest.raises(ConfigError, match="needs code to be unpickled and is refused") as got:
+            CheckpointStore(url, print).newest()
+        assert got.value.exit_code == 78
+    else:
+        flags = [f"--run.output={output}", "--run.tracking=none"]
+        printed = cli.main(["fit", *flags, "--print_config"])
+        storage.write_bytes(f"{output}/config.yaml", capsys.readouterr().out.encode())
+        assert printed == 0
+        command, _, ckpt = way.partition(" ")
+        assert cli.main([command, *flags, *([f"{ckpt}={alone}"] if ckpt else [])]) == 78
+        told = capsys.readouterr().err
+        assert "is refused" in told
+        assert "Traceback" not in told
+    assert not ran.exists()
+    with contextlib.suppress(RuntimeError):  # the test can fail: this is malicious
+        torch.load(io.BytesIO(data), weights_only=False)
+    assert ran.exists()
+
+
+def test_a_record_says_what_it_is_of(tmp_path: Path) -> None:
+    store = opened(str(tmp_path), config_hash="abcd")
+    path = save(store, 12, 0.25)
+    record = json.loads(Path(record_url(path)).read_bytes())
+    data = Path(path).read_bytes()
+    assert record["size_bytes"] == len(data)
+    assert record["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (record["step"], record["score"], record["config_hash"]) == (12, 0.25, "abcd")
+    assert record["attempt"] == store.attempt
+    assert torch.load(path, weights_only=True)["global_step"] == 12

@@ -1,0 +1,134 @@
+"""Training on an S3 that fails: the same weights, or exit 74 with all that was committed safe."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.faults import FaultProxy
+from tests.forked import Child
+from tests.killing import SAVE_EVERY_STEPS, Job, assert_as_if_never_killed, many_images
+from tests.runs import last_state
+from tests.s3 import S3Server
+
+DEADLINE_S = 4.0
+LITTLE = ["--model.net=tests.own_nets:moody"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    path = tmp_path_factory.mktemp("undisturbed")
+    job = Job(path, str(path / "run"), many_images(str(path / "images")), list(LITTLE))
+    ids = job.finish()
+    return last_state(job.output), ids
+
+
+@pytest.fixture(scope="module")
+def images(s3: S3Server) -> str:
+    return many_images(s3.url("images"))
+
+
+@pytest.fixture
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(s3.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def job(s3: S3Server, proxy: FaultProxy, images: str, tmp_path: Path) -> Job:
+    """Reads and writes through the proxy; this process looks at the server itself."""
+    env = {
+        "AWS_ENDPOINT_URL": proxy.endpoint,
+        "LIGHTSHIP_STORAGE_DEADLINE_S": str(DEADLINE_S),
+    }
+    return Job(tmp_path, s3.url("run"), images, list(LITTLE), env).saving()
+
+
+BOTH = ("GET", "PUT", "HEAD")
+
+
+@pytest.mark.parametrize("fault", ["status", "reset", "stall", "short", "long"])
+def test_faults_that_pass_change_nothing(
+    fault: str, job: Job, proxy: FaultProxy, undisturbed
+) -> None:
+    """A burst while images are read, and one while checkpoints are written."""
+    times = 1 if fault == "stall" else 3  # each silence costs a third of the deadline
+    methods = ("GET",) if fault in ("short", "long") else BOTH
+    if fault in ("status", "reset"):
+        methods = (*BOTH, "DELETE")
+    proxy.plan(fault, times, methods, after=20)
+    with job.start() as child:
+        child.wait_for(lambda: len(child.steps()) > 4)
+        assert proxy.times == 0, "the first burst has hit"
+        proxy.plan(fault, times, methods, path="checkpoints")
+        assert child.wait(120) == 0, child.output
+        assert proxy.times == 0, "the second burst has hit"
+    state, ids = undisturbed
+    assert_as_if_never_killed(job, state, ids)
+
+
+@pytest.mark.parametrize(("fault", "methods"), [("status", BOTH), ("stall", BOTH), ("reset", BOTH)])
+def test_an_outage_that_stays_ends_in_74_and_loses_nothing_committed(
+    fault: str, methods: tuple[str, ...], job: Job, proxy: FaultProxy, undisturbed
+) -> None:
+    with job.start() as child:
+        child.wait_for(lambda: len(child.steps()) > 8)
+        proxy.plan(fault, methods=methods)
+        began_s = time.monotonic()
+        assert child.wait(60) == 74, child.output
+        assert time.monotonic() - began_s < 10 * DEADLINE_S, "within its bound"
+        assert_told(child, f"no success within {DEADLINE_S:.0f}")
+        begun = len(child.steps())
+    newest = job.newest()
+    assert newest is not None
+    assert begun - newest.step <= 2 * SAVE_EVERY_STEPS + 1
+    proxy.clear()
+    state, ids = undisturbed
+    assert_as_if_never_killed(job, state, ids)
+
+
+def assert_told(child: Child, text: str) -> None:
+    """In a line or two, and no traceback."""
+    assert "Traceback" not in child.output
+    [line] = [line for line in child.output.splitlines() if line.startswith("lightship: ")]
+    assert text in line
+
+
+class TestWrongBytesOfTheRightLength:
+    @pytest.fixture
+    def half_way(self, job: Job) -> int:
+        """Steps in the newest checkpoint of a killed run."""
+        with job.start() as child:
+            child.wait_for(lambda: len(child.steps()) > 14)
+            child.kill()
+        newest = job.newest()
+        assert newest is not None
+        return newest.step
+
+    @pytest.mark.parametrize("fault", ["flip", "flip told"])
+    def test_on_the_way_once(
+        self, fault, half_way, job: Job, proxy: FaultProxy, undisturbed
+    ) -> None:
+        proxy.plan(fault, 1, path=".ckpt")
+        with job.start() as child:
+            assert child.wait() == 0, child.output
+            assert f"from step {half_way}" in child.output
+            assert proxy.times == 0
+        state, ids = undisturbed
+        assert_as_if_never_killed(job, state, ids)
+
+    @pytest.mark.parametrize("fault", ["flip", "flip told"])
+    def test_of_the_newest_for_good(
+        self, fault, half_way, job: Job, proxy: FaultProxy, undisturbed
+    ) -> None:
+        newest = job.newest()
+        assert newest is not None
+        proxy.plan(fault, path=newest.file)
+        with job.start() as child:
+            assert child.wait() == 0, child.output
+            assert f"checkpoint {newest.file} does not match " in child.output
+            assert "falling back to the one before" in child.output
+            assert f"from step {half_way}" not in child.output
+            assert ", from step " in child.output
+        state, ids = undisturbed
+        assert_as_if_never_killed(job, state, ids)
