@@ -7,9 +7,9 @@ CIFAR10=FOLDER make bench          # real CIFAR-10 as class folders, for the tab
 
 import sys
 
-from tests.benchmarks import tutorial
+from tests.benchmarks import scaling, tutorial
 
-TABLES = {"tutorial": tutorial.main}
+TABLES = {"tutorial": tutorial.main, "scaling": scaling.main}
 
 
 def main(names: list[str]) -> int:

@@ -1,0 +1,95 @@
+"""What a process under test does beside its work, such as writing down the ids it trains on."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightship import run
+from lightship.batch import Batch
+from lightship.cli import Command
+from lightship.model.module import ImageClassifier
+
+
+def plain() -> None:
+    """Append {rank, world, step, ids} of each training step to TEST_FOLDER/ids."""
+    training_step, step_s = ImageClassifier.training_step, float(os.environ["TEST_STEP_S"])
+
+    def noted(self: ImageClassifier, batch: Batch, batch_idx: int) -> Tensor:
+        line = {
+            "rank": self.trainer.global_rank,
+            "world": self.trainer.world_size,
+            "step": self.trainer.global_step,
+            "ids": batch.ids.tolist(),
+        }
+        with Path(os.environ["TEST_FOLDER"], "ids").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        time.sleep(step_s)
+        return training_step(self, batch, batch_idx)
+
+    ImageClassifier.training_step = noted  # type: ignore[method-assign]
+
+
+class CountCollectives(Callback):
+    """Profiles the steps from `first` up to `last` and writes what gloo did to TEST_FOLDER."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last, self.done = first, last, False
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.first and not self.profile.profiler:
+            self.profile.start()
+        elif trainer.global_step == self.last and not self.done:
+            self.done = True
+            self.profile.stop()
+            counts: dict[str, int] = {}
+            for event in self.profile.events():
+                if event.name.startswith("c10d::"):
+                    counts[event.name] = counts.get(event.name, 0) + 1
+            ddp = trainer.strategy.model
+            buckets = len(ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(","))
+            told = {"steps": self.last - self.first, "buckets": buckets, "counts": counts}
+            path = Path(os.environ["TEST_FOLDER"], f"collectives-{trainer.global_rank}")
+            path.write_text(json.dumps(told))
+
+
+def counting() -> None:
+    """Count the collectives of the quiet steps 9 to 14 (agreements are at 8 and 16)."""
+    build = run.build_trainer
+
+    def with_counter(config, callbacks, *rest):  # type: ignore[no-untyped-def]
+        return build(config, [CountCollectives(9, 14), *callbacks], *rest)
+
+    run.build_trainer = with_counter
+
+
+def stock() -> None:
+    """In place of lightship's fit: the same net and batches by Lightning's Trainer as it comes."""
+
+    def fit(command: Command) -> None:
+        torch.manual_seed(0)
+        classes, size_px = ["a", "b", "c"], 8
+        model = ImageClassifier("tests.dist.nets:large", classes, size_px, [0.5] * 3, [0.25] * 3)
+        batches = [
+            Batch(torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 3, i)
+            for i in torch.arange(6 * 20).split(6)
+        ]
+        trainer = Trainer(
+            accelerator="cpu",
+            strategy="ddp",
+            devices=int(os.environ["LOCAL_WORLD_SIZE"]),
+            max_epochs=1,
+            default_root_dir=os.environ["TEST_FOLDER"],
+            callbacks=[CountCollectives(9, 14)],
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, DataLoader(batches, batch_size=None))
+
+    run.fit = fit

@@ -1,0 +1,211 @@
+"""Processes, agents and nodes that die, freeze or are told to stop: nothing is lost, nothing hangs.
+
+Every test ends by comparing with the run that nothing happened to, bit for bit.
+"""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.dist.conftest import Agent, Job, is_alive, until
+
+SLOW_S = 0.1  # a step: 2 s in all, so that there is time to do harm
+
+
+@pytest.fixture(scope="module")
+def measured(request: pytest.FixtureRequest) -> Iterator[Callable]:
+    """Times recoveries; all are printed at the end."""
+    rows: list[tuple[str, float]] = []
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        began_s = time.monotonic()
+        yield
+        rows.append((what, time.monotonic() - began_s))
+
+    yield timed
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("\n\nrecovery, without the seconds of importing:")
+        for what, spent_s in rows:
+            print(f"  {spent_s:5.1f} s  {what}")
+
+
+def same(run: Job, reference: Job) -> None:
+    """The run has ended where the reference did: weights, optimizer, batches and numbers."""
+    got, expected = run.weights(), reference.weights()
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
+    assert run.batches() == reference.batches()
+    assert run.numbers() == reference.numbers()
+
+
+def ended(*agents: Agent) -> list[int]:
+    return [agent.wait() for agent in agents]
+
+
+def finish(run: Job) -> None:
+    """Start the run again on two processes, and see it through."""
+    agent = run.start("--trainer.devices=2")
+    assert agent.wait() == 0, agent.said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_worker_heals_in_place(job, reference, measured, rank: int) -> None:
+    run = job()
+    agent = run.start("--trainer.devices=2", step_s=SLOW_S)
+    run.at_step(4)
+    killed = run.worker(rank)
+    os.kill(killed, signal.SIGKILL)
+    with measured(f"worker {rank} killed: all train again"):
+        until(lambda: run.worker(rank) != killed, "a new worker")
+        run.at_step(run.committed() + 1)
+    assert agent.wait() == 0, agent.said
+    assert f"rank {rank} ended (killed by SIGKILL); all start again" in agent.said
+    same(run, reference)
+
+
+def test_a_frozen_worker_is_noticed(job, reference, measured) -> None:
+    run = job("--trainer.timeout_s=3")
+    agent = run.start(
+        "--trainer.devices=2", step_s=SLOW_S, PET_MAX_RESTARTS="0", PET_SHUTDOWN_TIMEOUT="2"
+    )
+    run.at_step(4)
+    os.kill(run.worker(1), signal.SIGSTOP)
+    with measured("a worker frozen, timeout_s 3: the job has ended"):
+        assert agent.wait(bound_s=25) == 74, agent.said  # not torch's 30 s for a deaf worker
+    assert "no answer from rank 1 within --trainer.timeout_s" in agent.said
+    finish(run)
+    same(run, reference)
+
+
+def test_a_frozen_rank_0_is_noticed(job) -> None:
+    """It keeps the store at which the others would report."""
+    run = job("--trainer.timeout_s=3")
+    agent = run.start(
+        "--trainer.devices=2", step_s=SLOW_S, PET_MAX_RESTARTS="0", PET_SHUTDOWN_TIMEOUT="2"
+    )
+    run.at_step(4)
+    os.kill(run.worker(0), signal.SIGSTOP)
+    assert agent.wait() == 74, agent.said
+    assert "no answer from rank 0 within --trainer.timeout_s" in agent.said
+
+
+@pytest.mark.parametrize("whom", ["rank 1", "agent"])
+def test_told_to_stop(job, reference, measured, whom: str) -> None:
+    run = job()
+    agent = run.start("--trainer.devices=2", step_s=SLOW_S)
+    run.at_step(4)
+    os.kill(run.worker(1) if whom == "rank 1" else agent.pid, signal.SIGTERM)
+    with measured(f"SIGTERM to the {whom}: saved and gone"):
+        assert agent.wait() == 143, agent.said
+    assert f"step {run.committed()} is saved" in agent.said
+    assert run.committed() < 20
+    finish(run)
+    same(run, reference)
+
+
+def test_one_node_told_to_stop_stops_both(job, reference, measured) -> None:
+    run = job()
+    agents = [run.start_node(step_s=SLOW_S), run.start_node(step_s=SLOW_S)]
+    run.at_step(4)
+    agents[1].kill(signal.SIGTERM)
+    with measured("SIGTERM to one of two agents: both saved and gone"):
+        assert ended(*agents) == [143, 143]
+    finish(run)
+    same(run, reference)
+
+
+def test_told_to_stop_before_the_others_came(job) -> None:
+    run = job()
+    agent = run.start_node()
+    until(lambda: port_is_open(run.port), "the rendezvous' host")
+    agent.kill(signal.SIGTERM)
+    assert agent.wait() == 143, agent.said
+
+
+def test_workers_die_with_their_agent(job, reference, measured) -> None:
+    run = job()
+    agent = run.start("--trainer.devices=2", step_s=0.7)  # they would go on for 10 s
+    run.at_step(2)
+    workers = [run.worker(rank) for rank in (0, 1)]
+    agent.kill(signal.SIGKILL)
+    with measured("an agent killed: its workers are gone"):
+        until(lambda: not any(map(is_alive, workers)), "the workers' end", bound_s=5)
+    assert agent.wait() == -signal.SIGKILL
+    finish(run)
+    same(run, reference)
+
+
+def test_a_lost_node_is_waited_for(job, reference, measured) -> None:
+    run = job()
+    agents = [run.start_node(step_s=SLOW_S), run.start_node(step_s=SLOW_S)]
+    run.at_step(4)
+    agents[1].kill(signal.SIGKILL)
+    with measured("one of two agents killed and replaced at once: both train again"):
+        agents[1] = run.start_node(step_s=SLOW_S)
+        until(lambda: "all start again" in agents[0].said, "the loss to be noticed")
+        run.at_step(run.committed() + 1)
+    assert ended(*agents) == [0, 0]
+    same(run, reference)
+
+
+def test_a_node_that_gave_up_is_replaced(job, reference) -> None:
+    """Its end must not close the rendezvous for the others."""
+    run = job()
+    agents = [run.start_node(step_s=SLOW_S), run.start_node(step_s=SLOW_S, PET_MAX_RESTARTS="0")]
+    run.at_step(4)
+    parents = {int(Path(f"/proc/{run.worker(r)}/stat").read_text().split()[3]): r for r in (0, 1)}
+    os.kill(run.worker(parents[agents[1].pid]), signal.SIGKILL)
+    assert agents[1].wait() == 1, agents[1].said
+    assert "killed by SIGKILL" in agents[1].said
+    agents[1] = run.start_node(step_s=SLOW_S)
+    assert ended(*agents) == [0, 0], agents[0].said
+    same(run, reference)
+
+
+def test_a_lost_host_ends_the_others(job, reference, measured) -> None:
+    run = job()
+    host = run.start_node(step_s=SLOW_S)
+    until(lambda: port_is_open(run.port), "the rendezvous' host")
+    other = run.start_node(step_s=SLOW_S)
+    run.at_step(4)
+    host.kill(signal.SIGKILL)
+    with measured("the rendezvous' host killed: the other has ended"):
+        assert other.wait() == 75, other.said
+    again = [run.start_node(), run.start_node()]
+    assert ended(*again) == [0, 0]
+    same(run, reference)
+
+
+def port_is_open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("localhost", port)) == 0
+
+
+@pytest.mark.parametrize(("nodes", "count"), [("1:2", 1), ("2:3", 2)])
+def test_a_node_joins_a_run_that_goes_on(job, reference, measured, nodes: str, count: int) -> None:
+    """The run grows by a node, step for step; nobody counts that as a failure."""
+    run = job()
+    options = {"nodes": nodes, "step_s": 0.3, "PET_MAX_RESTARTS": "0"}
+    agents = [run.start_node(**options) for _ in range(count)]
+    run.at_step(2)
+    with measured(f"PET_NNODES={nodes}, one node more comes: all train"):
+        agents.append(run.start_node(**options))
+        until(lambda: (run.folder / f"pid-{count}").exists(), "the new rank", 30)
+        run.at_step(run.committed() + 1)
+    assert ended(*agents) == [0] * (count + 1), [agent.said for agent in agents]
+    assert run.batches() == reference.batches()
+    lines = [json.loads(line) for line in (run.folder / "ids").open()]
+    assert {line["world"] for line in lines} == {count, count + 1}
+    for name, value in run.numbers().items():
+        assert value == pytest.approx(reference.numbers()[name], abs=1e-3), name

@@ -1,0 +1,154 @@
+"""How a job of several processes is started and what its end says: codes, lines, no second try."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.dist.conftest import BOUND_S, Job, is_alive, until
+
+
+def test_missing_data_ends_both_nodes_at_once(job) -> None:
+    run = job("--data.root=/nowhere/at/all")
+    agents = [run.start_node(), run.start_node()]
+    for agent in agents:
+        assert agent.wait() == 65, agent.said
+        assert "--data.root /nowhere/at/all" in agent.said
+        assert "start again" not in agent.said
+        assert "Traceback" not in agent.said
+        assert agent.said.count("lightship: ") == 1
+
+
+def test_a_batch_that_does_not_divide(job) -> None:
+    agent = job().start("--trainer.devices=5")
+    assert agent.wait() == 78, agent.said
+    assert "--data.global_batch_size 12 is not divisible by 5" in agent.said
+    assert "start again" not in agent.said
+
+
+def test_a_tracker_that_cannot_start_ends_all(job) -> None:
+    """An error of rank 0 alone, while the others are ahead of it."""
+    agents = [
+        run.start_node("--run.tracking=offline", WANDB_MODE="no-such-mode")
+        for run in [job()]
+        for _ in range(2)
+    ]
+    for agent in agents:
+        assert agent.wait() == 78, agent.said
+        assert "WANDB_*" in agent.said
+
+
+def test_an_error_of_one_rank_is_told_with_its_last_lines(job) -> None:
+    agent = job("--model.net=tests.dist.nets:fails_on_rank_1").start("--trainer.devices=2")
+    assert agent.wait() == 1, agent.said
+    assert agent.said.count("all start again") == 1, "the same error twice is enough"
+    assert "rank 1 failed first, exit code 1: ArithmeticError('broken on purpose')" in agent.said
+    assert "[rank 1] " in agent.said
+    output = agent.said.rpartition("all it said: ")[2].split()[0]
+    assert "ArithmeticError" in Path(output).read_text()
+
+
+def test_a_node_that_comes_after_the_end_waits_for_nobody(job, reference: Job) -> None:
+    late = job()
+    late.output = reference.output
+    agent = late.start_node()
+    assert agent.wait() == 0, agent.said
+    assert "finished already" in agent.said
+
+
+@pytest.mark.parametrize(
+    ("conf", "line"),
+    [
+        ("join_timeout=2,read_timeout=10", "fewer than 2 nodes (PET_NNODES) came to localhost:"),
+        ("is_host=0,join_timeout=2,read_timeout=1", "nobody answers at localhost:"),
+    ],
+    ids=["no second node", "no host"],
+)
+def test_nodes_that_do_not_come(job, conf: str, line: str) -> None:
+    run = job()
+    agent = run.start(
+        PET_NNODES="2", PET_RDZV_ENDPOINT=f"localhost:{run.port}", PET_RDZV_CONF=conf,
+        PET_LOCAL_ADDR="localhost",
+    )  # fmt: skip
+    assert agent.wait() == 74, agent.said
+    assert line in agent.said
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        ({"PET_NNODES": "2"}, "set PET_RDZV_ENDPOINT to HOST:PORT of node 0"),
+        ({"PET_NNODES": "3:2"}, "PET_NNODES is '3:2'"),
+        ({"PET_NPROC_PER_NODE": "3"}, "--trainer.devices is 2 but PET_NPROC_PER_NODE is 3"),
+        ({"PET_NPROC_PER_NODE": "gpus"}, "PET_NPROC_PER_NODE is 'gpus'"),
+    ],
+)
+def test_a_wrong_environment(job, environment: dict[str, str], line: str) -> None:
+    devices = "auto" if environment.get("PET_NPROC_PER_NODE") == "gpus" else "2"
+    agent = job().start(f"--trainer.devices={devices}", **environment)
+    assert agent.wait() == 78, agent.said
+    assert line in agent.said
+
+
+def same(run: Job, reference: Job) -> None:
+    expected = reference.weights()
+    assert run.weights().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in run.weights().items())
+    assert run.numbers() == reference.numbers()
+
+
+def test_started_by_hand_or_mpi(job, reference: Job) -> None:
+    """RANK, WORLD_SIZE and an address are enough, and nothing is launched once more."""
+    run = job()
+    ranks = [
+        run.start(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="localhost", MASTER_PORT=str(run.port),
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].said
+    same(run, reference)
+
+
+def test_started_by_slurm(job, reference: Job) -> None:
+    run = job()
+    tasks = [
+        run.start(
+            SLURM_NTASKS="2", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NODEID="0",
+            SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="2", SLURM_JOB_NAME="train",
+            SLURM_JOB_ID="4711", SLURM_NODELIST="localhost", MASTER_PORT=str(run.port),
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    assert [task.wait() for task in tasks] == [0, 0], tasks[0].said
+    same(run, reference)
+
+
+def test_as_a_user_types_it(job, reference: Job, tmp_path: Path) -> None:
+    """Fresh interpreters: an agent is killed, its workers go; another run is torchrun's."""
+    run = job("--model.net=tests.dist.nets:sleepy")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    log = (tmp_path / "log").open("w+")
+    options = {"env": environment, "stdout": log, "stderr": log}
+    fit = [sys.executable, "-m", "lightship", "fit", f"--run.output={run.output}", *run.flags]
+    agent = subprocess.Popen([*fit, "--trainer.devices=2"], **options)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+    try:
+        workers = until(lambda: len(children.read_text().split()) == 2 and children.read_text(), "")
+        until(lambda: run.committed() or agent.poll() is not None, "a first checkpoint")
+    finally:
+        agent.send_signal(signal.SIGKILL)
+        agent.wait()
+    until(lambda: not any(is_alive(int(pid)) for pid in workers.split()), "orphans to die", 5)
+    assert run.committed() < 20
+    run = job()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m"]
+    fit = ["lightship", "fit", f"--run.output={run.output}", *run.flags]
+    done = subprocess.run([*torchrun, *fit], **options, timeout=BOUND_S)
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+    same(run, reference)

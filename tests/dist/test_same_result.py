@@ -1,0 +1,124 @@
+"""The same learning on any number of processes: batches, gradients, evaluation, predictions."""
+
+import csv
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.dist.conftest import Job
+
+
+def done(job: Job, *flags: str, **options: str) -> Job:
+    agent = job.start(*flags, **options)
+    assert agent.wait() == 0, agent.said
+    return job
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_step_is_that_of_one_process(job: Callable[..., Job], processes: int) -> None:
+    """SGD with rate 1 moves the weights by the gradient of the global batch."""
+    step = ["--optim.name=sgd", "--optim.momentum=0", "--optim.lr=1", "--trainer.max_steps=1"]
+    alone = done(job(*step), "--trainer.devices=1").weights()
+    shared = done(job(*step), f"--trainer.devices={processes}").weights()
+    assert alone.keys() == shared.keys()
+    untrained = done(job(*step, "--optim.lr=0"), "--trainer.devices=1").weights()
+    for name in alone:
+        assert not torch.equal(alone[name], untrained[name]), name
+        assert torch.allclose(alone[name], shared[name], rtol=0, atol=1e-6), name
+
+
+def test_parts_of_a_batch_on_several_processes(job: Callable[..., Job]) -> None:
+    step = ["--optim.name=sgd", "--optim.momentum=0", "--optim.lr=1", "--trainer.max_steps=1"]
+    alone = done(job(*step), "--trainer.devices=1").weights()
+    parts = done(job(*step), "--trainer.devices=2", "--trainer.accumulate_grad_batches=3").weights()
+    for name in alone:
+        assert torch.allclose(alone[name], parts[name], rtol=0, atol=1e-6), name
+
+
+def test_a_run_ends_like_that_of_one_process(job: Callable[..., Job], reference: Job) -> None:
+    alone = done(job(), "--trainer.devices=1")
+    assert alone.batches() == reference.batches()
+    assert len(alone.batches()) == 20
+    assert alone.numbers().keys() == reference.numbers().keys()
+    for name, value in alone.numbers().items():
+        assert value == pytest.approx(reference.numbers()[name], abs=1e-3), name
+    assert reference.numbers()["test/num_samples"] == 5
+
+
+@pytest.mark.parametrize(("first", "then"), [("1", "2"), ("2", "1")])
+def test_a_run_goes_on_at_another_size(
+    job: Callable[..., Job], reference: Job, first: str, then: str
+) -> None:
+    run = job()
+    done(run, f"--trainer.devices={first}", "--trainer.max_steps=8")
+    (run.output / "DONE").unlink()
+    done(run, f"--trainer.devices={then}")
+    assert run.batches() == reference.batches()
+    for name, value in run.numbers().items():
+        assert value == pytest.approx(reference.numbers()[name], abs=1e-3), name
+
+
+def test_two_nodes_of_two(job: Callable[..., Job], reference: Job) -> None:
+    run = job()
+    agents = [run.start_node(PET_NPROC_PER_NODE="2") for _ in range(2)]
+    assert [agent.wait() for agent in agents] == [0, 0], agents[0].said
+    assert run.batches() == reference.batches()
+    for name, value in run.numbers().items():
+        assert value == pytest.approx(reference.numbers()[name], abs=1e-3), name
+
+
+def test_rank_0_alone_writes(reference: Job) -> None:
+    """One start of the run, one report, one set of checkpoints; nothing of rank 1's on the way."""
+    output = reference.output
+    attempts = {
+        json.loads(path.read_text())["attempt"] for path in output.glob("checkpoints/*.json")
+    }
+    assert attempts == {(output / "checkpoints" / "attempt").read_text()}
+    said = reference.agents[0].said
+    assert said.count("training tests.dist.nets:plain") == 1
+    assert said.count("done: test/") == 1
+    assert "rank 1" not in said
+    assert "Traceback" not in said
+
+
+def test_evaluation_counts_every_image_once(job: Callable[..., Job], reference: Job) -> None:
+    """5 images on 2 processes: the padded sixth does not count."""
+    measured = job("--trainer.devices=2")
+    measured.output = reference.output
+    done(measured, command="test")
+    numbers = json.loads((reference.output / "report" / "test.json").read_text())
+    assert numbers["test/num_samples"] == 5
+    assert numbers["test/acc"] == reference.numbers()["test/acc"]
+
+
+def test_predictions_of_all_processes_make_one_table(
+    job: Callable[..., Job], reference: Job, images: str
+) -> None:
+    tables = []
+    for processes in (1, 2):
+        predicted = job()
+        predicted.output = reference.output
+        table = predicted.folder / "table.csv"
+        done(
+            predicted,
+            f"--data.root={images}/test",
+            f"--trainer.devices={processes}",
+            f"--predictions={table}",
+            command="predict",
+        )
+        tables.append(list(csv.DictReader(table.open())))
+    assert len(tables[0]) == 5
+    assert [row["path"] for row in tables[0]] == [row["path"] for row in tables[1]]
+    assert [row["class"] for row in tables[0]] == [row["class"] for row in tables[1]]
+
+
+def test_running_statistics_are_rank_0s(job: Callable[..., Job]) -> None:
+    """What a fit validates is what its checkpoint holds, though ranks' statistics differ."""
+    run = done(job("--model.net=tests.dist.nets:normed"), "--trainer.devices=2")
+    fitted = run.numbers()
+    done(run, "--trainer.devices=1", command="validate")
+    again = json.loads((run.output / "report" / "val.json").read_text())
+    assert again["val/loss"] == pytest.approx(fitted["val/loss"], abs=1e-6)
+    assert again["val/acc"] == fitted["val/acc"]
