@@ -51,10 +51,13 @@ def test_make_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     dry = subprocess.run(
-        ["make", "--dry-run", "train"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["make", "--no-print-directory", "--dry-run", "train"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert dry.stdout.splitlines()[-1].endswith("lightship fit --config digits")
-    told = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for target in ("setup", "train", "test", "lint", "bench", "lock", "clean"):
         assert f"make {target} " in told
 
