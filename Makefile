@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := docker/locks/dev.lock
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test chaos lint format bench lock clean
+.PHONY: help setup train test test-dist chaos lint format bench lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,7 +23,10 @@ train: $(READY) ## train and test on the embedded handwritten digits
 	$(BIN)/lightship fit --config digits
 
 test: $(READY) ## all tests that need no root, GPU or internet
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/dist
+
+test-dist: $(READY) ## the tests of many processes (kills, lost nodes): they want an idle machine
+	$(BIN)/python -m pytest tests/dist
 
 chaos: $(READY) ## kill, stop and starve runs for MINUTES (10) with SEED (1): all must come to the same
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)

@@ -224,6 +224,8 @@ class _Logs(DefaultLogsSpecs):
         """The failure that caused the others, with its last lines if nobody has seen them."""
         rank, failure = first_failure(result)
         code, said = failure.exitcode, self.message(failure.local_rank)
+        if code == -signal.SIGTERM:  # before it could listen to it
+            code, said = _PREEMPTED, "stopped by SIGTERM before training began"
         if code in _KNOWN:
             where = "" if code in _FINAL | {_PREEMPTED} else f"rank {rank}: "
             return WorkerFailed(f"{where}{said or f'a worker ended with code {code}'}", code)
@@ -294,7 +296,7 @@ class _Agent(LocalElasticAgent):
         if failure.exitcode == _PREEMPTED and self._somebody_waits(worker_group):
             # Stopped by a node that makes room for a new one: torch then restarts, uncounted.
             return RunResult(state=WorkerState.HEALTHY)
-        if failure.exitcode in _FINAL | {_PREEMPTED}:
+        if failure.exitcode in _FINAL | {_PREEMPTED, -signal.SIGTERM}:
             self._remaining_restarts = 0  # no restart mends these
         elif self._remaining_restarts:
             said = self._logs_specs.message(failure.local_rank)

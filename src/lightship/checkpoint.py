@@ -187,7 +187,7 @@ class CheckpointStore(CheckpointIO):
             try:
                 record = Commit.from_bytes(storage.read_bytes(_record_of(url)))
             except (storage.NotFound, storage.Denied):  # how S3 says it to who may not list
-                if url.startswith(self.url):
+                if url.startswith(f"{self.url}/"):
                     raise CheckpointDamaged(f"{storage.redact(url)} was never committed") from None
                 record = None
             except (ValueError, TypeError):
@@ -226,7 +226,7 @@ class CheckpointStore(CheckpointIO):
     def open_attempt(self) -> None:
         """Take the folder over: no earlier attempt can commit from here on.
 
-        Called by rank 0 at the start, before it chooses what to go on from. Blocks.
+        Called by rank 0 when it has chosen what to go on from. Blocks.
         """
         try:
             before = storage.read_bytes(self._at("attempt")).decode(errors="replace")
@@ -236,7 +236,6 @@ class CheckpointStore(CheckpointIO):
         number = 1 + max((int(found[0]) for found in numbers if found), default=0)
         self.attempt = f"{number:05d}-{secrets.token_hex(3)}"
         storage.write_bytes(self._at("attempt"), self.attempt.encode())
-        self._commits = self._list()  # what an earlier attempt has committed until just now counts
 
     def protect(self, commit: Commit) -> None:
         """Never let retention delete this one (the one resumed from)."""

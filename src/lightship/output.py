@@ -83,10 +83,9 @@ class RunOutput:
         storage.check_writable(self.url)
         store = self.checkpoints()
         where = f"--run.output {storage.redact(self.url)}"
-        if store.commits():
-            self._refuse_another_run(f"a run at step {store.commits()[-1].step}")
-        store.open_attempt()
-        self._remove_temporaries()
+        commits = list(store.commits())
+        if commits:
+            self._refuse_another_run(f"a run at step {commits[-1].step}")
         commit = store.best() if ckpt_path == "best" else store.newest()
         start = None
         if commit is not None:
@@ -98,12 +97,16 @@ class RunOutput:
             raise ConfigError(f"--run.resume must: no good checkpoint under {where}")
         elif ckpt_path is not None:
             start = self._foreign(store, ckpt_path)
+        elif commits:
+            self.say("no good checkpoint is left: training begins anew")
         max_epochs = self.config.trainer.max_epochs
         if start is not None and 0 <= max_epochs < start.epoch:
             raise ConfigError(
                 f"--trainer.max_epochs is {max_epochs}; the checkpoint to go on from has "
                 f"{start.epoch} epochs done"
             )
+        store.open_attempt()  # the last: a start that is refused leaves the run to its owner
+        self._remove_temporaries()
         text = yaml.safe_dump(shown_config(self.config), sort_keys=False)
         storage.write_bytes(self.at("config.yaml"), text.encode())
         return store, start

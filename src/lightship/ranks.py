@@ -168,6 +168,8 @@ def explained(error: BaseException) -> BaseException:
 
 def _silent_ranks() -> list[int]:
     """The ranks that do not report at the store, to which each rank comes after a time-out."""
+    if _store is None:
+        return []  # the group has not come together; torch tells how many have
     keys = [f"rank {rank} is here" for rank in range(dist.get_world_size())]
 
     def roll_call(store: dist.Store) -> list[int]:
@@ -183,12 +185,13 @@ def _silent_ranks() -> list[int]:
 
 def _ask_store(question: Callable[[dist.Store], T], bound_s: float) -> T | None:
     """What the store answers; None if it is gone, or frozen (torch's call then has no bound)."""
-    answers: SimpleQueue[T] = SimpleQueue()
+    answers: SimpleQueue[T | None] = SimpleQueue()
 
     def ask() -> None:
-        with contextlib.suppress(RuntimeError):
-            if _store is not None:
-                answers.put(question(_store))
+        answer = None
+        with contextlib.suppress(RuntimeError):  # gone
+            answer = question(_store) if _store is not None else None
+        answers.put(answer)
 
     Thread(target=ask, daemon=True).start()
     try:

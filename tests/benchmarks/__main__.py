@@ -7,9 +7,13 @@ CIFAR10=FOLDER make bench          # real CIFAR-10 as class folders, for the tab
 
 import sys
 
-from tests.benchmarks import scaling, tutorial
+from tests.benchmarks import checkpoint_stall, scaling, tutorial
 
-TABLES = {"tutorial": tutorial.main, "scaling": scaling.main}
+TABLES = {
+    "checkpoint_stall": checkpoint_stall.main,
+    "tutorial": tutorial.main,
+    "scaling": scaling.main,
+}
 
 
 def main(names: list[str]) -> int:

@@ -4,13 +4,14 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightship import run
+from lightship import ranks, run
 from lightship.batch import Batch
 from lightship.cli import Command
 from lightship.model.module import ImageClassifier
@@ -93,3 +94,14 @@ def stock() -> None:
         trainer.fit(model, DataLoader(batches, batch_size=None))
 
     run.fit = fit
+
+
+def late() -> None:
+    """Come to the others late: until then nobody listens to signals."""
+    open_group = ranks.open_group
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(2)
+        open_group(*arguments)
+
+    ranks.open_group = slow

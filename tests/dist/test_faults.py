@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,19 +117,30 @@ def test_told_to_stop(job, reference, measured, whom: str) -> None:
 
 def test_one_node_told_to_stop_stops_both(job, reference, measured) -> None:
     run = job()
-    agents = [run.start_node(step_s=SLOW_S), run.start_node(step_s=SLOW_S)]
+    agents = [hosting(run), run.start_node(step_s=SLOW_S)]
     run.at_step(4)
     agents[1].kill(signal.SIGTERM)
     with measured("SIGTERM to one of two agents: both saved and gone"):
-        assert ended(*agents) == [143, 143]
+        assert [agent.wait(bound_s=15) for agent in agents] == [143, 143]
     finish(run)
     same(run, reference)
 
 
+def hosting(run: Job, step_s: float = SLOW_S, **options: Any) -> Agent:
+    """A first node, which is there before the others: the rendezvous is with it."""
+    agent = run.start_node(step_s=step_s, **options)
+    until(lambda: port_is_open(run.port), "the rendezvous' host")
+    return agent
+
+
+def port_is_open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("localhost", port)) == 0
+
+
 def test_told_to_stop_before_the_others_came(job) -> None:
     run = job()
-    agent = run.start_node()
-    until(lambda: port_is_open(run.port), "the rendezvous' host")
+    agent = hosting(run)
     agent.kill(signal.SIGTERM)
     assert agent.wait() == 143, agent.said
 
@@ -148,7 +160,7 @@ def test_workers_die_with_their_agent(job, reference, measured) -> None:
 
 def test_a_lost_node_is_waited_for(job, reference, measured) -> None:
     run = job()
-    agents = [run.start_node(step_s=SLOW_S), run.start_node(step_s=SLOW_S)]
+    agents = [hosting(run), run.start_node(step_s=SLOW_S)]
     run.at_step(4)
     agents[1].kill(signal.SIGKILL)
     with measured("one of two agents killed and replaced at once: both train again"):
@@ -162,7 +174,7 @@ def test_a_lost_node_is_waited_for(job, reference, measured) -> None:
 def test_a_node_that_gave_up_is_replaced(job, reference) -> None:
     """Its end must not close the rendezvous for the others."""
     run = job()
-    agents = [run.start_node(step_s=SLOW_S), run.start_node(step_s=SLOW_S, PET_MAX_RESTARTS="0")]
+    agents = [hosting(run), run.start_node(step_s=SLOW_S, PET_MAX_RESTARTS="0")]
     run.at_step(4)
     parents = {int(Path(f"/proc/{run.worker(r)}/stat").read_text().split()[3]): r for r in (0, 1)}
     os.kill(run.worker(parents[agents[1].pid]), signal.SIGKILL)
@@ -175,8 +187,7 @@ def test_a_node_that_gave_up_is_replaced(job, reference) -> None:
 
 def test_a_lost_host_ends_the_others(job, reference, measured) -> None:
     run = job()
-    host = run.start_node(step_s=SLOW_S)
-    until(lambda: port_is_open(run.port), "the rendezvous' host")
+    host = hosting(run)
     other = run.start_node(step_s=SLOW_S)
     run.at_step(4)
     host.kill(signal.SIGKILL)
@@ -187,17 +198,12 @@ def test_a_lost_host_ends_the_others(job, reference, measured) -> None:
     same(run, reference)
 
 
-def port_is_open(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("localhost", port)) == 0
-
-
 @pytest.mark.parametrize(("nodes", "count"), [("1:2", 1), ("2:3", 2)])
 def test_a_node_joins_a_run_that_goes_on(job, reference, measured, nodes: str, count: int) -> None:
     """The run grows by a node, step for step; nobody counts that as a failure."""
     run = job()
     options = {"nodes": nodes, "step_s": 0.3, "PET_MAX_RESTARTS": "0"}
-    agents = [run.start_node(**options) for _ in range(count)]
+    agents = [hosting(run, **options), *(run.start_node(**options) for _ in range(count - 1))]
     run.at_step(2)
     with measured(f"PET_NNODES={nodes}, one node more comes: all train"):
         agents.append(run.start_node(**options))

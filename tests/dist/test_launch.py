@@ -115,6 +115,24 @@ def test_started_by_hand_or_mpi(job, reference: Job) -> None:
     same(run, reference)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_alone(job, rank: int) -> None:
+    run = job()
+    alone = run.start(
+        "--trainer.timeout_s=2", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(run.port),
+    )  # fmt: skip
+    assert alone.wait() == 74, alone.said
+    assert "within --trainer.timeout_s: " in alone.said
+
+
+def test_a_worker_told_to_stop_while_it_starts(job) -> None:
+    agent = (run := job()).start("--trainer.devices=2", hook="late")
+    os.kill(run.worker(1), signal.SIGTERM)
+    assert agent.wait() == 143, agent.said
+    assert "start again" not in agent.said
+
+
 def test_started_by_slurm(job, reference: Job) -> None:
     run = job()
     tasks = [

@@ -234,7 +234,22 @@ class TestWhenThereIsARun:
         Path(output, "DONE").unlink()
         owner = Path(output, "checkpoints", "attempt").read_text()
         assert fit(root, output, "--trainer.max_epochs=2", "--optim.lr=1") == 78
+        assert fit(root, output, "--trainer.max_epochs=1") == 78
         assert Path(output, "checkpoints", "attempt").read_text() == owner
+
+    def test_when_no_checkpoint_is_good_it_begins_anew_and_says_so(self, finished, capsys) -> None:
+        root, output = finished
+        expected = last_state(output)
+        Path(output, "DONE").unlink()
+        for path in Path(output, "checkpoints").glob("*.ckpt"):
+            path.write_bytes(path.read_bytes()[:-9])
+        assert fit(root, output, "--trainer.max_epochs=2", "--run.resume=must") == 78
+        assert fit(root, output, "--trainer.max_epochs=2") == 0
+        told = capsys.readouterr().err
+        assert told.count("falling back to the one before") == 4
+        assert "no good checkpoint is left: training begins anew" in told
+        assert differences(expected, last_state(output)) == []
+        assert len(list(Path(output, "checkpoints").glob("*.ckpt"))) == 2, "the damaged are gone"
 
     def test_leftovers_of_a_killed_start_go(self, finished) -> None:
         root, output = finished
