@@ -78,11 +78,13 @@ class DataConfig:
     """MD5 that the archive at data.root must have (the named sets bring their own)."""
     mode: Literal["auto", "resident", "streaming"] = free("auto")
     """Hold the decoded set on the device (resident), read it as it is needed (streaming), or
-    decide by data.resident_gib (auto)."""
+    decide by data.resident_gib and data.crop_min_area (auto)."""
     resident_gib: float = bounded(4.0, 0, None, "GiB", free=True)
     """Largest decoded size held on the device."""
     cache_gib: float = bounded(0.0, 0, None, "GiB", free=True)
     """Size of the local block cache in streaming mode; 0: none."""
+    prefetch_gib: float = bounded(2.0, 0.0625, None, "GiB", free=True)
+    """Streaming: memory of each process for what is read ahead. Less means more requests."""
     global_batch_size: int = bounded(64, 1, 2**20, "images")
     """Images per optimizer step over all devices and accumulation; the device's share follows."""
     eval_batch_size: int = bounded(512, 1, 2**20, "images", free=True)
@@ -103,6 +105,10 @@ class DataConfig:
     torchvision's weights expect), or to 0..1 only."""
     crop_padding_px: int = bounded(0, 0, 512, "pixels")
     """Training: reflect-pad by this much and crop back at random."""
+    crop_min_area: float = bounded(0.0, 0, 1)
+    """Training: cut out a random part of each image, at least this share of its area and 3:4 to 4:3
+    in shape, and scale it to image_size_px (torchvision's RandomResizedCrop; 0.08 is usual); 0: the
+    whole image. The set is then streamed."""
     flip: bool = False
     """Training: mirror half of the images left to right."""
     cutout_px: int = bounded(0, 0, 4096, "pixels")
@@ -247,6 +253,13 @@ def check(config: Config) -> None:
     if data.val_fraction == 0 and trainer.early_stopping_patience:
         raise ConfigError(
             "--trainer.early_stopping_patience needs a validation split: set --data.val_fraction"
+        )
+    if data.crop_min_area and data.image_size_px is None:
+        raise ConfigError("--data.crop_min_area needs --data.image_size_px, the size to scale to")
+    if data.crop_min_area and data.mode == "resident":
+        raise ConfigError(
+            f"--data.crop_min_area {data.crop_min_area:g} cuts from whole images, which "
+            "--data.mode resident does not keep; set streaming or auto"
         )
     if config.model.weights == "default" and config.model.net == "litcnn":
         raise ConfigError("--model.weights default: litcnn has no published weights; give a URL")

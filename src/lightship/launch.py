@@ -49,6 +49,11 @@ def launch(command: Command, arguments: Sequence[str]) -> None:
 
 
 def _run(command: Command) -> None:
+    data = command.config.data
+    if data.mode == "streaming" or data.crop_min_area:
+        from lightship.data.worker_process import Worker
+
+        Worker.start()  # its imports go on beside ours
     if command.name == "fit":  # heavy imports: the agent does without
         from lightship.run import fit
 

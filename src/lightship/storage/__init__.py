@@ -1,8 +1,9 @@
 """Storage: files at any fsspec URL, with deadlines, retries (retry.py) and whole writes.
 
-The only importer of fsspec. A call returns what was asked for or raises within a bound. Every
-function blocks and may be called by any rank and thread, also in a child after fork: file systems
-are built anew there, because neither their sockets nor their event loop survive it.
+The only importer of fsspec. ahead.py reads in the background; every function here blocks, returns
+what was asked for or raises within a bound, and may be called by any rank and thread, also in a
+child after fork: file systems are built anew there, because neither their sockets nor their event
+loop survive it.
 """
 
 import asyncio
@@ -44,11 +45,11 @@ from lightship.storage.retry import (
     persist_async,
     result_of,
 )
-from lightship.storage.urls import base_name, is_remote, join, local_path, redact, split
+from lightship.storage.urls import base_name, is_private, is_remote, join, local_path, redact, split
 
 __all__ = [
     "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
-    "cached_download", "check_writable", "download", "exists", "is_remote", "join", "list_files",
+    "cached_download", "check_writable", "download", "exists", "is_private", "is_remote", "join", "list_files",
     "local_path", "open_binary", "read_bytes", "read_range", "read_spans", "redact", "remove",
     "size_bytes", "write_bytes", "write_file",
 ]  # fmt: skip
@@ -104,8 +105,8 @@ _ENVIRONMENT = (
 )  # fmt: skip
 
 
-def _resolve(url: str) -> tuple[Any, str]:
-    """The kind of storage and the path within it."""
+def resolve(url: str) -> tuple[Any, str]:
+    """The kind of storage and the path within it. For storage's own modules."""
     protocol, head, rest = split(url)
     if not is_remote(url):
         return _LOCAL, str(local_path(url))
@@ -164,7 +165,7 @@ def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) 
 
 
 def _run(url: str, method: str, *args: Any, size: int = 0, patience: Patience | None = None) -> Any:
-    backend, path = _resolve(url)
+    backend, path = resolve(url)
     patience = patience or Patience(url, size)
     operation = partial(getattr(backend, method), patience, path, *args)
     return result_of(in_daemon(partial(persist, operation, patience)), patience)
@@ -229,7 +230,7 @@ def read_spans(
     for index, span in enumerate(spans):
         assert 0 <= span.start <= (span.start if span.end is None else span.end), span
         if span.end != span.start:
-            backend, path = _resolve(span.url)
+            backend, path = resolve(span.url)
             groups.setdefault(id(backend), (backend, []))[1].append((index, path))
     for backend, places in groups.values():
         _read_group(backend, places, spans, results, on_error)
@@ -303,7 +304,7 @@ def open_binary(url: str) -> BinaryIO:
 
     Remote reads have deadlines and retries; those of a local handle are the kernel's own.
     """
-    backend, _ = _resolve(url)
+    backend, _ = resolve(url)
     if isinstance(backend, Local) or backend.is_archive:
         return _run(url, "open")
     return io.BufferedReader(_RangeReader(url), 2**20)
