@@ -114,7 +114,7 @@ def test_shuffle_of_sorted_classes_is_as_good_as_a_permutation(
     best = entropy(labels[Order(num_samples, batch_size, 0).epoch(0)[some]], classes)
     with capsys.disabled():
         print(
-            f"\n  {num_samples} in blocks of {per_block}, batches of {batch_size}: {ours / best:.4f}"
+            f"\n  {num_samples} in blocks of {per_block}, {batch_size} a batch: {ours / best:.4f}"
         )
     assert ours >= 0.98 * best
 
@@ -144,7 +144,8 @@ def test_a_block_is_one_ranks(world_size: int) -> None:
 
 
 def test_order_in_blocks_is_fixed_for_good() -> None:
-    assert in_blocks(20, 4, 5, seed=1).epoch(2).tolist() == [
+    ids = in_blocks(20, 4, 5, seed=1).epoch(2).tolist()
+    assert ids == [
         [17, 10, 16, 3, 8],
         [19, 6, 2, 9, 18],
         [4, 1, 14, 11, 7],

@@ -49,9 +49,9 @@ from lightship.storage.urls import base_name, is_private, is_remote, join, local
 
 __all__ = [
     "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
-    "cached_download", "check_writable", "download", "exists", "is_private", "is_remote", "join", "list_files",
-    "local_path", "open_binary", "read_bytes", "read_range", "read_spans", "redact", "remove",
-    "size_bytes", "write_bytes", "write_file",
+    "cached_download", "check_writable", "download", "exists", "is_private", "is_remote", "join",
+    "list_files", "local_path", "open_binary", "read_bytes", "read_range", "read_spans", "redact",
+    "remove", "size_bytes", "write_bytes", "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
