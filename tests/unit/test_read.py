@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from tests.images import encoded, expected, little_set, parquet, put, tarred, zipped
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as V
 
 from lightship import storage
@@ -379,6 +380,62 @@ def test_storage_that_refuses_is_no_samples_fault():
     finally:
         server.shutdown()
         server.server_close()
+
+
+def photograph(height: int, width: int, **options) -> bytes:
+    """A JPEG with detail of all sizes, some of it as fine as pixels."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 97 + y / 61), np.sin(x / 13) * np.cos(y / 17), np.sin((x + y) / 2.3)]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+    pixels = np.stack([60 * waves[0] + 30 * w for w in waves], -1) + 128 + noise
+    return saved(
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "JPEG", quality=92, **options
+    )
+
+
+def test_a_large_jpeg_decoded_at_a_part_of_its_size_looks_the_same() -> None:
+    data = photograph(1100, 1500)
+    whole, part = read.decode(data, "image"), read.decode(data, "image", (448, 448))
+    assert part.shape == (3, 550, 750)
+    difference = read.decode_square(data, "image", 224).astype(int) - read.fit_square(whole, 224)
+    assert np.abs(difference).mean() < 1
+    assert np.abs(difference).max() < 16
+    assert read.decode(data, "image", (600, 600)).shape == whole.shape, "or it would be too small"
+
+
+@pytest.mark.parametrize("min_area", [0.08, 1.0])
+def test_a_random_box_is_the_same_part_at_whatever_size_it_is_decoded(min_area: float) -> None:
+    data, draws = photograph(1600, 2000), np.random.default_rng(1).random((10, 4))
+    whole = read.decode(data, "image")
+    box = pixels.random_box(1600, 2000, draws, min_area)
+    expected = pixels.cut(whole, box, 64).astype(int)
+    difference = pixels.decode_box(data, "image", 64, draws, min_area) - expected
+    assert np.abs(difference).mean() < 4, "its edges are rounded to larger pixels"
+    elsewhere = pixels.decode_box(data, "image", 64, 1 - draws, min_area) - expected
+    assert min_area == 1 or np.abs(elsewhere).mean() > 20
+
+
+def test_a_random_box_of_a_turned_photograph_is_of_the_upright_one() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned, draws = photograph(300, 400, exif=exif), np.random.default_rng(1).random((10, 4))
+    upright = read.decode(turned, "image")
+    assert upright.shape == (3, 400, 300)
+    expected = pixels.cut(upright, pixels.random_box(400, 300, draws, 0.3), 64)
+    np.testing.assert_array_equal(pixels.decode_box(turned, "image", 64, draws, 0.3), expected)
+
+
+def test_random_boxes_are_distributed_as_torchvisions() -> None:
+    """Area and shape of 4,000 boxes beside those of torchvision's RandomResizedCrop."""
+    draws = np.random.default_rng(0).random((4000, 10, 4))
+    ours = np.array([pixels.random_box(375, 500, each, 0.08) for each in draws])
+    torch.manual_seed(0)
+    image = torch.empty(3, 375, 500)
+    crop = RandomResizedCrop.get_params
+    theirs = np.array([crop(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    for measure in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0]):
+        levels = [np.quantile(measure(boxes), [0.1, 0.5, 0.9]) for boxes in (ours, theirs)]
+        np.testing.assert_allclose(*levels, rtol=0.06, atol=4)
 
 
 # ---- whole splits ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 
 from lightship import storage
 from lightship.data.manifest import Manifest
-from lightship.data.pixels import decode, fit_square
+from lightship.data.pixels import decode, decode_square, fit_square
 from lightship.data.sources_parquet import RowReader
 from lightship.exits import DataError, LightshipError
 
@@ -207,8 +207,10 @@ def _decode_chunk(
         try:
             if isinstance(data, DataError):
                 raise data
-            image = decode(data, encoding)
-            images.append(image if image_size_px is None else fit_square(image, image_size_px))
+            if image_size_px is None:
+                images.append(decode(data, encoding))
+            else:
+                images.append(decode_square(data, encoding, image_size_px))
         except DataError as error:
             images.append(error)
     return images

@@ -23,7 +23,7 @@ from lightship.batch import NOT_COUNTED
 from lightship.data.augment import uniform
 from lightship.data.fetch import FetchedBatch, Fetcher, Raw, Share, Stretch
 from lightship.data.manifest import Manifest
-from lightship.data.pixels import cut, decode, fit_square, random_box
+from lightship.data.pixels import decode, decode_box, decode_square
 from lightship.data.read import fault_of, two_sizes
 from lightship.data.worker_process import SharedSlots
 from lightship.exits import DataError, LightshipError
@@ -243,13 +243,12 @@ class _Decoder:
         if fault is not None:
             raise fault
         assert not isinstance(raw, DataError)
-        image = decode(raw, task.manifest.encoding)
+        encoding = task.manifest.encoding
         if task.min_area:
-            height, width = image.shape[1:]
-            box = random_box(height, width, box_draws, task.min_area)
-            return cut(image, box, task.size_px)
+            return decode_box(raw, encoding, task.size_px, box_draws, task.min_area)
         if task.resize:
-            return fit_square(image, task.size_px)
+            return decode_square(raw, encoding, task.size_px)
+        image = decode(raw, encoding)
         if image.shape[1:] != (task.size_px, task.size_px):
             expected = (3, task.size_px, task.size_px)
             raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))
