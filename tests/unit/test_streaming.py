@@ -78,6 +78,7 @@ def stream(
     parts: int = 1,
     epochs: int | None = 2,
     min_area: float = 0.0,
+    augment: Augment | None = None,
 ) -> Pixels:
     """The batches at `places`, whatever comes before the first."""
     share = TrainShare(order_of(split.manifest), rank, world_size, parts)
@@ -85,7 +86,7 @@ def stream(
     loader = StreamedTrainLoader(
         split,
         share,
-        Augment(SEED),
+        augment or Augment(SEED),
         min_area,
         lambda: Stretch(*next(where), batches_per_epoch=len(share), epochs=epochs),
     )
@@ -95,13 +96,15 @@ def stream(
         loader.close()
 
 
-def resident(manifest: Manifest, places: list[tuple[int, int]], rank=0, world_size=1) -> Pixels:
+def resident(
+    manifest: Manifest, places: list[tuple[int, int]], augment: Augment | None = None
+) -> Pixels:
     images, _ = read.decode_all(manifest)
     split = ResidentSplit.from_arrays(
         images, manifest.label, np.zeros(len(manifest), dtype=bool), CPU
     )
-    share, where = TrainShare(order_of(manifest), rank, world_size, 1), iter(places)
-    loader = ResidentTrainLoader(split, share, Augment(SEED), lambda: next(where))
+    share, where = TrainShare(order_of(manifest), 0, 1, 1), iter(places)
+    loader = ResidentTrainLoader(split, share, augment or Augment(SEED), lambda: next(where))
     return rows_of(iter(loader), places)
 
 
@@ -145,6 +148,18 @@ def test_a_folder_and_its_shards_come_in_the_same_order(files: Files, tmp_path: 
     folder = sources.scan(put(str(tmp_path / "folder"), files))["train"]
     shards = sources.scan(put(str(tmp_path / "shards"), webdataset(files, shard_size=50)))["train"]
     assert stream(streamed(folder), PLACES) == stream(streamed(shards), PLACES)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(SEED, flip=True), Augment(SEED, flip=True, crop_padding_px=2, cutout_px=2),
+     Augment(SEED, flip=True, mixup_alpha=1.0)],
+    ids=["flip", "crop, flip, cutout", "flip, mixup"],
+)  # fmt: skip
+def test_augmented_alike(augment: Augment, manifest: Manifest) -> None:
+    ours = stream(streamed(manifest), PLACES, augment=augment)
+    assert ours == resident(manifest, PLACES, augment)
+    assert ours != resident(manifest, PLACES)
 
 
 def test_parts_of_a_batch(manifest: Manifest) -> None:

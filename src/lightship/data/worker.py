@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from lightship.batch import NOT_COUNTED
-from lightship.data.augment import uniform
+from lightship.data.augment import is_flipped, uniform
 from lightship.data.fetch import FetchedBatch, Fetcher, Raw, Share, Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.pixels import decode, decode_box, decode_square
@@ -46,7 +46,8 @@ class Task:
         size_px: Side of the squares.
         resize: Whether images are scaled to that, or must have it.
         min_area: Least share of the image in a random box; 0: no boxes but the whole image.
-        seed: The run's, for the boxes.
+        flip: Whether those images are mirrored that `Augment` would mirror.
+        seed: The run's, for both.
         threads: That decode.
         slots: Batches that the shared memory holds.
         budget_bytes: Bound of what is read ahead.
@@ -61,6 +62,7 @@ class Task:
     size_px: int
     resize: bool
     min_area: float
+    flip: bool
     seed: int
     threads: int
     slots: int
@@ -221,7 +223,7 @@ class _Decoder:
     def _decode_rows(
         self, fetched: FetchedBatch, rows: range, out: np.ndarray
     ) -> dict[int, DataError]:
-        boxes = self._box_draws(fetched, rows)
+        boxes, flips = self._draws(fetched, rows)
         bad = {}
         for row in rows:
             i, raw = int(fetched.ids[row]), fetched.samples[row]
@@ -229,7 +231,9 @@ class _Decoder:
                 out[row] = 0
                 continue
             try:
-                out[row] = self._pixels(i, raw, boxes[row - rows.start]).transpose(1, 2, 0)
+                image = self._pixels(i, raw, boxes[row - rows.start])
+                mirrored = image[:, :, ::-1] if flips[row - rows.start] else image
+                out[row] = mirrored.transpose(1, 2, 0)
             except DataError as error:
                 if isinstance(error, _TwoSizes):
                     raise
@@ -254,14 +258,17 @@ class _Decoder:
             raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))
         return image
 
-    def _box_draws(self, fetched: FetchedBatch, rows: range) -> np.ndarray:
-        """[rows, 10, 4] in [0, 1), of (seed, epoch, sample id) alone."""
-        task = self.task
-        if not task.min_area:
-            return np.zeros((len(rows), 0))
+    def _draws(self, fetched: FetchedBatch, rows: range) -> tuple[np.ndarray, list[bool]]:
+        """([rows, 10, 4] in [0, 1), [rows]) for boxes and mirrors: of seed, epoch and id alone."""
+        task, count = self.task, len(rows)
         ids = torch.from_numpy(fetched.ids[rows.start : rows.stop])
-        draws = uniform(ids, task.seed + _BOX_STREAM, fetched.epoch, _BOX_TRIES * 4)
-        return draws.view(len(rows), _BOX_TRIES, 4).numpy()
+        boxes, flips = np.zeros((count, 0)), [False] * count
+        if task.min_area:
+            draws = uniform(ids, task.seed + _BOX_STREAM, fetched.epoch, _BOX_TRIES * 4)
+            boxes = draws.view(count, _BOX_TRIES, 4).numpy()
+        if task.flip:
+            flips = is_flipped(uniform(ids, task.seed, fetched.epoch)).tolist()
+        return boxes, flips
 
 
 class _TwoSizes(DataError):
