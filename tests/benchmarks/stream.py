@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,8 +36,8 @@ ARMS = {
     "litdata": Arm("litdata", "litdata", "chunks", "litdata"),
     "mosaicml-streaming": Arm("mosaicml", "mosaicml", "", "mosaicml-streaming"),
     "folders: litdata raw": Arm("litdata", "folders", "raw", "litdata"),
-    "folders: s3fs, batches": Arm("s3fs", "folders", "batches"),
-    "folders: s3fs, each": Arm("s3fs", "folders", "each"),
+    "folders: ImageFolder over s3fs batched": Arm("s3fs", "folders", "batches"),
+    "folders: ImageFolder over s3fs": Arm("s3fs", "folders", "each"),
     "lightship packed": Arm("lightship", "lightship", "packed"),
     "folders: lightship": Arm("lightship", "folders", "folders"),
 }
@@ -128,7 +129,7 @@ def _print_results(results: dict[tuple[str, int], list[Result]], folder: Path) -
     print("process with empty caches each; two workers or threads; the same decoder in all peers.")
     print("Cold: start-up included. Requests and bytes: the first epoch's, by the server's count.")
     print("Server and client share the cores; added latency: a proxy on them too (0: no proxy).")
-    for line in _comparisons(results, limit):
+    for line in [*_notes(results), *_comparisons(results, limit)]:
         print(line)
 
 
@@ -145,14 +146,9 @@ def _rate(run: Result, epoch: int) -> float:
 def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> list[str]:
     row = [name, "" if name == "limit" else str(delay_ms)]
     good = [run for run in runs if "images" in run]
-    bad = [run for run in runs if "images" not in run]
-    reason = "; ".join(sorted({" ".join(f"{k}: {v}" for k, v in run.items()) for run in bad}))
     if not good:
-        return [*row, reason.replace("not_run", "not run"), *[""] * (len(HEAD) - 3)]
-    if bad:
-        row[0] += f" ({len(bad)} of {len(runs)} runs {reason})"
-    if any(run["epoch1_images"] < 0.98 * COUNT for run in good):
-        row[0] += f" (stopped after {EPOCH_LIMIT_S:.0f} s)"
+        what = "failed" if any("failed" in run for run in runs) else "not run"
+        return [*row, what, *[""] * (len(HEAD) - 3)]
     cold = [_rate(run, 1) for run in good]
     row.append(spread(cold))
     row.append(spread([_rate(run, 2) for run in good]) if EPOCHS > 1 else "")
@@ -167,6 +163,21 @@ def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> l
     row.append(spread([run["peak_rss_mib"] for run in good]))
     row.append(f"{statistics.median(cold) / limit:.2f}" if limit else "")
     return row
+
+
+def _notes(results: dict[tuple[str, int], list[Result]]) -> Iterator[str]:
+    """What the numbers do not say: which runs failed and of what, which were cut short."""
+    for (name, delay_ms), runs in results.items():
+        reasons = Counter(
+            f"{key.replace('_', ' ')}: {run[key]}"
+            for run in runs
+            for key in ("failed", "not_run")
+            if key in run
+        )
+        for reason, times in reasons.items():
+            yield f"{name}, {delay_ms} ms: {times} of {len(runs)} {reason}"
+        if any(run.get("epoch1_images", COUNT) < 0.97 * COUNT for run in runs):
+            yield f"{name}, {delay_ms} ms: epochs cut short after {EPOCH_LIMIT_S:.0f} s"
 
 
 def _comparisons(

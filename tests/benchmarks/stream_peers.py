@@ -13,7 +13,7 @@ from pathlib import Path
 ENVIRONMENTS = Path("build/peers")
 REQUIREMENTS = {
     "webdataset": ["webdataset==1.0.2"],
-    "litdata": ["litdata==0.2.76", "uvloop", "zstd"],  # both for its raw datasets
+    "litdata": ["litdata==0.2.76", "s3fs", "uvloop", "zstd"],  # those for its raw datasets
     "mosaicml-streaming": ["mosaicml-streaming==0.13.0"],
 }
 PHOTOGRAPHS = "scikit-image==0.26.0"

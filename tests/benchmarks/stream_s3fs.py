@@ -13,22 +13,30 @@ from tests.benchmarks.stream_arm import BATCH, WORKERS, pixels, run
 
 
 class ImageFolder(Dataset):
+    in_flight = 10  # s3fs's default
+
     def __init__(self, root: str):
-        self.paths = sorted(path for path in s3fs.S3FileSystem().find(root) if path[-4:] == ".jpg")
+        self.paths = sorted(path for path in self.store().find(root) if path[-4:] == ".jpg")
         names = sorted({path.split("/")[-2] for path in self.paths})
         self.labels = [names.index(path.split("/")[-2]) for path in self.paths]
+
+    def store(self) -> s3fs.S3FileSystem:
+        """One a process, fsspec keeps it; it asks for no object's size before it reads it."""
+        pool = {"max_pool_connections": self.in_flight}
+        return s3fs.S3FileSystem(max_concurrency=1, config_kwargs=pool)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        store = s3fs.S3FileSystem()  # one a process: fsspec keeps it
-        return pixels(store.cat_file(self.paths[index])), self.labels[index]
+        return pixels(self.store().cat_file(self.paths[index])), self.labels[index]
 
 
 class Batched(ImageFolder):
+    in_flight = 64
+
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
-        files = s3fs.S3FileSystem().cat([self.paths[index] for index in indices])
+        files = self.store().cat([self.paths[index] for index in indices], batch_size=64)
         return [(pixels(files[self.paths[index]]), self.labels[index]) for index in indices]
 
 
