@@ -40,7 +40,7 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure speed beside the peers (CIFAR10=folder of real CIFAR-10 class folders)
+bench: $(READY) ## measure speed beside the peers (TABLES=some; CIFAR10=, IMAGENET=class folders)
 	$(BIN)/python -m tests.benchmarks $(TABLES)
 
 lock: ## resolve the dependencies anew, with hashes

