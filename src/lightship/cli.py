@@ -162,7 +162,9 @@ def build_pack_parser() -> ArgumentParser:
     )
     parser.add_argument("SRC", type=str, help="URL, path or name, as for --data.root of fit")
     parser.add_argument(
-        "DST", type=str, help="URL or path of the folder of the shards, which --data.root then takes"
+        "DST",
+        type=str,
+        help="URL or path of the shards' folder, for --data.root of fit",
     )
     parser.add_class_arguments(PackConfig)
     for action in parser._actions:

@@ -10,6 +10,7 @@ from lightship.data.pixels import decode, scale_short_side
 from lightship.exits import DataError
 
 SCALED_JPEG_QUALITY = 90
+_MOST_JPEG_PX = 65_500
 _MAGIC = {
     b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp",
     b"II*\0": "tif", b"MM\0*": "tif", b"P1": "pbm", b"P2": "pgm", b"P3": "ppm", b"P4": "pbm",
@@ -68,6 +69,8 @@ def recode(
         png = io.BytesIO()
         image.save(png, "PNG")
         return png.getvalue(), "png"
+    if max(image.size) > _MOST_JPEG_PX:
+        raise DataError(f"{image.width}x{image.height} px; JPEG holds {_MOST_JPEG_PX} a side")
     # Into a real file, because only then does Pillow let other threads work meanwhile.
     with tempfile.TemporaryFile() as jpeg:
         image.save(jpeg, "JPEG", quality=quality or SCALED_JPEG_QUALITY)

@@ -8,7 +8,7 @@ the index is the plain manifest format and can yet be compared with a listing.
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ WORK = ".packing"
 """The folder at that root that is there while packing, or after it was stopped."""
 UNFINISHED = f"{WORK}/unfinished"
 _MEMBER_BYTES = 2 * tarfile.BLOCKSIZE  # a header and at most one block of content: KEY.cls
+
+
+Bytes = TypeVar("Bytes", int, np.ndarray)
 
 
 class ShardWriter:
@@ -50,7 +53,7 @@ class ShardWriter:
 
     def close(self) -> int:
         """Write what ends a tar; its size in bytes."""
-        size = int(_tar_bytes(self._end))
+        size = _tar_bytes(self._end)
         self._file.write(bytes(size - self._at))
         return size
 
@@ -104,11 +107,10 @@ def load_index(
     return {split: replace(manifest, root=url) for split, manifest in manifests.items()}
 
 
-def _whole(length: np.ndarray | int, unit: int) -> np.ndarray | int:
+def _whole(length: Bytes, unit: int) -> Bytes:
     return -(-length // unit) * unit
 
 
-def _tar_bytes(end: np.ndarray | int) -> np.ndarray:
+def _tar_bytes(end: Bytes) -> Bytes:
     """Size of a tar whose last member's content ends at `end`."""
-    blocks = _whole(end, tarfile.BLOCKSIZE) + 2 * tarfile.BLOCKSIZE
-    return np.asarray(_whole(blocks, tarfile.RECORDSIZE))
+    return _whole(_whole(end, tarfile.BLOCKSIZE) + 2 * tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
