@@ -56,9 +56,14 @@ def pack(
         _check_writable(url)
     manifests = _scan(source, options)
     plan = _plan(source, url, manifests, options, PLAN in held)
+    shards = plan.shards(manifests)
+    strangers = {path for path in held if path.endswith(".tar") and not is_ignored(path)}
+    if strangers := strangers - {shard.file for shard in shards}:
+        raise ConfigError(
+            f"DST {storage.redact(url)} holds {min(strangers)}, which is not of this pack; remove it"
+        )
     if INDEX in held and _is_finished(url, held, say):
         return
-    shards = plan.shards(manifests)
     records = _load_records(url, shards, plan.key, held)
     _begin(url, plan, manifests, held)
     said = f"packing {sum(map(len, manifests.values())):,} images in {len(shards):,} shards"
