@@ -57,10 +57,10 @@ def pack(
     manifests = _scan(source, options)
     plan = _plan(source, url, manifests, options, PLAN in held)
     shards = plan.shards(manifests)
-    strangers = {path for path in held if path.endswith(".tar") and not is_ignored(path)}
-    if strangers := strangers - {shard.file for shard in shards}:
+    tars = {path for path in held if path.endswith(".tar") and not is_ignored(path)}
+    if strange := tars - {shard.file for shard in shards}:
         raise ConfigError(
-            f"DST {storage.redact(url)} holds {min(strangers)}, which is not of this pack; remove it"
+            f"DST {storage.redact(url)} holds {min(strange)}, which is not of this pack; remove it"
         )
     if INDEX in held and _is_finished(url, held, say):
         return
