@@ -217,8 +217,8 @@ class PackConfig:
     """MD5 that the one file at SRC must have; it is then fetched and kept (the named sets bring
     their own)."""
     threads: int = bounded(0, 0, 256, "threads")
-    """Shards written at once, each by a thread that takes about 100 MiB of memory and, where DST is
-    no local path, a shard's size of temporary disk (TMPDIR); 0: two a core, at most 16."""
+    """Shards written at once, each by a thread that takes 100 to 200 MiB of memory and, where DST
+    is no local path, a shard's size of temporary disk (TMPDIR); 0: two a core, at most 16."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """Progress: a bar in a terminal and timed lines elsewhere (auto), timed lines, or JSON
     lines."""

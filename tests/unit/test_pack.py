@@ -398,6 +398,7 @@ def test_wrong_input_is_told_in_a_line(
     assert (got, len(errors)) == (code, 1), printed
     assert words.replace("DESK", desk) in errors[0]
     assert "--data.root" not in errors[0]
+    assert not list(tmp_path.glob("to/*")), "nothing is left behind"
     assert "Traceback" not in printed
 
 

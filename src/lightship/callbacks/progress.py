@@ -94,7 +94,7 @@ class Progress(Callback):
                 left_s = (total - done) / speed if speed else math.inf
                 facts = {"unit": unit, "done": done, "total": total, "per_s": round(speed, 3)}
                 times = {"time_s": round(now - self._created_s, 3), "left_s": _finite(left_s)}
-                self._shown_done = done
+                self._shown_done, self._shown_s = done, now
                 self._show("work", {**facts, **times})
 
         try:

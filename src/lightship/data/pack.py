@@ -6,6 +6,7 @@ each finished shard, written after it; a start takes over what is recorded. A sh
 the source and the plan alone, so, killed or not and in whatever order, the same bytes come out.
 """
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,9 @@ def _check_writable(url: str) -> None:
     try:
         storage.write_bytes(probe, b"lightship")
         storage.remove(probe)
+        if not storage.is_remote(url):
+            with contextlib.suppress(OSError):  # not empty: an earlier start's
+                storage.local_path(storage.join(url, WORK)).rmdir()
     except (ConfigError, storage.NotFound) as error:
         raise ConfigError(f"DST {storage.redact(url)} cannot be written: {error}") from error
 
