@@ -203,6 +203,34 @@ class TrainerConfig:
 
 
 @dataclass
+class PackConfig:
+    """How `lightship pack` writes its shards."""
+
+    shard_mib: float = bounded(256.0, 0.001, 2**16, "MiB")
+    """Size at which a shard is full."""
+    short_side_px: int | None = bounded(None, 1, 65_535, "pixels")
+    """Scale images down until their shorter side has so many pixels; never up. JPEG stays JPEG (see
+    quality) and all else becomes PNG. Default: images keep their size."""
+    quality: int | None = bounded(None, 1, 100)
+    """Make every image a JPEG of this quality. Default: only what is scaled is compressed again,
+    JPEG with quality 90; all else is copied byte for byte."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image that cannot be read: stop and name it, or leave it out and list it in
+    DST/skipped.txt. What is copied is known by its first bytes and not decoded."""
+    max_bad_fraction: float = bounded(0.01, 0, 1)
+    """With on_error=skip, the largest share of a split that may be left out."""
+    src_md5: str | None = None
+    """MD5 that the one file at SRC must have; it is then fetched and kept (the named sets bring
+    their own)."""
+    threads: int = bounded(0, 0, 256, "threads")
+    """Shards written at once, each by a thread that takes 100 to 200 MiB of memory and, where DST
+    is no local path, a shard's size of temporary disk (TMPDIR); 0: two a core, at most 16."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """Progress: a bar in a terminal and timed lines elsewhere (auto), timed lines, or JSON
+    lines."""
+
+
+@dataclass
 class Config:
     """All of a run."""
 
@@ -232,9 +260,7 @@ def identity_hash(config: Config) -> str:
 def check(config: Config) -> None:
     """Raise ConfigError, naming value, bound and flag, for what no machine could run."""
     for section in dataclasses.fields(config):
-        part = getattr(config, section.name)
-        for item in dataclasses.fields(part):
-            _check_range(f"--{section.name}.{item.name}", getattr(part, item.name), item.metadata)
+        check_ranges(getattr(config, section.name), f"--{section.name}.")
     data, trainer = config.data, config.trainer
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ConfigError(
@@ -263,6 +289,17 @@ def check(config: Config) -> None:
         )
     if config.model.weights == "default" and config.model.net == "litcnn":
         raise ConfigError("--model.weights default: litcnn has no published weights; give a URL")
+
+
+def check_ranges(part: Any, prefix: str) -> None:
+    """Raise ConfigError for a field of the dataclass `part` that is out of its range.
+
+    Args:
+        part: One section, or the whole of a command's settings.
+        prefix: What its fields' flags begin with, such as `--data.`.
+    """
+    for item in dataclasses.fields(part):
+        _check_range(f"{prefix}{item.name}", getattr(part, item.name), item.metadata)
 
 
 def _check_range(flag: str, value: Any, meta: Mapping[str, Any]) -> None:

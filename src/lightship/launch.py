@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from lightship import storage
-from lightship.cli import Command
+from lightship.cli import Command, PackCommand
 from lightship.config import Config
 from lightship.exits import ConfigError, LightshipError, PeerLost, Preempted
 
@@ -21,7 +21,7 @@ _AGENT_PID = "LIGHTSHIP_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(command: Command, arguments: Sequence[str]) -> None:
+def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     """Run the command in as many processes as it asks for. Blocks until it is done.
 
     Args:
@@ -31,7 +31,9 @@ def launch(command: Command, arguments: Sequence[str]) -> None:
     Raises:
         LightshipError: With the exit code of the contract.
     """
-    if _is_worker():
+    if isinstance(command, PackCommand):
+        _pack(command)
+    elif _is_worker():
         _work(command)
     elif _is_tpu(command.config) or _is_done(command):
         _run(command)
@@ -62,6 +64,26 @@ def _run(command: Command) -> None:
         from lightship import measure
 
         getattr(measure, command.name)(command)
+
+
+def _pack(command: PackCommand) -> None:
+    """Pack in this process alone: what is parallel there needs no processes."""
+    from lightship.callbacks.progress import build_progress
+    from lightship.data.pack import pack
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, _stopped_in_pack) for number in numbers]
+    progress = build_progress(command.config.log_format)
+    try:
+        with progress.of_work("images") as show:
+            pack(command.source, command.destination, command.config, progress.note, show)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _stopped_in_pack(number: int, frame: FrameType | None) -> None:
+    raise Preempted(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
 
 
 def _work(command: Command) -> None:

@@ -25,6 +25,8 @@ SHOWN_BY = {
     "lightship predict --run.output runs/mine --data.root new_images --predictions table.csv": "run",  # noqa: E501
     "lightship fit --data.root s3://bucket/images --data.image_size_px 32 "
     "--run.output s3://bucket/runs/1": "run",
+    "lightship pack s3://bucket/images s3://bucket/shards": "run",
+    "lightship pack images shards --short_side_px 256 --quality 90 --shard_mib 128": "run",
     "lightship fit --config digits --trainer.devices 2 --run.output runs/two": "run",
     "lightship fit --config tutorial --config my.yaml --trainer.max_epochs 5 --print_config": "run",
     "lightship fit --config my.yaml --model.net my_nets:build": "run",

@@ -107,16 +107,23 @@ def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
     Returns:
         [3, size_px, size_px] uint8.
     """
-    height, width = image.shape[1:]
-    if (height, width) == (size_px, size_px):
+    if image.shape[1:] == (size_px, size_px):
         return image
+    pixels = scale_short_side(image, size_px)
+    top, left = (round((side - size_px) / 2) for side in pixels.shape[1:])
+    return pixels[:, top : top + size_px, left : left + size_px].numpy()
+
+
+def scale_short_side(image: np.ndarray, size_px: int) -> torch.Tensor:
+    """Scale so that the short side is `size_px`: [3, H, W] uint8, lying HWC in memory."""
+    height, width = image.shape[1:]
     short = min(height, width)
     scaled = (size_px * height // short, size_px * width // short)
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(1, 2, 0))).permute(2, 0, 1)
+    in_rows = np.require(image.transpose(1, 2, 0), requirements=["C", "W"])
+    pixels = torch.from_numpy(in_rows).permute(2, 0, 1)
     if scaled != (height, width):
         pixels = F.interpolate(pixels[None], size=scaled, mode="bilinear", antialias=True)[0]
-    top, left = (round((side - size_px) / 2) for side in scaled)
-    return pixels[:, top : top + size_px, left : left + size_px].numpy()
+    return pixels
 
 
 def random_box(
