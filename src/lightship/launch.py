@@ -55,7 +55,7 @@ def _run(command: Command) -> None:
     if data.mode == "streaming" or data.crop_min_area:
         from lightship.data.worker_process import Worker
 
-        Worker.start()  # its imports go on beside ours
+        Worker.start(data.root)  # its imports go on beside ours
     if command.name == "fit":  # heavy imports: the agent does without
         from lightship.run import fit
 

@@ -1,32 +1,68 @@
 """Arms `lightship`: its packed shards (mode `packed`), class folders as they are (mode `folders`).
 
-`python -m tests.benchmarks.stream_lightship pack SOURCE TARGET` packs for the first of them. While
-lightship cannot stream, the missing import makes the arms "not run".
+`python -m tests.benchmarks.stream_lightship pack SOURCE TARGET` packs for the first of them. The
+worker is started before this process's own imports, as `lightship fit` does it.
 """
 
 import sys
-from collections.abc import Iterable
-from typing import Any
 
-from tests.benchmarks.stream_arm import BATCH, run
+from lightship.data.worker_process import Worker
+
+if __name__ == "__main__" and sys.argv[1] != "pack":
+    Worker.start(sys.argv[1])
+
+import subprocess
+from collections.abc import Iterator
+
+import torch
+
+from lightship.data import sources
+from lightship.data.augment import Augment
+from lightship.data.fetch import Stretch
+from lightship.data.order import Order, TrainShare
+from lightship.data.read import BadSamples
+from lightship.data.streaming import StreamedSplit, StreamedTrainLoader
+from tests.benchmarks.stream_arm import BATCH, SIZE_PX, WORKERS, run
+
+BUDGET_BYTES = 2 * 2**30
 
 
-def open_batches(root: str, mode: str, cache: str) -> Iterable[Any]:
-    """Shuffled batches of (images [n, 3, 224, 224] uint8, labels [n]); an iteration an epoch."""
-    from lightship.data import streaming
+class Batches:
+    """An iteration an epoch of the training batches of `lightship fit`, and no remainder."""
 
-    return streaming.open_batches(root, BATCH)
+    def __init__(self, root: str) -> None:
+        manifest = sources.scan(root)["train"]
+        order = Order(len(manifest), BATCH, seed=0)
+        if not manifest.is_small:
+            order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
+        bad = BadSamples(manifest, len(manifest), None)
+        split = StreamedSplit(
+            manifest, SIZE_PX, True, WORKERS, BUDGET_BYTES, 0, bad, torch.device("cpu")
+        )
+        share = TrainShare(order, rank=0, world_size=1, parts=1)
+        self.epoch, self.batch, self.batches = 0, 0, len(share)
+        self.loader = iter(
+            StreamedTrainLoader(split, share, Augment(0, flip=True), 0.08, self.stretch)
+        )
+
+    def stretch(self) -> Stretch:
+        return Stretch(self.epoch, self.batch, self.batches, epochs=None)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for place in range(self.batches):
+            self.batch = place
+            batch = next(self.loader)
+            yield batch.images, batch.labels
+        self.epoch += 1
 
 
 def pack(source: str, target: str) -> None:
     """Class folders at the URL `source` into shards at the URL `target`."""
-    from lightship.data import pack
-
-    pack.pack(source, target)
+    subprocess.run([sys.executable, "-m", "lightship", "pack", source, target], check=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "pack":
         pack(*sys.argv[2:])
     else:
-        run(open_batches)
+        run(lambda root, mode, cache: Batches(root))

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.faults import FaultProxy
 from tests.images import Files, little_set, parquet, put, tarred, webdataset, zipped
+from tests.s3 import S3Server
 
 from lightship import storage
 from lightship.batch import NOT_COUNTED
 from lightship.data import manifest as manifests
 from lightship.data import read, sources
 from lightship.data.augment import Augment
+from lightship.data.cache import BlockCache
 from lightship.data.fetch import Fetcher, Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, Order, TrainShare
@@ -52,10 +55,13 @@ def order_of(manifest: Manifest) -> Order:
 
 
 def streamed(
-    manifest: Manifest, budget_bytes: int = 2**30, most: float | None = None
+    manifest: Manifest,
+    budget_bytes: int = 2**30,
+    most: float | None = None,
+    cache_bytes: int = 0,
 ) -> StreamedSplit:
     bad = read.BadSamples(manifest, len(manifest), most)
-    return StreamedSplit(manifest, SIZE_PX, False, 2, budget_bytes, bad, CPU)
+    return StreamedSplit(manifest, SIZE_PX, False, 2, budget_bytes, cache_bytes, bad, CPU)
 
 
 def rows_of(batches: Iterator, places: list[tuple[int, int]]) -> Pixels:
@@ -300,6 +306,71 @@ class TestFetching:
         assert most <= 9 * BATCH * int(manifest.length.max())
 
 
+class TestBlockCache:
+    """What a cache saves, counted by the server's side of a proxy."""
+
+    @pytest.fixture
+    def remote(self, s3: S3Server, files: Files) -> Manifest:
+        root = put(s3.url("cached"), webdataset(files, shard_size=50))
+        return sources.scan(root)["train"]
+
+    @pytest.fixture(autouse=True)
+    def of_this_test(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("LIGHTSHIP_CACHE", str(tmp_path / "cache"))
+        return tmp_path / "cache" / "blocks"
+
+    def reads(self, s3: S3Server, split: StreamedSplit, places, **options) -> tuple[Pixels, int]:
+        """The batches, and how many GETs they took."""
+        with FaultProxy(s3.endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            return stream(split, places, **options), proxy.requests["GET"]
+
+    def test_a_later_epoch_and_a_later_run_ask_for_nothing(
+        self, s3: S3Server, remote: Manifest
+    ) -> None:
+        split = streamed(remote, cache_bytes=2**30)
+        blocks = len(remote.block_edges()) - 1
+        first, gets = self.reads(s3, split, PLACES)
+        assert first == resident(remote, PLACES)
+        assert blocks <= gets <= blocks + len(remote.files), "two epochs for one"
+        for rank in (0, 1):
+            again, gets = self.reads(s3, split, PLACES, rank=rank, world_size=2)
+            assert gets == 0, "whatever part of the blocks a rank needs"
+            assert again[1, 2] == first[1, 2][12 * rank : 12 * rank + 12]
+
+    def test_damage_is_noticed_and_read_anew(
+        self, s3: S3Server, remote: Manifest, of_this_test: Path
+    ) -> None:
+        split = streamed(remote, cache_bytes=2**30)
+        expected, _ = self.reads(s3, split, PLACES)
+        kept = sorted(of_this_test.glob("*/*"))
+        kept[0].write_bytes(b"")
+        data = bytearray(kept[1].read_bytes())
+        data[len(data) // 2] ^= 1
+        kept[1].write_bytes(bytes(data))
+        got, gets = self.reads(s3, split, PLACES)
+        assert got == expected
+        assert gets == 2
+
+    def test_size_is_bounded_and_the_least_used_go(self, tmp_path: Path) -> None:
+        cache = BlockCache(tmp_path / "c", 10_000, "set")
+        spans = [storage.Span("s3://b/k", i, i + 1000) for i in range(30)]
+        for number, span in enumerate(spans):
+            cache.store(span, bytes([number]) * 1000)
+            os.utime(cache._path(span), (number, number))
+            assert cache.load(spans[0]) == bytes(1000), "used all the time"
+        held = [number for number, span in enumerate(spans) if cache.load(span)]
+        assert held[0] == 0
+        assert held[1:] == list(range(30 - len(held) + 1, 30))
+        assert 7 <= len(held) <= 10
+
+    def test_another_set_under_the_same_name_is_another(self, tmp_path: Path) -> None:
+        span = storage.Span("s3://b/k", 0, 4)
+        BlockCache(tmp_path, 2**20, "before").store(span, b"last")
+        assert BlockCache(tmp_path, 2**20, "before").load(span) == b"last"
+        assert BlockCache(tmp_path, 2**20, "after").load(span) is None
+
+
 class TestBadSamples:
     def spoilt(self, folder: Path, files: Files) -> tuple[Manifest, dict[int, str]]:
         """A folder some of whose files have gone bad, and the word that tells of each."""
@@ -373,7 +444,7 @@ def test_a_worker_that_is_killed_is_told_of(manifest: Manifest) -> None:
     )  # fmt: skip
     batches = iter(loader)
     next(batches)
-    worker = Worker.start()
+    worker = Worker.start(manifest.root)
     os.kill(worker.process.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"data worker was killed by SIGKILL"):
         list(batches)  # what was made before it died is still good
@@ -385,7 +456,7 @@ def test_a_worker_ends_with_its_owner(tmp_path: Path) -> None:
     code = (
         "import os, time\n"
         "from lightship.data.worker_process import Worker\n"
-        "print(Worker.start().process.pid, flush=True)\n"
+        "print(Worker.start('/').process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lightship import storage
 from lightship.batch import NOT_COUNTED
+from lightship.data.cache import BlockCache, CachedReads
 from lightship.data.manifest import Manifest
 from lightship.data.read import plan_spans, read_samples, samples_of
 from lightship.exits import DataError, LightshipError
@@ -72,6 +73,8 @@ class _Request:
     """One read, shared by the samples it brings."""
 
     run: np.ndarray
+    start: int
+    """First byte of the read in its file."""
     size_bytes: int
     future: Future[Any]
     samples: dict[int, Raw] | None = None
@@ -104,6 +107,7 @@ class Fetcher:
         stretch: Which of them.
         budget_bytes: Bound of what is read ahead of the next batch.
         mixed_bytes: What this rank would hold if blocks were always read whole.
+        cache: Asked before the storage; blocks are then read whole, whoever needs what of them.
     """
 
     def __init__(
@@ -114,12 +118,16 @@ class Fetcher:
         stretch: Stretch,
         budget_bytes: int,
         mixed_bytes: int,
+        cache: BlockCache | None = None,
     ) -> None:
         self.manifest, self.share, self.stretch = manifest, share, stretch
         self.budget_bytes = budget_bytes
         self.held_bytes = 0
         self._edges = block_edges
-        self._reads = ReadAhead()
+        self._reads_whole = cache is not None
+        self._reads: ReadAhead | CachedReads = ReadAhead()
+        if cache is not None:
+            self._reads = CachedReads(self._reads, cache)
         self._rows: ThreadPoolExecutor | None = None
         if manifest.container == "parquet":
             self._rows = ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE, "lightship-rows")
@@ -183,26 +191,28 @@ class Fetcher:
         wanted = place >= batch
         if self._horizon is not None:
             wanted &= place <= batch + self._horizon
-        new = (
+        new = {
             j for j in ids[wanted].tolist() if j not in epoch.requests and j not in epoch.planned
-        )
-        ids = np.fromiter(new, dtype=np.int64)
+        }
+        if not self._reads_whole:
+            ids = np.array(sorted(new), dtype=np.int64)
         manifest = self.manifest
         ids = ids[np.lexsort((manifest.offset[ids], manifest.file_index[ids]))]
         gap_samples = 2 if self._horizon is None else 0
         runs: Iterable[tuple[storage.Span | None, np.ndarray]] = [(None, ids)]
         if self._rows is None:
             runs = plan_spans(manifest, ids, gap_samples)
-        for span, run in runs:
+        for span, everything in runs:
+            run = np.array([j for j in everything.tolist() if j in new], dtype=np.int64)
             epoch.planned.update(dict.fromkeys(run.tolist(), (span, run)))
 
     def _begin(self, span: storage.Span | None, run: np.ndarray) -> _Request:
         if span is None:
             assert self._rows is not None
             size_bytes = int(self.manifest.length[run].sum())
-            return _Request(run, size_bytes, self._rows.submit(self._read_one_by_one, run))
+            return _Request(run, 0, size_bytes, self._rows.submit(self._read_one_by_one, run))
         assert span.end is not None
-        return _Request(run, span.end - span.start, self._reads.begin(span))
+        return _Request(run, span.start, span.end - span.start, self._reads.begin(span))
 
     def _read_one_by_one(self, run: np.ndarray) -> dict[int, Raw]:
         return dict(read_samples(self.manifest, run))
@@ -236,4 +246,4 @@ class Fetcher:
             if error.exit_name != "data":
                 raise
             return self._read_one_by_one(request.run)  # a file is cut or gone: whose samples?
-        return dict(samples_of(self.manifest, request.run, got))
+        return dict(samples_of(self.manifest, request.run, request.start, got))

@@ -327,6 +327,7 @@ class ImageData(LightningDataModule):
         if split not in self._splits:
             self.prepare(split)
             manifest, device = self.manifests[split], self.trainer.strategy.root_device
+            is_remote = storage.is_remote(manifest.root)
             if split in self._decoded:
                 images, bad = self._decoded[split]
                 source: ResidentSplit | StreamedSplit = ResidentSplit.from_arrays(
@@ -339,6 +340,7 @@ class ImageData(LightningDataModule):
                     resize=self.config.image_size_px is not None,
                     threads=self._threads(),
                     budget_bytes=int(self.config.prefetch_gib * 2**30),
+                    cache_bytes=int(self.config.cache_gib * 2**30) if is_remote else 0,
                     bad=self._bad[split],
                     device=device,
                 )

@@ -283,21 +283,27 @@ def plan_spans(
 
 
 def samples_of(
-    manifest: Manifest, run: np.ndarray, got: bytes | Exception
+    manifest: Manifest, run: np.ndarray, start: int, got: bytes | Exception
 ) -> dict[int, memoryview | DataError]:
-    """Each sample of one request of `plan_spans`, unchecked and not copied; an error is of each.
+    """Each sample of a request of `plan_spans`, unchecked and not copied; an error is that of each.
+
+    Args:
+        manifest: The split.
+        run: [M] ids whose bytes are in `got`.
+        start: Where in its file `got` begins.
+        got: What was read, or why it was not.
 
     Raises:
         LightshipError: An error that is no sample's fault.
     """
     if isinstance(got, Exception):
         return {i: _sample_error(manifest, i, got) for i in run.tolist()}
-    starts = manifest.offset[run] - manifest.offset[run[0]]
-    ends = starts + manifest.length[run]
+    firsts = manifest.offset[run] - start
+    lasts = firsts + manifest.length[run]
     whole = memoryview(got)
     return {
-        i: whole[start:end]
-        for i, start, end in zip(run.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        i: whole[first:last]
+        for i, first, last in zip(run.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
     }
 
 
@@ -311,22 +317,21 @@ class _Ranges:
         """`ids` sorted by file and offset."""
         found: dict[int, memoryview | DataError] = {}
         again: list[tuple[storage.Span, np.ndarray]] = []
-        runs = plan_spans(self.manifest, ids)
-        for run, got in self._fetch(runs):
+        for span, run, got in self._fetch(plan_spans(self.manifest, ids)):
             if isinstance(got, Exception) and len(run) > 1:
                 again += [pair for i in run for pair in plan_spans(self.manifest, np.array([i]))]
             else:
-                found |= samples_of(self.manifest, run, got)
-        for run, got in self._fetch(again):  # which of a run's samples it was
-            found |= samples_of(self.manifest, run, got)
+                found |= samples_of(self.manifest, run, span.start, got)
+        for span, run, got in self._fetch(again):  # which of a run's samples it was
+            found |= samples_of(self.manifest, run, span.start, got)
         samples = (found[i] for i in ids.tolist())
         return [x if isinstance(x, DataError) else bytes(x) for x in samples]
 
     def _fetch(
         self, runs: list[tuple[storage.Span, np.ndarray]]
-    ) -> list[tuple[np.ndarray, bytes | Exception]]:
+    ) -> list[tuple[storage.Span, np.ndarray, bytes | Exception]]:
         got = storage.read_spans([span for span, _ in runs], on_error="return")
-        return [(run, data) for (_, run), data in zip(runs, got, strict=True)]
+        return [(*pair, data) for pair, data in zip(runs, got, strict=True)]
 
     def close(self) -> None:
         pass

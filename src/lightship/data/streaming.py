@@ -32,6 +32,7 @@ class StreamedSplit:
         resize: Whether images are scaled.
         threads: That decode.
         budget_bytes: Bound of what is read ahead.
+        cache_bytes: Of the block cache; 0: none.
         bad: Takes the samples that cannot be read.
         device: Where batches go.
     """
@@ -41,6 +42,7 @@ class StreamedSplit:
     resize: bool
     threads: int
     budget_bytes: int
+    cache_bytes: int
     bad: BadSamples
     device: torch.device
 
@@ -61,6 +63,7 @@ class StreamedSplit:
             slots=_SLOTS,
             budget_bytes=self.budget_bytes,
             mixed_bytes=mixed_bytes,
+            cache_bytes=self.cache_bytes,
         )
 
 
@@ -143,7 +146,7 @@ class _Stream:
     def __init__(self, task: Task, device: torch.device) -> None:
         self.task, self.device = task, device
         self.following = task.stretch.epoch, task.stretch.batch
-        self.worker = Worker.start()
+        self.worker = Worker.start(task.manifest.root)
         self.connection, slots = self.worker.begin(task)
         self.slots = torch.from_numpy(slots.pixels)
         self._is_pinned = device.type == "cuda" and _pin(self.slots)

@@ -19,8 +19,10 @@ from threading import Thread
 import numpy as np
 import torch
 
+from lightship import storage
 from lightship.batch import NOT_COUNTED
 from lightship.data.augment import is_flipped, uniform
+from lightship.data.cache import BlockCache
 from lightship.data.fetch import FetchedBatch, Fetcher, Raw, Share, Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.pixels import decode, decode_box, decode_square
@@ -52,6 +54,7 @@ class Task:
         slots: Batches that the shared memory holds.
         budget_bytes: Bound of what is read ahead.
         mixed_bytes: See `Fetcher`.
+        cache_bytes: Of the block cache; 0: none.
     """
 
     manifest: Manifest
@@ -68,6 +71,7 @@ class Task:
     slots: int
     budget_bytes: int
     mixed_bytes: int
+    cache_bytes: int
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,14 +106,16 @@ class Failed:
     text: str
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, root: str) -> None:
     """Do the tasks that come through a socket until its other end is closed; then the process ends.
 
     Args:
         descriptor: Of the socket. A task comes as a pickled (Task, environment), followed by a byte
             that carries two descriptors: of the task's own connection, and of the shared memory.
+        root: A URL that will be read.
     """
     torch.set_num_threads(1)
+    Thread(target=_make_ready, args=(root,), daemon=True).start()
     control = socket.socket(fileno=descriptor)
     tasks: Connection = Connection(os.dup(descriptor))
     while True:
@@ -124,6 +130,12 @@ def main(descriptor: int) -> None:
         slots.close()
         arguments = (Connection(handed[0]), slots.pixels, task)
         Thread(target=_work, args=arguments, name="lightship-task", daemon=True).start()
+
+
+def _make_ready(root: str) -> None:
+    """Import and build the client of a storage, which takes longer than the first read."""
+    with contextlib.suppress(LightshipError):  # the first read will tell
+        storage.resolve(root)
 
 
 def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
@@ -169,6 +181,10 @@ def _make_batches(
     for slot in range(task.slots):
         free.put(slot)
     decoder = _Decoder(task)
+    cache = None
+    if task.cache_bytes:
+        of = task.manifest.fingerprint()
+        cache = BlockCache(storage.cache_path("blocks"), task.cache_bytes, of)
     fetcher = Fetcher(
         task.manifest,
         task.block_edges,
@@ -176,6 +192,7 @@ def _make_batches(
         task.stretch,
         task.budget_bytes,
         task.mixed_bytes,
+        cache,
     )
     begun: SimpleQueue[tuple[FetchedBatch, int, list[Future]] | None] = SimpleQueue()
     failure: list[BaseException] = []
@@ -215,15 +232,20 @@ class _Decoder:
 
     def begin(self, fetched: FetchedBatch, out: np.ndarray) -> "list[Future[dict[int, DataError]]]":
         """Decode into `out` [B, S, S, 3]; each future gives its bad rows."""
+        draws = self._draws(fetched)
         return [
-            self.pool.submit(self._decode_rows, fetched, rows, out)
+            self.pool.submit(self._decode_rows, fetched, rows, draws, out)
             for rows in _in_pieces(len(fetched.ids))
         ]
 
     def _decode_rows(
-        self, fetched: FetchedBatch, rows: range, out: np.ndarray
+        self,
+        fetched: FetchedBatch,
+        rows: range,
+        draws: tuple[np.ndarray, list[bool]],
+        out: np.ndarray,
     ) -> dict[int, DataError]:
-        boxes, flips = self._draws(fetched, rows)
+        boxes, flips = draws
         bad = {}
         for row in rows:
             i, raw = int(fetched.ids[row]), fetched.samples[row]
@@ -231,9 +253,9 @@ class _Decoder:
                 out[row] = 0
                 continue
             try:
-                image = self._pixels(i, raw, boxes[row - rows.start])
-                mirrored = image[:, :, ::-1] if flips[row - rows.start] else image
-                out[row] = mirrored.transpose(1, 2, 0)
+                out[row] = self._pixels(i, raw, boxes[row]).transpose(1, 2, 0)
+                if flips[row]:  # by torch: NumPy takes ten times as long to copy pixels backwards
+                    out[row] = torch.from_numpy(out[row]).flip(1).numpy()
             except DataError as error:
                 if isinstance(error, _TwoSizes):
                     raise
@@ -258,14 +280,13 @@ class _Decoder:
             raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))
         return image
 
-    def _draws(self, fetched: FetchedBatch, rows: range) -> tuple[np.ndarray, list[bool]]:
-        """([rows, 10, 4] in [0, 1), [rows]) for boxes and mirrors: of seed, epoch and id alone."""
-        task, count = self.task, len(rows)
-        ids = torch.from_numpy(fetched.ids[rows.start : rows.stop])
-        boxes, flips = np.zeros((count, 0)), [False] * count
+    def _draws(self, fetched: FetchedBatch) -> tuple[np.ndarray, list[bool]]:
+        """([B, 10, 4] in [0, 1), [B]) for boxes and mirrors: of seed, epoch and id alone."""
+        task, ids = self.task, torch.from_numpy(fetched.ids)
+        boxes, flips = np.zeros((len(ids), 0)), [False] * len(ids)
         if task.min_area:
             draws = uniform(ids, task.seed + _BOX_STREAM, fetched.epoch, _BOX_TRIES * 4)
-            boxes = draws.view(count, _BOX_TRIES, 4).numpy()
+            boxes = draws.view(len(ids), _BOX_TRIES, 4).numpy()
         if task.flip:
             flips = is_flipped(uniform(ids, task.seed, fetched.epoch)).tolist()
         return boxes, flips

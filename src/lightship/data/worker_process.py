@@ -63,9 +63,9 @@ class Worker:
 
     _running: "Worker | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
         self.control, theirs = socket.socketpair()
-        code = f"from lightship.data.worker import main; main({theirs.fileno()})"
+        code = f"from lightship.data.worker import main; main({theirs.fileno()}, {root!r})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.DEVNULL,
@@ -76,10 +76,14 @@ class Worker:
         self.tasks: Connection = Connection(os.dup(self.control.fileno()))
 
     @classmethod
-    def start(cls) -> "Worker":
-        """The worker, started if need be. Does not wait for it: its imports go on by themselves."""
+    def start(cls, root: str) -> "Worker":
+        """The worker, started if need be. Does not wait for it: its imports go on by themselves.
+
+        Args:
+            root: A URL that it will read, whose storage's client it makes ready.
+        """
         if cls._running is None or cls._running.process.poll() is not None:
-            cls._running = cls()
+            cls._running = cls(root)
         return cls._running
 
     @classmethod

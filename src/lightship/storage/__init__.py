@@ -49,9 +49,9 @@ from lightship.storage.urls import base_name, is_private, is_remote, join, local
 
 __all__ = [
     "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
-    "cached_download", "check_writable", "download", "exists", "is_private", "is_remote", "join",
-    "list_files", "local_path", "open_binary", "read_bytes", "read_range", "read_spans", "redact",
-    "remove", "size_bytes", "write_bytes", "write_file",
+    "cache_path", "cached_download", "check_writable", "download", "exists", "is_private",
+    "is_remote", "join", "list_files", "local_path", "open_binary", "read_bytes", "read_range",
+    "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
@@ -351,21 +351,23 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
 
 
 def cached_download(url: str, md5: str) -> Path:
-    """A verified local copy: `url` itself if local, else in the cache, downloaded if need be.
-
-    The cache is $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship, by MD5.
-    """
+    """A verified local copy: `url` itself if local, else in `cache_path`, downloaded if need be."""
     if not is_remote(url):
         _check_md5(local_path(url), md5, url)
         return local_path(url)
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
-    path = Path(cache).expanduser() / md5.lower() / base_name(url)
+    path = cache_path(md5.lower(), base_name(url))
     try:
         _check_md5(path, md5, url)
     except (NotFound, DataError):
         download(url, path, md5)
     return path
+
+
+def cache_path(*parts: str) -> Path:
+    """`parts` under $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
+    return Path(cache).expanduser().joinpath(*parts)
 
 
 def _check_md5(path: Path, md5: str, url: str) -> None:
