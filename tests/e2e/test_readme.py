@@ -27,6 +27,8 @@ SHOWN_BY = {
     "--run.output s3://bucket/runs/1": "run",
     "lightship pack s3://bucket/images s3://bucket/shards": "run",
     "lightship pack images shards --short_side_px 256 --quality 90 --shard_mib 128": "run",
+    "lightship fit --data.root s3://bucket/shards --data.image_size_px 224 "
+    "--data.crop_min_area 0.08 --model.net resnet18 --run.output s3://bucket/runs/2": "run",
     "lightship fit --config digits --trainer.devices 2 --run.output runs/two": "run",
     "lightship fit --config tutorial --config my.yaml --trainer.max_epochs 5 --print_config": "run",
     "lightship fit --config my.yaml --model.net my_nets:build": "run",
@@ -96,6 +98,8 @@ def test_the_readme_from_top_to_bottom(command: str, desk: Path, bucket: str) ->
     arguments = command.replace("s3://bucket", bucket).split()[1:]
     if arguments[0] == "fit" and "--help" not in arguments:
         arguments += ["--run.tracking=offline"]  # the reader's key is not ours to use
+    if "resnet18" in arguments:
+        arguments += ["--trainer.max_steps=2", "--data.global_batch_size=8"]  # nor the time
     done = subprocess.run(
         [sys.executable, "-m", "lightship", *arguments],
         cwd=desk, capture_output=True, text=True, timeout=250,
