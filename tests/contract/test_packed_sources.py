@@ -167,12 +167,14 @@ def test_shards_on_a_web_server_where_nothing_can_be_listed(tmp_path: Path, s3) 
     """SeaweedFS's filer is a plain web server beside its S3: it knows ranges and sizes."""
     to = s3.url("to")
     packed(put(str(tmp_path / "from"), FILES), to)
+    packed(to, f"{to}.v2")
     web = f"http://127.0.0.1:{s3.ports[2]}/buckets/{to.removeprefix('s3://')}"
     manifests = sources.scan(web)
     for split, pairs in expected(FILES).items():
         got = content(manifests[split])
         assert got == [(name, pixels.tobytes()) for name, pixels in pairs]
     assert len(sources.scan_images(web)) == len(FILES)
+    assert len(sources.scan(f"{web}.v2/")["train"]) == 12, "a folder with a dot in its name"
     storage.remove(storage.join(to, "val/shard-00001.tar"))
     with pytest.raises(DataError, match=r"val/shard-00001\.tar, which is missing"):
         sources.scan(web)

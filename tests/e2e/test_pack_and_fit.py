@@ -43,8 +43,10 @@ def from_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
     return weights(str(path / "run"), put(str(path / "images"), IMAGES))
 
 
-@pytest.mark.parametrize("source", ["folders", "tar", "Parquet"])
-@pytest.mark.parametrize("where", ["local", "memory", "s3"])
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [("local", "folders"), ("memory", "Parquet"), ("s3", "tar"), ("s3", "folders")],
+)
 def test_a_folder_and_its_shards_train_alike(
     where: str, source: str, from_folder, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

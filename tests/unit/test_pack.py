@@ -21,7 +21,7 @@ from lightship.data import read, sources
 from lightship.data.manifest import Manifest
 from lightship.data.pack import pack
 from lightship.data.pack_plan import Plan, Shard
-from lightship.data.shards import ShardWriter, sample_bytes, shard_sizes
+from lightship.data.shards import INDEX, ShardWriter, sample_bytes, shard_sizes
 from lightship.exits import ConfigError, DataError
 
 FILES = little_set(("train", "test"), per_class=6, size_px=(48, 64))
@@ -296,6 +296,20 @@ def test_images_left_out_by_an_earlier_start_are_bad_for_the_next_one_too(
         packed(root, to, on_error="skip", max_bad_fraction=0.05)
     said = packed(root, to, on_error="skip", max_bad_fraction=0.2)
     assert "2 could not be read" in said[-1]
+
+
+def test_a_repaired_image_is_listed_no_more(tmp_path: Path) -> None:
+    path, to = "train/bee/002.png", tmp_path / "to"
+    broken = b"<html>".ljust(len(FILES[path]))  # of the same size: the same source, to a listing
+    root = put(str(tmp_path / "from"), {**FILES, path: broken})
+    options = {"on_error": "skip", "max_bad_fraction": 0.1}
+    packed(root, str(to), **options)
+    assert (to / "skipped.txt").exists()
+    put(root, {path: FILES[path]})
+    (to / INDEX).unlink()
+    packed(root, str(to), **options)
+    assert not (to / "skipped.txt").exists()
+    assert len(sources.scan(str(to))["train"]) == 18
 
 
 # ---- wrong input, and the same command again ---------------------------------------------------

@@ -27,6 +27,7 @@ from lightship.exits import ConfigError, DataError, LightshipError
 
 _REMOVED_AT_ONCE = 16
 _PROBED = 64
+_SKIPPED = "skipped.txt"
 
 
 def pack(
@@ -77,7 +78,7 @@ def pack(
     left_out = sum(map(len, packing.bad.values()))
     say(
         f"packed {kept:,} images, {size_mib:,.1f} MiB: {storage.redact(url)}"
-        + (f"; {left_out:,} could not be read and are listed in skipped.txt" * bool(left_out))
+        + (f"; {left_out:,} could not be read and are listed in {_SKIPPED}" * bool(left_out))
     )
 
 
@@ -231,7 +232,9 @@ def _finish(
     skipped = [packing.bad[split][i] for split in manifests for i in sorted(packing.bad[split])]
     if skipped:
         text = "".join(f"{line}\n" for line in skipped)
-        storage.write_bytes(storage.join(url, "skipped.txt"), text.encode())
+        storage.write_bytes(storage.join(url, _SKIPPED), text.encode())
+    elif _SKIPPED in held:
+        storage.remove(storage.join(url, _SKIPPED))
     packed = {}
     for split, manifest in manifests.items():
         full = [s for s in shards if s.split == split and packing.records[s].size]
@@ -256,8 +259,9 @@ def _finish(
 
 def _remove(url: str, files: Iterable[str]) -> None:
     """Remove what was needed while packing, last the mark that it is not done."""
+    urls = [storage.join(url, path) for path in files if path != UNFINISHED]
     with ThreadPoolExecutor(_REMOVED_AT_ONCE) as pool:
-        list(pool.map(lambda path: storage.remove(storage.join(url, path)), files))
+        list(pool.map(storage.remove, urls))
     storage.remove(storage.join(url, UNFINISHED))
     if not storage.is_remote(url):
         shutil.rmtree(storage.local_path(storage.join(url, WORK)), ignore_errors=True)

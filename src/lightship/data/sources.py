@@ -135,9 +135,11 @@ def _look(url: str, root: str) -> _Listing | dict[str, Manifest]:
 def _find_on_web(url: str, root: str) -> dict[str, Manifest] | None:
     """The packed shards under a web address, where nothing can be listed; None if there are none.
 
-    A file (its name has a suffix, or the address a query) is not asked for an index.
+    What looks like a file, by its suffix or a query, is not asked for an index; a slash at the end
+    says that it is none.
     """
-    if not url.startswith(("http://", "https://")) or "?" in url or suffix(storage.base_name(url)):
+    looks_like_file = suffix(storage.base_name(url)) and not url.endswith("/")
+    if not url.startswith(("http://", "https://")) or "?" in url or looks_like_file:
         return None
 
     def size_of(file: str) -> tuple[str, int] | None:
