@@ -121,8 +121,8 @@ def _fit(command: Command, stop: StopRequest) -> None:
     skipped = ranks.gather(data.skipped)
     if not ranks.is_first():
         return
-    names = sorted({name for each in skipped for name in each})
-    report = _report_data(config, data, model, table, numbers, split, environment, names)
+    told = sorted({line for each in skipped for line in each})
+    report = _report_data(config, data, model, table, numbers, split, environment, told)
     write_report(output.url, report)
     if tracker:
         final = {name: value for name, value in numbers.items() if not name.startswith("val/")}

@@ -18,9 +18,9 @@ import torch
 
 from lightship.data import sources
 from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
 from lightship.data.fetch import Stretch
 from lightship.data.order import Order, TrainShare
-from lightship.data.read import BadSamples
 from lightship.data.streaming import StreamedSplit, StreamedTrainLoader
 from tests.benchmarks.stream_arm import BATCH, SIZE_PX, WORKERS, run
 

@@ -53,7 +53,7 @@ def packed(source: str, destination: str, **options) -> str:
 def content(manifest: Manifest) -> list[tuple[str, bytes]]:
     """(class, pixels) in the manifest's order."""
     pixels, bad = read.decode_all(manifest)
-    assert not bad.any()
+    assert not bad.told
     names = [manifest.class_names[label] for label in manifest.label]
     return [(name, image.tobytes()) for name, image in zip(names, pixels, strict=True)]
 

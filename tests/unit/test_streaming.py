@@ -21,6 +21,7 @@ from lightship.batch import NOT_COUNTED
 from lightship.data import manifest as manifests
 from lightship.data import read, sources
 from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
 from lightship.data.cache import BlockCache
 from lightship.data.fetch import Fetcher, Stretch
 from lightship.data.manifest import Manifest
@@ -60,7 +61,7 @@ def streamed(
     most: float | None = None,
     cache_bytes: int = 0,
 ) -> StreamedSplit:
-    bad = read.BadSamples(manifest, len(manifest), most)
+    bad = BadSamples(manifest, len(manifest), most)
     return StreamedSplit(manifest, SIZE_PX, False, 2, budget_bytes, cache_bytes, bad, CPU)
 
 
@@ -396,7 +397,7 @@ class TestBadSamples:
                     assert after[1] == NOT_COUNTED
                 else:
                     assert after == before
-        assert set(split.bad.names) == set(told)
+        assert set(split.bad.told) == set(told)
 
     @pytest.mark.parametrize("layout", ["folder", "tar"])
     def test_raise_names_the_sample(self, layout: str, files: Files, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from lightship.batch import Batch
 from lightship.config import DataConfig
 from lightship.data import read, sources
 from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
 from lightship.data.order import EvalShare, Order, TrainShare
@@ -45,7 +46,7 @@ class ImageData(LightningDataModule):
         self.config, self.seed, self.accumulate, self.say = config, seed, accumulate, say
         self.manifests: dict[str, Manifest] = {}
         self.image_size_px = config.image_size_px or 0
-        self._bad: dict[str, read.BadSamples] = {}
+        self._bad: dict[str, BadSamples] = {}
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._splits: dict[str, ResidentSplit | StreamedSplit] = {}
         self._spread: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
@@ -110,8 +111,8 @@ class ImageData(LightningDataModule):
 
     @property
     def skipped(self) -> list[str]:
-        """Names of the images that this rank could not read and left out, of all splits."""
-        return [name for bad in self._bad.values() for name in bad.names.values()]
+        """The images that this rank could not read and left out, of all splits, and why."""
+        return [told for bad in self._bad.values() for told in bad.told.values()]
 
     def prepare(self, split: str) -> None:
         """Make a split ready: hold it in memory, decoded, or find out how to stream it. Blocks.
@@ -132,7 +133,7 @@ class ImageData(LightningDataModule):
         if self._is_streamed(split):
             # A rank meets its share of the samples only.
             among = -(-len(manifest) // ranks.world_size())
-            self._bad[split] = read.BadSamples(manifest, among, most)
+            self._bad[split] = BadSamples(manifest, among, most)
             return
         images, bad_samples = read.decode_all(
             manifest,
@@ -141,7 +142,7 @@ class ImageData(LightningDataModule):
             max_bad_fraction=most,
         )
         self.image_size_px = images.shape[-1]
-        bad = np.isin(np.arange(len(manifest)), list(bad_samples.names))
+        bad = np.isin(np.arange(len(manifest)), list(bad_samples.told))
         self._decoded[split], self._bad[split] = (images, bad), bad_samples
         if bad.any():
             self.say(f"{split}: {bad.sum()} of {len(bad)} images could not be read and are skipped")
@@ -233,7 +234,7 @@ class ImageData(LightningDataModule):
                     threads=self._threads(),
                     max_bad_fraction=most,
                 )
-                bad = np.isin(ids, list(bad_samples.names))
+                bad = np.isin(ids, list(bad_samples.told))
             self._spread[split, count] = images[~bad], ids[~bad]
         return self._spread[split, count]
 

@@ -75,7 +75,7 @@ def pack(
     _finish(url, manifests, shards, packing, held)
     size_mib = sum(record.size for record in records.values()) / 2**20
     kept = sum(len(record.ids) for record in records.values())
-    left_out = sum(map(len, packing.bad.values()))
+    left_out = sum(len(bad.told) for bad in packing.bad.values())
     say(
         f"packed {kept:,} images, {size_mib:,.1f} MiB: {storage.redact(url)}"
         + (f"; {left_out:,} could not be read and are listed in {_SKIPPED}" * bool(left_out))
@@ -229,7 +229,7 @@ def _finish(
     held: Mapping[str, int],
 ) -> None:
     """Write the index, which makes the pack whole, and remove what was needed until then."""
-    skipped = [packing.bad[split][i] for split in manifests for i in sorted(packing.bad[split])]
+    skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.told.items())]
     if skipped:
         text = "".join(f"{line}\n" for line in skipped)
         storage.write_bytes(storage.join(url, _SKIPPED), text.encode())

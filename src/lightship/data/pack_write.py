@@ -14,6 +14,7 @@ import numpy as np
 
 from lightship import ranks, storage
 from lightship.config import PackConfig
+from lightship.data.bad_samples import BadSamples
 from lightship.data.manifest import Manifest
 from lightship.data.pack_plan import Plan, Shard, ShardRecord
 from lightship.data.read import Sample, read_samples
@@ -52,13 +53,16 @@ class Packing:
         self.url, self.manifests, self.plan, self.options = url, manifests, plan, options
         self.records = records
         """Of the finished shards; fills up."""
-        self.bad: dict[str, dict[int, str]] = {split: {} for split in manifests}
-        """Split -> position -> what is told of an image that is left out."""
+        most = options.max_bad_fraction if options.on_error == "skip" else None
+        self.bad = {
+            split: BadSamples(manifest, len(manifest), most, flags="--")
+            for split, manifest in manifests.items()
+        }
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._done = sum(shard.stop - shard.start for shard in records)
         for shard, record in records.items():
             for i, told in record.bad.items():
-                self._leave_out(shard.split, i, told)
+                self.bad[shard.split].add(i, DataError(told))
 
     def write(self, todo: list[Shard], progress: Callable[[int, int], None]) -> None:
         """Write and record these shards; blocks. Raises the first error of a thread."""
@@ -150,9 +154,8 @@ class Packing:
                     try:
                         stored, extension = stored_form(data, manifest, self.options)
                     except DataError as error:
-                        name = manifest.name(i)
-                        bad[i] = str(error) if name in str(error) else f"{name}: {error}"
-                        self._leave_out(shard.split, i, bad[i])
+                        self.bad[shard.split].add(i, error)
+                        bad[i] = self.bad[shard.split].told[i]
                     else:
                         offset = tar.add(f"{i:09d}", int(manifest.label[i]), stored, extension)
                         rows.append((i, offset, len(stored), zlib.crc32(stored)))
@@ -168,18 +171,3 @@ class Packing:
             ) from error
         ids, offsets, lengths, sums = np.array(rows, dtype=np.int64).reshape(-1, 4).T
         return ShardRecord(size, ids, offsets, lengths, sums, bad)
-
-    def _leave_out(self, split: str, i: int, told: str) -> None:
-        options, size = self.options, len(self.manifests[split])
-        if options.on_error == "raise":
-            raise DataError(f"{told}; --on_error skip leaves such images out")
-        with self._lock:
-            self.bad[split][i] = told
-            count = len(self.bad[split])
-        if count == size:
-            raise DataError(f"none of the {size} images of {split} can be read; the last: {told}")
-        if count > options.max_bad_fraction * size:
-            raise DataError(
-                f"at least {count} of the {size} images of {split} are bad, more than "
-                f"--max_bad_fraction {options.max_bad_fraction:g} allows; the last: {told}"
-            )

@@ -13,6 +13,7 @@ from contextlib import closing
 import numpy as np
 
 from lightship import storage
+from lightship.data.bad_samples import BadSamples
 from lightship.data.manifest import Manifest
 from lightship.data.pixels import decode, decode_square, fit_square
 from lightship.data.sources_parquet import RowReader
@@ -27,40 +28,6 @@ _CHUNK_BYTES, _CHUNK_SAMPLES = 2**20, 256
 _IN_MEMORY_BYTES = 2**28  # a larger unpacked file goes to a temporary file
 
 Sample = bytes | DataError
-
-
-class BadSamples:
-    """The samples that cannot be read: each is told of, left out or too many.
-
-    Args:
-        manifest: The split.
-        among: How many samples these are counted among.
-        max_fraction: Largest share of them that may be bad; None: not one.
-    """
-
-    def __init__(self, manifest: Manifest, among: int, max_fraction: float | None) -> None:
-        self.manifest, self.among, self.max_fraction = manifest, among, max_fraction
-        self.names: dict[int, str] = {}
-
-    def add(self, i: int, error: DataError) -> None:
-        """Count sample `i`, once.
-
-        Raises:
-            DataError: It may not be left out, or too many (or all) have been.
-        """
-        name = self.manifest.name(i)
-        told = str(error) if name in str(error) else f"{name}: {error}"
-        if self.max_fraction is None:
-            raise DataError(f"{told}; --data.on_error skip leaves such images out") from error
-        self.names[i] = name
-        count = len(self.names)
-        if count == self.among:
-            raise DataError(f"none of {count} images can be read; the last: {told}") from error
-        if count > self.max_fraction * self.among:
-            raise DataError(
-                f"at least {count} of {self.among} images are bad, more than "
-                f"--data.max_bad_fraction {self.max_fraction:g} allows; the last: {told}"
-            ) from error
 
 
 def read_samples(

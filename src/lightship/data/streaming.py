@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, TrainShare
-from lightship.data.read import BadSamples
 from lightship.data.worker import Decoded, Failed, Task
 from lightship.data.worker_process import Worker
 from lightship.exits import LightshipError, TimeoutExpired
