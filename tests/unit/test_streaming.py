@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from lightship.data.order import EvalShare, Order, TrainShare
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
 from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.data.worker_process import Worker
-from lightship.exits import DataError
+from lightship.exits import DataError, TimeoutExpired
 
 CPU = torch.device("cpu")
 SIZE_PX, BATCH, SEED = 8, 24, 3
@@ -49,8 +50,8 @@ def files() -> Files:
     return little_set(("train",), per_class=40)
 
 
-def order_of(manifest: Manifest) -> Order:
-    order = Order(len(manifest), BATCH, SEED)
+def order_of(manifest: Manifest, batch_size: int = BATCH) -> Order:
+    order = Order(len(manifest), batch_size, SEED)
     order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
     return order
 
@@ -258,6 +259,7 @@ class TestFetching:
         most, batches = 0, 0
         for batch in fetcher:
             most, batches = max(most, fetcher.held_bytes), batches + 1
+            fetcher.release(batch)
             for i, sample in zip(batch.ids.tolist(), batch.samples, strict=True):
                 assert read.fault_of(manifest, i, sample) is None
         assert batches == len(share) - first
@@ -451,6 +453,50 @@ def test_a_worker_that_is_killed_is_told_of(manifest: Manifest) -> None:
         list(batches)  # what was made before it died is still good
     loader.close()
     assert stream(streamed(manifest), PLACES[:1]), "the next one starts another"
+
+
+def test_a_frozen_worker_is_noticed(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "1")
+    worker = Worker.start(manifest.root)
+    assert stream(streamed(manifest), PLACES[:1])
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutExpired, match=r"no batch within 2 s .*DEADLINE_S"):
+            stream(streamed(manifest), PLACES[:1])
+    finally:
+        os.kill(worker.process.pid, signal.SIGCONT)
+        Worker.stop()
+
+
+def resident_mib(pid: int, which: str) -> float:
+    """VmRSS (now) or VmHWM (at most so far) of a process, in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(which)]
+    return int(line.split()[1]) / 1024
+
+
+def test_a_worker_needs_no_more_memory_than_it_was_given(tmp_path: Path) -> None:
+    """A set 20 times as large as the budget; what the worker has beside it is there before."""
+    large = little_set(("train",), per_class=220, size_px=(408, 408), image_format="ppm")
+    manifest = sources.scan(put(str(tmp_path), webdataset(large, shard_size=400)))["train"]
+    budget_mib = 16
+    assert manifest.length.sum() / 2**20 > 19 * budget_mib
+    Worker.stop()
+    split = replace(streamed(manifest, budget_mib * 2**20), resize=True)
+    share = TrainShare(order_of(manifest, batch_size=6), 0, 1, 1)
+    where = iter([(epoch, batch) for epoch in range(2) for batch in range(len(share))])
+    loader = StreamedTrainLoader(
+        split, share, Augment(0), 0.0,
+        lambda: Stretch(*next(where), batches_per_epoch=len(share), epochs=2),
+    )  # fmt: skip
+    batches, pid = iter(loader), Worker.start("").process.pid
+    next(batches)
+    before_mib = resident_mib(pid, "VmRSS")
+    for _ in range(2 * len(share) - 1):
+        next(batches)
+    more_mib = resident_mib(pid, "VmHWM") - before_mib
+    loader.close()
+    assert more_mib < 1.5 * budget_mib, "half for what decoding takes and malloc keeps"
 
 
 def test_a_worker_ends_with_its_owner(tmp_path: Path) -> None:

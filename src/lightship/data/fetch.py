@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,12 +61,14 @@ class FetchedBatch:
         batch: Its place in the epoch.
         ids: [B] int64, NOT_COUNTED in padding.
         samples: Bytes or error of each row, unchecked; b"" in padding.
+        frees_bytes: What need not be held once the batch is decoded.
     """
 
     epoch: int
     batch: int
     ids: np.ndarray
     samples: list[Raw]
+    frees_bytes: int
 
 
 @dataclass
@@ -105,7 +108,7 @@ class Fetcher:
         block_edges: Its blocks (see `Manifest.block_edges`).
         share: This rank's batches.
         stretch: Which of them.
-        budget_bytes: Bound of what is read ahead of the next batch.
+        budget_bytes: Bound of what is held, from its request until it is decoded, but for a batch.
         mixed_bytes: What this rank would hold if blocks were always read whole.
         cache: Asked before the storage; blocks are then read whole, whoever needs what of them.
     """
@@ -123,6 +126,7 @@ class Fetcher:
         self.manifest, self.share, self.stretch = manifest, share, stretch
         self.budget_bytes = budget_bytes
         self.held_bytes = 0
+        self._lock = Lock()
         self._edges = block_edges
         self._reads_whole = cache is not None
         self._reads: ReadAhead | CachedReads = ReadAhead()
@@ -152,6 +156,11 @@ class Fetcher:
                 return
             yield self._take(*ahead.popleft())
 
+    def release(self, fetched: FetchedBatch) -> None:
+        """Take note that a batch is decoded. Any thread."""
+        with self._lock:
+            self.held_bytes -= fetched.frees_bytes
+
     def close(self) -> None:
         """Give up what is under way."""
         self._reads.close()
@@ -178,7 +187,8 @@ class Fetcher:
                 self._plan_block(epoch, batch, i)
             span, run = epoch.planned[i]
             request = self._begin(span, run)
-            self.held_bytes += request.size_bytes
+            with self._lock:
+                self.held_bytes += request.size_bytes
             for j in run.tolist():
                 del epoch.planned[j]
                 epoch.requests[j] = request
@@ -220,6 +230,7 @@ class Fetcher:
     def _take(self, epoch: _Epoch, batch: int) -> FetchedBatch:
         """The bytes of a batch that was asked for. Blocks until they are there."""
         samples: list[Raw] = []
+        frees_bytes = 0
         for i in epoch.ids[batch].tolist():
             if i == NOT_COUNTED:
                 samples.append(b"")
@@ -229,8 +240,8 @@ class Fetcher:
                 request.samples = self._samples(request)
             samples.append(request.samples.pop(i))
             if not request.samples:
-                self.held_bytes -= request.size_bytes
-        return FetchedBatch(epoch.number, batch, epoch.ids[batch], samples)
+                frees_bytes += request.size_bytes
+        return FetchedBatch(epoch.number, batch, epoch.ids[batch], samples, frees_bytes)
 
     def _samples(self, request: _Request) -> dict[int, Raw]:
         """What a request has brought. Blocks.

@@ -202,6 +202,7 @@ def _make_batches(
             while (item := begun.get()) is not None:
                 fetched, slot, parts = item
                 bad = {row: error for part in parts for row, error in part.result().items()}
+                fetcher.release(fetched)
                 connection.send(Decoded(fetched.epoch, fetched.batch, slot, fetched.ids, bad))
         except BaseException as error:
             failure.append(error)
