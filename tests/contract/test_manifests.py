@@ -1,4 +1,4 @@
-"""The manifests against Kubernetes' schemas, its security standard, and lightship's own contract."""
+"""The manifests against Kubernetes' schemas, its security standard and lightship's contract."""
 
 import copy
 import re
