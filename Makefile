@@ -49,7 +49,7 @@ format: $(READY) ## let ruff mend what it can
 bench: $(READY) ## measure speed beside the peers (CIFAR10=folder of real CIFAR-10 class folders)
 	$(BIN)/python -m tests.benchmarks $(TABLES)
 
-lock: ## resolve the dependencies anew, with hashes: of the tests and of each image: for tests, and for each image
+lock: ## resolve the dependencies anew, with hashes: of the tests and of each image
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet uv
 	$(RESOLVE) pyproject.toml --group dev --extra parquet \
