@@ -90,7 +90,7 @@ def s3_pod(machine: Path, image: str, network: str) -> Iterator[Pod]:
                 ["digits"], objects, machine,
             )  # fmt: skip
             filler.start()
-            code = wait_for(lambda: filler.exit_code, "the digits")
+            code = wait_for(lambda pod=filler: pod.exit_code, "the digits")
             said = filler.said
             filler.remove()
             if code == 0:

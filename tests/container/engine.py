@@ -17,6 +17,7 @@ BASE = "localhost/debian:bookworm-slim"
 PACKAGES = {
     "podman": "podman", "runc": "runc", "catatonit": "catatonit", "debootstrap": "debootstrap",
     "ip": "iproute2", "iptables": "iptables", "newuidmap": "uidmap",
+    "netavark": "netavark", "aardvark-dns": "aardvark-dns",
 }  # fmt: skip
 """Program -> the Debian package it comes in."""
 _SETTINGS = """
@@ -38,8 +39,6 @@ def make_ready(folder: Path) -> None:
     missing = [
         package for program, package in PACKAGES.items() if not shutil.which(program, path=path)
     ]
-    if not Path("/usr/lib/podman/aardvark-dns").exists():
-        missing.append("aardvark-dns")
     if missing:
         if shutil.which("apt-get") is None:
             pytest.skip(f"not installed, and there is no apt-get to do it: {', '.join(missing)}")
