@@ -53,6 +53,7 @@ class Job:
             code = pod.exit_code
             if code is not None:
                 del self.active[index]
+                pod.retire()
                 self._take_end(index, pod, code)
         self._decide()
         if self.condition:
@@ -173,10 +174,11 @@ class Job:
         if pod.exit_code is None:
             pod.signal("TERM")
         end = time.monotonic() + pod.grace_s
-        while pod.exit_code is None:
+        while (code := pod.exit_code) is None:
             if time.monotonic() > end:
                 pod.signal("KILL")
             time.sleep(0.2)
         [index] = [i for i, each in self.active.items() if each is pod]
         del self.active[index]
-        self.ended.append((pod, pod.exit_code or 0, "Terminated"))
+        pod.retire()
+        self.ended.append((pod, code, "Terminated"))

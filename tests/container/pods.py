@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Pod:
     objects: list[dict[str, Any]]
     folder: Path
     is_evicted: bool = False
-    started_s: float = field(default_factory=time.monotonic)
+    _last_words: str | None = None
 
     @property
     def container(self) -> str:
@@ -113,6 +113,8 @@ class Pod:
 
     @property
     def said(self) -> str:
+        if self._last_words is not None:
+            return self._last_words
         done = subprocess.run(
             ["podman", "logs", self.container], capture_output=True, text=True, timeout=60
         )
@@ -175,6 +177,11 @@ class Pod:
         os.kill(eater, signal.SIGKILL)
         os.waitpid(eater, 0)
         assert not Path(f"/proc/{pid}").exists(), "the kernel has killed nothing"
+
+    def retire(self) -> None:
+        """After its end: keep what it said, and take its address and names from the network."""
+        self._last_words = self.said
+        self.remove()
 
     def remove(self) -> None:
         subprocess.run(["podman", "unpause", self.container], capture_output=True, timeout=60)

@@ -27,7 +27,7 @@ def recovered(run: Run, measured: Callable, what: str) -> None:
 def wandb_ids(output: str) -> set[str]:
     """Ids of the W&B runs kept beside a run."""
     files = storage.list_files(f"{output}/logs/wandb")
-    folders = {file.path.split("/wandb/")[1].split("/")[0] for file in files}
+    folders = {file.path.split("/")[0] for file in files}
     return {folder.rsplit("-", 1)[1] for folder in folders}
 
 

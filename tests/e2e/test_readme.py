@@ -19,7 +19,6 @@ SHOWN_BY = {
     "make test": "this very run",
     "make lint": ".ci/run",
     "make bench": "tests/unit/test_benchmarks.py",
-    "make test-container": CONTAINER,
     "docker build --file docker/Dockerfile --target cpu --tag lightship:cpu .": CONTAINER,
     "docker run --rm --read-only --cap-drop ALL --volume runs:/workspace lightship:cpu "
     "fit --config digits": CONTAINER,
