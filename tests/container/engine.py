@@ -133,8 +133,10 @@ def _pip_mounts(folder: Path) -> list[tuple[str, str]]:
         settings[name.split(".", 1)[1]] = value.strip("'\"").replace("\\n", " ")
     text = "[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
     (folder / "pip.conf").write_text(text)
-    words = {word.removeprefix("file://") for value in settings.values() for word in value.split()}
-    paths = sorted(word for word in words if word.startswith("/") and Path(word).exists())
+    words = {word for value in settings.values() for word in value.split()}
+    # An index of files has its files beside it.
+    indexes = {str(Path(w.removeprefix("file://")).parent) for w in words if w[:7] == "file://"}
+    paths = sorted(w for w in words | indexes if w.startswith("/") and Path(w).exists())
     return [(str(folder / "pip.conf"), "/etc/pip.conf"), *((path, path) for path in paths)]
 
 
