@@ -9,7 +9,6 @@ import pytest
 
 from tests.container.conftest import readme_commands, say
 from tests.container.engine import exists, podman
-from tests.manifests import ROOT
 
 # What a cluster would allow it (podman's own tmpfs are off: only the image's volumes are writable).
 RESTRICTED = (
@@ -59,7 +58,7 @@ def test_the_readmes_command_trains_the_digits(image: str, volume: str, request)
     say(request, f"digits in a read-only container: {time.monotonic() - began_s:.0f} s")
     mounted = Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", volume))
     [output] = (mounted / "runs").iterdir()
-    assert json.loads((output / "report/report.json").read_text())["final"]["test/acc"] > 0.97
+    assert json.loads((output / "report/report.json").read_text())["test/acc"] > 0.97
     assert (output / "DONE").exists()
     assert {path.stat().st_uid for path in output.rglob("*")} == {10001}
 
@@ -67,7 +66,8 @@ def test_the_readmes_command_trains_the_digits(image: str, volume: str, request)
 def test_a_stop_is_answered_and_gone_on_from(image: str, volume: str) -> None:
     """SIGTERM to process 1 reaches lightship, which saves; the same command goes on."""
     flags = (f"--volume={volume}:/workspace", "--name=lightship-stopped")
-    fit = ("fit", "--config", "digits", "--run.output", "run", "--run.tracking", "none")
+    fit = ("fit", "--config", "digits", "--run.output", "run", "--run.tracking", "none",
+           "--trainer.max_epochs", "4")  # fmt: skip
     first = subprocess.Popen(
         ["podman", "run", *RESTRICTED, *flags, image, *fit, "--run.checkpoint_every_steps", "5"]
     )
@@ -82,9 +82,9 @@ def test_a_stop_is_answered_and_gone_on_from(image: str, volume: str) -> None:
     finally:
         podman("rm", "--force", "--time", "0", "lightship-stopped", check=False)
         first.wait(60)
-    again = run(image, *fit, "--trainer.max_epochs", "1", flags=flags)
-    assert again.returncode in (0, 78), again.stderr
-    assert "from step" in again.stderr or "epochs done" in again.stderr
+    again = run(image, *fit, flags=flags)
+    assert again.returncode == 0, again.stderr
+    assert "from step" in again.stderr
 
 
 def test_any_user_of_group_0(image: str) -> None:
@@ -167,6 +167,3 @@ def test_labels_and_user(image: str) -> None:
     assert found["User"] == "10001:0"
     assert found["Config"]["Entrypoint"] == ["/usr/bin/tini", "--", "lightship"]
     assert set(found["Config"]["Volumes"]) == {"/workspace", "/cache", "/tmp"}
-    lines = (ROOT / "docker/locks/cpu.lock").read_text().splitlines()
-    locked = {line.split("==")[0] for line in lines if "==" in line and not line.startswith(" ")}
-    assert "triton" not in locked
