@@ -42,8 +42,11 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
         if processes > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1"):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _stopped_early)
+            from lightship import shared_memory
             from lightship.agent import run_agent
 
+            if _is_on_gpus(command.config.trainer.accelerator):
+                shared_memory.check(processes)
             os.environ[_AGENT_PID] = str(os.getpid())
             run_agent(processes, arguments, is_resumable=command.name == "fit")
         else:

@@ -12,12 +12,23 @@ from tests.images import little_set, put
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:^    \S.*\n)+", re.MULTILINE)
 
+CONTAINER = "tests/container, on podman in place of docker and of a cluster"
 # Command -> what shows it. `run` here means: by `test_the_readme_from_top_to_bottom`.
 SHOWN_BY = {
     "make train": "tests/e2e/test_digits.py, as test_make_targets checks",
     "make test": "this very run",
     "make lint": ".ci/run",
     "make bench": "tests/unit/test_benchmarks.py",
+    "docker build --file docker/Dockerfile --target cpu --tag lightship:cpu .": CONTAINER,
+    "docker run --rm --read-only --cap-drop ALL --volume runs:/workspace lightship:cpu "
+    "fit --config digits": CONTAINER,
+    "docker build --file docker/Dockerfile --target cuda --tag lightship:cuda .": "by hand",
+    "docker run --rm --gpus all --shm-size 1g --volume runs:/workspace lightship:cuda "
+    "fit --config cifar10": "nothing yet: it needs a GPU and docker",
+    "kubectl apply --filename k8s/job.yaml": "tests/contract/test_manifests.py: valid, not run",
+    "kubectl apply --kustomize k8s/overlays/local-s3": CONTAINER,
+    "kubectl wait --for condition=complete --timeout 5m job/digits": CONTAINER,
+    "kubectl apply --kustomize k8s/overlays/cpu": CONTAINER,
     "lightship fit --help": "run",
     "lightship fit --data.root images --data.image_size_px 32 --run.output runs/mine": "run",
     "lightship test --run.output runs/mine": "run",
@@ -39,7 +50,7 @@ def commands() -> list[str]:
     """The README's commands in order (indented lines that begin with one of our tools)."""
     text = (ROOT / "README.md").read_text()
     lines = [line.strip() for block in BLOCK.findall(text) for line in block.splitlines()]
-    return [line for line in lines if line.split()[0] in ("make", "lightship")]
+    return [line for line in lines if line.split()[0] in ("make", "lightship", "docker", "kubectl")]
 
 
 def test_every_command_is_shown() -> None:

@@ -12,6 +12,7 @@ ALLOWED = {
     "exits": set(),
     "ranks": {"exits"},
     "agent": {"exits"},
+    "shared_memory": {"exits"},
     "batch": set(),
     "config": {"exits"},
     "storage": {"exits"},
