@@ -2,7 +2,8 @@
 
 Faults: "status" (an error answer), "reset" (half of the body, then a TCP reset), "stall" (half of
 the body, then silence), "short" and "long" (a body one byte off, with headers that agree with it),
-"flip" (a body of the right length with one wrong bit), "flip told" (beside the server's check sum).
+"flip" (a body of the right length with one wrong bit), "flip told" (beside the server's check sum),
+"deaf" (a request's body is neither asked for nor taken).
 """
 
 import collections
@@ -97,9 +98,18 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def handle_expect_100(self) -> bool:
+        is_deaf = self.proxy.fault == "deaf" and self.proxy.times >= 1
+        return is_deaf or super().handle_expect_100()
+
     def do_GET(self) -> None:
-        proxy, body = self.proxy, self._request_body()
+        proxy = self.proxy
         fault = proxy.take_fault(self.command, self.path)
+        if fault == "deaf":
+            self.close_connection = True
+            proxy.closing.wait()
+            return
+        body = self._request_body()
         if fault == "status":
             text = (
                 f"<Error><Code>{proxy.code}</Code><Message>broken here</Message></Error>".encode()

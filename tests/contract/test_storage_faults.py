@@ -50,6 +50,18 @@ def test_passing_faults_are_survived_with_the_same_bytes(
     assert proxy.requests["GET"] == times + 1
 
 
+def test_a_large_upload_that_nobody_takes_is_made_again(
+    proxy: FaultProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client waits without a bound for a server to ask for the body, and for it to take it."""
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "15")
+    url, data = s3.url("large"), bytes(range(256)) * 2**13
+    proxy.plan("deaf", 1, methods=("PUT",))
+    storage.write_bytes(url, data)
+    assert proxy.requests["PUT"] == 2
+    assert storage.read_bytes(url) == data
+
+
 @pytest.mark.parametrize("fault", ["status", "reset"])
 def test_whole_files_survive_too(proxy: FaultProxy, stored: str, fault: str) -> None:
     proxy.plan(fault, times=2)

@@ -54,7 +54,7 @@ def signal_in(owner: Any, name: str, call: int, signals: list[int], wait_s: floa
 # Where the signal comes, and the optimizer steps that must be saved by then.
 MOMENTS: dict[str, tuple[tuple[Any, str, int], int]] = {
     "listing the images": ((ImageData, "load_manifests", 1), 0),
-    "decoding": ((ImageData, "decode", 2), 0),
+    "decoding": ((ImageData, "prepare", 2), 0),
     "building the model": ((ImageClassifier, "__init__", 1), 0),
     "beginning to train": ((Saving, "on_train_start", 1), 0),
     "first step": ((ImageClassifier, "training_step", 1), 1),

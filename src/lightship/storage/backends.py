@@ -193,7 +193,10 @@ class S3(Async):
         size = length_of(source)
         part_bytes = max(2 * PIECE_BYTES, -(-size // 10_000))  # S3 takes 10,000 parts
         if size <= 2 * part_bytes:
-            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=_piece(source, 0, size))
+            body = _piece(source, 0, size)
+            # The client bounds the silence of a server that answers, not of one that takes no more.
+            limit_s = patience.try_s(size)
+            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, timeout=limit_s)
             return
         call = partial(self.call, patience, part_bytes, Bucket=bucket, Key=key)
         call = partial(call, UploadId=call("create_multipart_upload")["UploadId"])
@@ -217,7 +220,9 @@ class S3(Async):
 
     def call(self, patience: Patience, size: int, method: str, **args: Any) -> dict[str, Any]:
         """One request with tries of its own, so that a fault does not undo those before."""
-        answer = persist(partial(self.fs.call_s3, method, **args), Patience(patience.url, size))
+        limit_s = patience.try_s(size)
+        request = partial(self.fs.call_s3, method, timeout=limit_s, **args)
+        answer = persist(request, Patience(patience.url, size))
         patience.progress()
         return answer
 

@@ -58,7 +58,7 @@ class Limits:
     attempts: int = 24
     backoff_s: float = 0.1
     backoff_cap_s: float = 8.0
-    slowest_bytes_per_s: float = 2**16
+    slowest_bytes_per_s: float = 2**18
     """A try that transfers n bytes may take total_s + n / this."""
     in_flight: int = 64
     """Requests at once, for file systems that are asynchronous."""
@@ -165,6 +165,10 @@ class Patience:
         now = time.monotonic()
         # A try that transfers may take its time; one that fails is not repeated so long.
         self.ends, self.last_try_ends = now + self.quiet_s, now + self.total_s
+
+    def try_s(self, size_bytes: int) -> float:
+        """Seconds after which one try that sends so many bytes has stalled, and is made again."""
+        return self.limits.read_s + size_bytes / self.limits.slowest_bytes_per_s
 
     def left_s(self) -> float:
         """Seconds until the deadline, at least 0."""
