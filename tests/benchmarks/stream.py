@@ -34,7 +34,8 @@ ARMS = {
     "limit": Arm("limit", "memory"),
     "webdataset": Arm("webdataset", "webdataset", "", "webdataset"),
     "litdata": Arm("litdata", "litdata", "chunks", "litdata"),
-    "mosaicml-streaming": Arm("mosaicml", "mosaicml", "", "mosaicml-streaming"),
+    "mosaicml-streaming": Arm("mosaicml", "mosaicml", "shipped", "mosaicml-streaming"),
+    "mosaicml-streaming mended": Arm("mosaicml", "mosaicml", "mended", "mosaicml-streaming"),
     "folders: litdata raw": Arm("litdata", "folders", "raw", "litdata"),
     "folders: ImageFolder over s3fs batched": Arm("s3fs", "folders", "batches"),
     "folders: ImageFolder over s3fs": Arm("s3fs", "folders", "each"),
@@ -135,7 +136,10 @@ def _print_results(results: dict[tuple[str, int], list[Result]], folder: Path) -
 
 def _described(folder: Path) -> str:
     sizes = [path.stat().st_size for path in folder.rglob("*.jpg")]
-    kind = "real" if folder.parent.name.startswith("real") else "made of packages' photographs"
+    kind = "real"
+    if not folder.parent.name.startswith("real"):
+        sources = folder.parent.name.split("-")[2]
+        kind = f"made of {sources} photographs that packages ship"
     return f"{len(sizes):,} JPEGs ({kind}) of {statistics.mean(sizes) / 1000:.0f} KB"
 
 
@@ -195,9 +199,7 @@ def _comparisons(
         if not peers:
             continue
         best = max(peers, key=peers.__getitem__)
-        text = (
-            f"{kind}, {delay_ms} ms: the best peer cold is {best} with {peers[best]:,.0f} images/s"
-        )
+        text = f"{kind}, {delay_ms} ms: cold, the best peer is {best}, {peers[best]:,.0f} images/s"
         for rate in (rate for name, rate in rates.items() if "lightship" in name):
             text += f"; lightship {rate:,.0f}: {rate / peers[best]:.2f} times that"
             text += f", {rate / limit:.2f} of the limit" if limit else ""
