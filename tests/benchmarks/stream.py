@@ -34,6 +34,7 @@ ARMS = {
     "limit": Arm("limit", "memory"),
     "webdataset": Arm("webdataset", "webdataset", "", "webdataset"),
     "litdata": Arm("litdata", "litdata", "chunks", "litdata"),
+    "litdata mended": Arm("litdata", "litdata", "mended", "litdata"),
     "mosaicml-streaming": Arm("mosaicml", "mosaicml", "shipped", "mosaicml-streaming"),
     "mosaicml-streaming mended": Arm("mosaicml", "mosaicml", "mended", "mosaicml-streaming"),
     "folders: litdata raw": Arm("litdata", "folders", "raw", "litdata"),
