@@ -22,11 +22,12 @@ def sample(sample: dict[str, Any]) -> tuple[Any, int]:
     return cropped(sample["image"]), sample["class"]
 
 
-class MendedLoader(PyTreeLoader):
-    def _load_batched_item(self, chunk_index: int, chunk_filepath: str, table_idx: int) -> Any:
-        if self._mmap is None:  # the chunk is shared, and none of these is compressed
-            return _BATCH_SKIP
-        return super()._load_batched_item(chunk_index, chunk_filepath, table_idx)
+_as_shipped = PyTreeLoader._load_batched_item
+
+
+def mended(self: PyTreeLoader, *place: Any) -> Any:
+    """Take the image alone if its chunk is not mapped, that is shared; none is compressed here."""
+    return _BATCH_SKIP if self._mmap is None else _as_shipped(self, *place)
 
 
 class Folders(ld.StreamingRawDataset):
@@ -52,10 +53,9 @@ def open_batches(root: str, mode: str, cache: str) -> Any:
             num_workers=WORKERS,
             persistent_workers=True,
         )
-    loader = MendedLoader() if mode == "mended" else None
-    dataset = ld.StreamingDataset(
-        root, cache_dir=cache, shuffle=True, transform=sample, item_loader=loader
-    )
+    if mode == "mended":
+        PyTreeLoader._load_batched_item = mended
+    dataset = ld.StreamingDataset(root, cache_dir=cache, shuffle=True, transform=sample)
     return ld.StreamingDataLoader(
         dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True
     )
