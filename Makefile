@@ -5,11 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := docker/locks/dev.lock
 READY := $(VENV)/.ready
+RESOLVE = $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--no-header --quiet
+IMAGE := --extra parquet --extra gcs --extra hf
 
-.PHONY: help setup train test test-dist chaos lint format bench lock clean
+.PHONY: help setup train test test-dist test-container chaos lint format bench lock clean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY) ## a virtual environment with the locked dependencies and lightship itself
 
@@ -23,10 +26,13 @@ train: $(READY) ## train and test on the embedded handwritten digits
 	$(BIN)/lightship fit --config digits
 
 test: $(READY) ## all tests that need no root, GPU or internet
-	$(BIN)/python -m pytest --ignore=tests/dist
+	$(BIN)/python -m pytest --ignore=tests/dist --ignore=tests/container
 
 test-dist: $(READY) ## the tests of many processes (kills, lost nodes): they want an idle machine
 	$(BIN)/python -m pytest tests/dist
+
+test-container: $(READY) ## build the image and run the Kubernetes Job on podman (needs root)
+	$(BIN)/python -m pytest tests/container
 
 chaos: $(READY) ## kill, stop and starve runs for MINUTES (10) with SEED (1): all must come to the same
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
@@ -43,12 +49,17 @@ format: $(READY) ## let ruff mend what it can
 bench: $(READY) ## measure speed beside the peers (TABLES=some; CIFAR10=, IMAGENET=class folders)
 	$(BIN)/python -m tests.benchmarks $(TABLES)
 
-lock: ## resolve the dependencies anew, with hashes
+lock: ## resolve the dependencies anew, with hashes: of the tests and of each image
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet uv
-	$(VENV)-lock/bin/uv pip compile pyproject.toml --group dev --extra parquet --universal \
-		--python-version 3.11 --generate-hashes --no-header --quiet \
+	$(RESOLVE) pyproject.toml --group dev --extra parquet \
 		--constraints docker/locks/pins.txt --output-file $(LOCK)
+	$(RESOLVE) pyproject.toml $(IMAGE) --constraints $(LOCK) --output-file docker/locks/cuda.lock
+	$(RESOLVE) pyproject.toml $(IMAGE) --constraints $(LOCK) --output-file docker/locks/cpu.lock \
+		--no-emit-package triton --no-emit-package cuda-bindings --no-emit-package cuda-pathfinder
+	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt $(IMAGE) \
+		--no-emit-package triton --output-file docker/locks/xla.lock
+	$(RESOLVE) docker/locks/build.txt --output-file docker/locks/build.lock
 
 clean: ## remove what the targets above made (not the runs)
 	rm -rf $(VENV) $(VENV)-lock build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,24 +6,21 @@ its size and sha256. What has no matching record does not exist: a reader verifi
 to the one before.
 """
 
-import copy
 import dataclasses
 import hashlib
-import io
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightship import storage
-from lightship.exits import ConfigError, LightshipError, PeerLost
+from lightship.exits import LightshipError, PeerLost
+from lightship.payload import from_bytes, take_snapshot, to_bytes
 
 _PAYLOAD, _RECORD = ".ckpt", ".commit.json"
 
@@ -219,7 +216,7 @@ class CheckpointStore(CheckpointIO):
             )
         if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
             raise CheckpointDamaged(f"checkpoint {name} does not match its sha256")
-        self._verified = url, _load_plain(payload, name)
+        self._verified = url, from_bytes(payload, name)
 
     # Writing
 
@@ -257,7 +254,7 @@ class CheckpointStore(CheckpointIO):
             LightshipError: The save before this one failed.
         """
         self.wait()
-        snapshot = _snapshot(checkpoint)
+        snapshot = take_snapshot(checkpoint)
         self._in_flight = self._writer.submit(self._write, snapshot, str(path), self._saves)
 
     def wait(self) -> None:
@@ -285,9 +282,7 @@ class CheckpointStore(CheckpointIO):
         self.wait()
 
     def _write(self, snapshot: dict[str, Any], url: str, save: int) -> None:
-        buffer = io.BytesIO()
-        torch.save(snapshot, buffer)
-        payload = buffer.getbuffer()
+        payload = to_bytes(snapshot)
         commit = Commit(
             file=storage.base_name(url),
             step=snapshot["global_step"],
@@ -345,38 +340,3 @@ def _record_of(payload: str) -> str:
 
 def _check(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _load_plain(payload: bytes, name: str) -> dict[str, Any]:
-    """A checkpoint's content without running any code in it.
-
-    Raises:
-        ConfigError: The file holds more than tensors and plain values.
-    """
-    try:
-        # Said outright, so that no environment variable can turn it off.
-        loaded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(
-            f"checkpoint {name} needs code to be unpickled and is refused ({reason})"
-        ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(f"{name} is not a checkpoint ({reason})") from None
-    if not isinstance(loaded, Mapping):
-        raise ConfigError(f"checkpoint {name} holds a {type(loaded).__name__}, not a dictionary")
-    return dict(loaded)
-
-
-def _snapshot(value: Any) -> Any:
-    """A copy on the CPU that later steps cannot change."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        copied = copy.copy(value)  # of the same kind, with the _metadata of a state_dict
-        copied.update({key: _snapshot(item) for key, item in value.items()})
-        return copied
-    if isinstance(value, (list, tuple)):
-        return type(value)(_snapshot(item) for item in value)
-    return value

@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from lightship import __version__, config
-from lightship.config import Config
+from lightship.config import Config, PackConfig
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 
 COMMANDS = {
@@ -26,6 +26,7 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split, exactly",
     "predict": "write a table of predictions for images without labels",
+    "pack": "write images of any layout as tar shards with an index; the same again resumes",
 }
 SECTIONS = {
     "run": config.RunConfig,
@@ -51,6 +52,21 @@ class Command:
     config: Config
     ckpt_path: str | None = None
     predictions: str | None = None
+
+
+@dataclass(frozen=True)
+class PackCommand:
+    """`lightship pack`, which needs no run.
+
+    Attributes:
+        source: What to read: all that `--data.root` takes.
+        destination: URL or path of the folder of the shards.
+        config: Checked settings.
+    """
+
+    source: str
+    destination: str
+    config: PackConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +95,7 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_CODES["preempted"].code)
 
 
-def parse(arguments: list[str]) -> Command | None:
+def parse(arguments: list[str]) -> Command | PackCommand | None:
     """The command on the line, or None if help or the version was printed instead.
 
     Raises:
@@ -97,6 +113,8 @@ def parse(arguments: list[str]) -> Command | None:
         raise UsageError(
             f"unknown command '{name}'{_nearest(name, COMMANDS)}; see lightship --help"
         )
+    if name == "pack":
+        return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])
     if name != "fit":
         sources = [*_kept_config(flags), *sources]
@@ -117,6 +135,42 @@ def parse(arguments: list[str]) -> Command | None:
         print(config.to_yaml(command.config), end="")
         return None
     return command
+
+
+def _parse_pack(arguments: list[str]) -> PackCommand | None:
+    parser = build_pack_parser()
+    try:
+        given = vars(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise UsageError(_explain(str(error), parser)) from None
+    except SystemExit:
+        return None  # --help
+    source, destination = given.pop("SRC"), given.pop("DST")
+    settings = PackConfig(**given)
+    config.check_ranges(settings, "--")
+    return PackCommand(source, destination, settings)
+
+
+def build_pack_parser() -> ArgumentParser:
+    """The parser of `lightship pack`."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="lightship pack",
+        usage="lightship pack SRC DST [--FIELD VALUE]...",
+        description=f"{COMMANDS['pack']}.",
+        exit_on_error=False,
+    )
+    parser.add_argument("SRC", type=str, help="URL, path or name, as for --data.root of fit")
+    parser.add_argument(
+        "DST",
+        type=str,
+        help="URL or path of the shards' folder, for --data.root of fit",
+    )
+    parser.add_class_arguments(PackConfig)
+    for action in parser._actions:
+        if action.dest in PackConfig.__dataclass_fields__:
+            action.help = f"{action.help}{config.range_text(PackConfig, action.dest)}"
+    return parser
 
 
 def build_parser(name: str) -> ArgumentParser:
@@ -281,16 +335,19 @@ def _explain(message: str, parser: ArgumentParser) -> str:
     message = " ".join(message.split())
     if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         flag = unknown[1].partition("=")[0]
-        return f"unknown flag {flag}{_nearest(flag, known)}; see {parser.prog} --help"
+        kind = "flag" if flag.startswith("-") else "argument"
+        return f"unknown {kind} {flag}{_nearest(flag, known)}; see {parser.prog} --help"
     if group := re.search(
         r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
     ):
         flag = f"--{group[1]}.{group[2].removeprefix(group[1] + '.')}"
         return f"unknown key {flag[2:]}{_nearest(flag, known)}"
-    if wrong := re.search(r'Parser key "(\w+)\.(\w+)":.*(?:Got value|Given value): (.*)$', message):
-        section, field, value = wrong.groups()
-        expected = config.type_text(SECTIONS[section], field)
-        return f"--{section}.{field} is '{value}'; it must be {expected}"
+    if wrong := re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)$', message):
+        section, _, field = wrong[1].rpartition(".")
+        expected = config.type_text(SECTIONS[section] if section else PackConfig, field)
+        return f"--{wrong[1]} is '{wrong[2]}'; it must be {expected}"
+    if missing := re.search(r"the following arguments are required: (.*)$", message):
+        return f"{missing[1]} missing; see {parser.prog} --help"
     return message
 
 

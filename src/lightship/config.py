@@ -78,11 +78,13 @@ class DataConfig:
     """MD5 that the archive at data.root must have (the named sets bring their own)."""
     mode: Literal["auto", "resident", "streaming"] = free("auto")
     """Hold the decoded set on the device (resident), read it as it is needed (streaming), or
-    decide by data.resident_gib (auto)."""
+    decide by data.resident_gib and data.crop_min_area (auto)."""
     resident_gib: float = bounded(4.0, 0, None, "GiB", free=True)
     """Largest decoded size held on the device."""
     cache_gib: float = bounded(0.0, 0, None, "GiB", free=True)
     """Size of the local block cache in streaming mode; 0: none."""
+    prefetch_gib: float = bounded(2.0, 0.0625, None, "GiB", free=True)
+    """Streaming: memory of each process for what is read ahead. Less means more requests."""
     global_batch_size: int = bounded(64, 1, 2**20, "images")
     """Images per optimizer step over all devices and accumulation; the device's share follows."""
     eval_batch_size: int = bounded(512, 1, 2**20, "images", free=True)
@@ -103,6 +105,10 @@ class DataConfig:
     torchvision's weights expect), or to 0..1 only."""
     crop_padding_px: int = bounded(0, 0, 512, "pixels")
     """Training: reflect-pad by this much and crop back at random."""
+    crop_min_area: float = bounded(0.0, 0, 1)
+    """Training: cut out a random part of each image, at least this share of its area and 3:4 to 4:3
+    in shape, and scale it to image_size_px (torchvision's RandomResizedCrop; 0.08 is usual); 0: the
+    whole image. The set is then streamed."""
     flip: bool = False
     """Training: mirror half of the images left to right."""
     cutout_px: int = bounded(0, 0, 4096, "pixels")
@@ -197,6 +203,34 @@ class TrainerConfig:
 
 
 @dataclass
+class PackConfig:
+    """How `lightship pack` writes its shards."""
+
+    shard_mib: float = bounded(256.0, 0.001, 2**16, "MiB")
+    """Size at which a shard is full."""
+    short_side_px: int | None = bounded(None, 1, 65_535, "pixels")
+    """Scale images down until their shorter side has so many pixels; never up. JPEG stays JPEG (see
+    quality) and all else becomes PNG. Default: images keep their size."""
+    quality: int | None = bounded(None, 1, 100)
+    """Make every image a JPEG of this quality. Default: only what is scaled is compressed again,
+    JPEG with quality 90; all else is copied byte for byte."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """An image that cannot be read: stop and name it, or leave it out and list it in
+    DST/skipped.txt. What is copied is known by its first bytes and not decoded."""
+    max_bad_fraction: float = bounded(0.01, 0, 1)
+    """With on_error=skip, the largest share of a split that may be left out."""
+    src_md5: str | None = None
+    """MD5 that the one file at SRC must have; it is then fetched and kept (the named sets bring
+    their own)."""
+    threads: int = bounded(0, 0, 256, "threads")
+    """Shards written at once, each by a thread that takes 100 to 200 MiB of memory and, where DST
+    is no local path, a shard's size of temporary disk (TMPDIR); 0: two a core, at most 16."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """Progress: a bar in a terminal and timed lines elsewhere (auto), timed lines, or JSON
+    lines."""
+
+
+@dataclass
 class Config:
     """All of a run."""
 
@@ -226,9 +260,7 @@ def identity_hash(config: Config) -> str:
 def check(config: Config) -> None:
     """Raise ConfigError, naming value, bound and flag, for what no machine could run."""
     for section in dataclasses.fields(config):
-        part = getattr(config, section.name)
-        for item in dataclasses.fields(part):
-            _check_range(f"--{section.name}.{item.name}", getattr(part, item.name), item.metadata)
+        check_ranges(getattr(config, section.name), f"--{section.name}.")
     data, trainer = config.data, config.trainer
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ConfigError(
@@ -248,8 +280,26 @@ def check(config: Config) -> None:
         raise ConfigError(
             "--trainer.early_stopping_patience needs a validation split: set --data.val_fraction"
         )
+    if data.crop_min_area and data.image_size_px is None:
+        raise ConfigError("--data.crop_min_area needs --data.image_size_px, the size to scale to")
+    if data.crop_min_area and data.mode == "resident":
+        raise ConfigError(
+            f"--data.crop_min_area {data.crop_min_area:g} cuts from whole images, which "
+            "--data.mode resident does not keep; set streaming or auto"
+        )
     if config.model.weights == "default" and config.model.net == "litcnn":
         raise ConfigError("--model.weights default: litcnn has no published weights; give a URL")
+
+
+def check_ranges(part: Any, prefix: str) -> None:
+    """Raise ConfigError for a field of the dataclass `part` that is out of its range.
+
+    Args:
+        part: One section, or the whole of a command's settings.
+        prefix: What its fields' flags begin with, such as `--data.`.
+    """
+    for item in dataclasses.fields(part):
+        _check_range(f"{prefix}{item.name}", getattr(part, item.name), item.metadata)
 
 
 def _check_range(flag: str, value: Any, meta: Mapping[str, Any]) -> None:

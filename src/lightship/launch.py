@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from lightship import storage
-from lightship.cli import Command
+from lightship.cli import Command, PackCommand
 from lightship.config import Config
 from lightship.exits import ConfigError, LightshipError, PeerLost, Preempted
 
@@ -21,7 +21,7 @@ _AGENT_PID = "LIGHTSHIP_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(command: Command, arguments: Sequence[str]) -> None:
+def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     """Run the command in as many processes as it asks for. Blocks until it is done.
 
     Args:
@@ -31,7 +31,9 @@ def launch(command: Command, arguments: Sequence[str]) -> None:
     Raises:
         LightshipError: With the exit code of the contract.
     """
-    if _is_worker():
+    if isinstance(command, PackCommand):
+        _pack(command)
+    elif _is_worker():
         _work(command)
     elif _is_tpu(command.config) or _is_done(command):
         _run(command)
@@ -40,8 +42,11 @@ def launch(command: Command, arguments: Sequence[str]) -> None:
         if processes > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1"):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _stopped_early)
+            from lightship import shared_memory
             from lightship.agent import run_agent
 
+            if _is_on_gpus(command.config.trainer.accelerator):
+                shared_memory.check(processes)
             os.environ[_AGENT_PID] = str(os.getpid())
             run_agent(processes, arguments, is_resumable=command.name == "fit")
         else:
@@ -49,6 +54,11 @@ def launch(command: Command, arguments: Sequence[str]) -> None:
 
 
 def _run(command: Command) -> None:
+    data = command.config.data
+    if data.mode == "streaming" or data.crop_min_area:
+        from lightship.data.worker_process import Worker
+
+        Worker.start(data.root)  # its imports go on beside ours
     if command.name == "fit":  # heavy imports: the agent does without
         from lightship.run import fit
 
@@ -57,6 +67,26 @@ def _run(command: Command) -> None:
         from lightship import measure
 
         getattr(measure, command.name)(command)
+
+
+def _pack(command: PackCommand) -> None:
+    """Pack in this process alone: what is parallel there needs no processes."""
+    from lightship.callbacks.progress import build_progress
+    from lightship.data.pack import pack
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, _stopped_in_pack) for number in numbers]
+    progress = build_progress(command.config.log_format)
+    try:
+        with progress.of_work("images") as show:
+            pack(command.source, command.destination, command.config, progress.note, show)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _stopped_in_pack(number: int, frame: FrameType | None) -> None:
+    raise Preempted(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
 
 
 def _work(command: Command) -> None:

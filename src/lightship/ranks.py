@@ -71,6 +71,11 @@ def is_first() -> bool:
     return not is_open() or dist.get_rank() == 0
 
 
+def world_size() -> int:
+    """Processes of the job."""
+    return dist.get_world_size() if is_open() else 1
+
+
 def from_rank_0(work: Callable[[], T]) -> T:
     """What `work` returns on rank 0, which alone does it. Every rank; blocks for rank 0.
 

@@ -51,7 +51,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
     data.load_manifests(output.at("data"), need="train")
     for part in ("train", "val"):
         if part in data.manifests:
-            data.decode(part)
+            data.prepare(part)
 
     torch.manual_seed(config.run.seed)
     model = _build_model(config, data)
@@ -118,9 +118,11 @@ def _fit(command: Command, stop: StopRequest) -> None:
     if split:
         model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
         numbers |= evaluate(config, data, model, split, progress)
+    skipped = ranks.gather(data.skipped)
     if not ranks.is_first():
         return
-    report = _report_data(config, data, model, table, numbers, split, environment)
+    told = sorted({line for each in skipped for line in each})
+    report = _report_data(config, data, model, table, numbers, split, environment, told)
     write_report(output.url, report)
     if tracker:
         final = {name: value for name, value in numbers.items() if not name.startswith("val/")}
@@ -189,6 +191,7 @@ def _report_data(
     numbers: dict[str, float],
     split: str | None,
     environment: dict[str, Any],
+    skipped: list[str],
 ) -> ReportData:
     """What the report shows: above all what the best checkpoint makes of the evaluated split."""
     predictions = []
@@ -210,7 +213,7 @@ def _report_data(
         confusion=None if confusion is None else confusion.numpy(),
         predictions=predictions,
         environment=environment,
-        skipped=[name for names in data.skipped.values() for name in names],
+        skipped=skipped,
     )
 
 

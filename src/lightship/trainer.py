@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightship import ranks
+from lightship.callbacks.heartbeat import build_heartbeat
 from lightship.callbacks.progress import Progress, build_progress
 from lightship.config import Config
 from lightship.data.module import ImageData
@@ -65,7 +66,7 @@ def build_trainer(
             limit_test_batches=asked.limit_test_batches or 1.0,
             deterministic=asked.deterministic,
             sync_batchnorm=asked.sync_batchnorm,
-            callbacks=callbacks,
+            callbacks=[*build_heartbeat(), *callbacks],
             logger=loggers or False,
             plugins=[checkpoint_io] if checkpoint_io else [],
             enable_checkpointing=checkpoint_io is not None,

@@ -1,69 +1,59 @@
 """Arms `lightship`: its packed shards (mode `packed`), class folders as they are (mode `folders`).
 
-`python -m tests.benchmarks.stream_lightship pack SOURCE TARGET` packs for the first of them.
+`python -m tests.benchmarks.stream_lightship pack SOURCE TARGET` packs for the first of them. The
+worker is started before this process's own imports, as `lightship fit` does it.
 """
 
-import subprocess
 import sys
+
+from lightship.data.worker_process import Worker
+
+if __name__ == "__main__" and sys.argv[1] != "pack":
+    Worker.start(sys.argv[1])
+
+import subprocess
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 
-from lightship.config import DataConfig
-from lightship.data.module import ImageData
-from lightship.data.streaming import StreamedTrainLoader
-from tests.benchmarks.stream_arm import BATCH, SIZE_PX, run
+from lightship.data import sources
+from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
+from lightship.data.fetch import Stretch
+from lightship.data.order import Order, TrainShare
+from lightship.data.streaming import StreamedSplit, StreamedTrainLoader
+from tests.benchmarks.stream_arm import BATCH, SIZE_PX, WORKERS, run
+
+BUDGET_BYTES = 2 * 2**30
 
 
 class Batches:
-    """The loader of `lightship fit`, asked for batches as its trainer asks; an epoch an iteration.
+    """An iteration an epoch of the training batches of `lightship fit`, and no remainder."""
 
-    The table of samples is made anew, as in a run's first start.
-    """
+    def __init__(self, root: str) -> None:
+        manifest = sources.scan(root)["train"]
+        order = Order(len(manifest), BATCH, seed=0)
+        if not manifest.is_small:
+            order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
+        bad = BadSamples(manifest, len(manifest), None)
+        split = StreamedSplit(
+            manifest, SIZE_PX, True, WORKERS, BUDGET_BYTES, 0, bad, torch.device("cpu")
+        )
+        share = TrainShare(order, rank=0, world_size=1, parts=1)
+        self.epoch, self.batch, self.batches = 0, 0, len(share)
+        self.loader = iter(
+            StreamedTrainLoader(split, share, Augment(0, flip=True), 0.08, self.stretch)
+        )
 
-    def __init__(self, root: str, epochs: int):
-        config = DataConfig(
-            root=root,
-            mode="streaming",
-            global_batch_size=BATCH,
-            image_size_px=SIZE_PX,
-            crop_min_area=0.08,
-            flip=True,
-            val_fraction=0,
-        )
-        data = ImageData(
-            config, seed=0, accumulate=1, say=lambda line: print(line, file=sys.stderr)
-        )
-        data.load_manifests(None, "train")
-        self.done = SimpleNamespace(ready=0)
-        progress = SimpleNamespace(batch_progress=SimpleNamespace(current=self.done))
-        self.trainer = SimpleNamespace(
-            world_size=1,
-            global_rank=0,
-            current_epoch=0,
-            max_epochs=epochs,
-            fit_loop=SimpleNamespace(epoch_loop=progress),
-            strategy=SimpleNamespace(root_device=torch.device("cpu")),
-        )
-        self.trainer.num_training_batches = len(data.manifests["train"]) // BATCH
-        data.trainer = self.trainer
-        loader = data.train_dataloader()
-        assert isinstance(loader, StreamedTrainLoader)
-        self.batches, self.per_epoch = iter(loader), len(loader)
+    def stretch(self) -> Stretch:
+        return Stretch(self.epoch, self.batch, self.batches, epochs=None)
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        self.done.ready = 0
-        for _ in range(self.per_epoch):
-            batch = next(self.batches)
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for place in range(self.batches):
+            self.batch = place
+            batch = next(self.loader)
             yield batch.images, batch.labels
-            self.done.ready += 1
-        self.trainer.current_epoch += 1
-
-
-def open_batches(root: str, mode: str, cache: str) -> Batches:
-    return Batches(root, epochs=int(sys.argv[4]))
+        self.epoch += 1
 
 
 def pack(source: str, target: str) -> None:
@@ -75,4 +65,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "pack":
         pack(*sys.argv[2:])
     else:
-        run(open_batches)
+        run(lambda root, mode, cache: Batches(root))

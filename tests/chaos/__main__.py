@@ -37,6 +37,7 @@ KINDS: dict[str, list[str]] = {
     "ema": ["--model.ema_decay=0.9", "--data.eval_batch_size=16"],
     "accumulation": ["--trainer.accumulate_grad_batches=3", "--data.cutmix_alpha=1"],
     "validation every 2": ["--trainer.check_val_every_n_epoch=2", "--run.keep_last=1"],
+    "streaming": ["--data.mode=streaming", "--data.crop_min_area=0.3", "--data.image_size_px=8"],
     "max_steps": ["--trainer.max_steps=29"],
     "early stopping": ["--trainer.early_stopping_patience=1", "--optim.lr=0.05"],
 }

@@ -75,6 +75,39 @@ def test_a_killed_worker_heals_in_place(job, reference, measured, rank: int) -> 
     same(run, reference)
 
 
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_a_killed_data_worker_heals_in_place(job, reference, measured) -> None:
+    run = job("--data.mode=streaming")
+    agent = run.start("--trainer.devices=2", step_s=SLOW_S)
+    run.at_step(4)
+    failed = run.worker(1)
+    [data_worker] = children(failed)
+    os.kill(data_worker, signal.SIGKILL)
+    with measured("rank 1's data worker killed: all train again"):
+        until(lambda: run.worker(1) != failed, "a new worker")
+        run.at_step(run.committed() + 1)
+    assert agent.wait() == 0, agent.said
+    assert "the data worker was killed by SIGKILL" in agent.said
+    same(run, reference)
+
+
+def test_a_stopped_job_leaves_no_data_worker(job) -> None:
+    """Launchers signal the whole group; the ranks still decode while they come to an agreement."""
+    run = job("--data.mode=streaming")
+    agent = run.start("--trainer.devices=2", step_s=SLOW_S)
+    run.at_step(4)
+    data_workers = [pid for rank in (0, 1) for pid in children(run.worker(rank))]
+    assert len(data_workers) == 2
+    os.killpg(os.getpgid(run.worker(0)), signal.SIGTERM)
+    assert agent.wait() == 143, agent.said
+    assert f"step {run.committed()} is saved" in agent.said
+    until(lambda: not any(map(is_alive, data_workers)), "the data workers' end", bound_s=5)
+
+
 def test_a_frozen_worker_is_noticed(job, reference, measured) -> None:
     run = job("--trainer.timeout_s=3")
     agent = run.start(

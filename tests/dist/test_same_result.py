@@ -60,6 +60,20 @@ def test_a_run_goes_on_at_another_size(
         assert value == pytest.approx(reference.numbers()[name], abs=1e-3), name
 
 
+@pytest.mark.parametrize("processes", ["1", "2", "4"])
+def test_streamed_images_are_those_of_memory(
+    job: Callable[..., Job], reference: Job, processes: str
+) -> None:
+    run = done(job("--data.mode=streaming"), f"--trainer.devices={processes}")
+    assert run.batches() == reference.batches()
+    if processes != "2":
+        return
+    expected = reference.weights()
+    for name, value in run.weights().items():
+        assert torch.equal(value, expected[name]), name
+    assert run.numbers() == reference.numbers()
+
+
 def test_two_nodes_of_two(job: Callable[..., Job], reference: Job) -> None:
     run = job()
     agents = [run.start_node(PET_NPROC_PER_NODE="2") for _ in range(2)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightship.data.order import Order, permutation, share
+from lightship.data.order import Order, TrainShare, permutation, share
 from lightship.exits import ConfigError
 
 sizes = st.integers(1, 3000)
@@ -65,6 +65,94 @@ def test_position_of_a_sample_is_uniform() -> None:
     assert chi_square < 27.9  # 9 degrees of freedom, p = 0.001
 
 
+# Sets that are read in blocks
+
+
+def in_blocks(num_samples: int, per_block: int, batch_size: int, seed: int = 0) -> Order:
+    order = Order(num_samples, batch_size, seed)
+    edges = np.append(np.arange(0, num_samples, per_block), num_samples)
+    order.read_in_blocks(edges, (len(edges) - 1) * 2**22)
+    return order
+
+
+@given(st.data(), sizes, st.integers(1, 50), seeds, epochs)
+def test_blocks_repeat_nothing_either(data, num_samples, per_block, seed, epoch) -> None:
+    batch_size = data.draw(st.integers(1, num_samples))
+    ids = in_blocks(num_samples, per_block, batch_size, seed).epoch(epoch)
+    assert ids.shape == (num_samples // batch_size, batch_size)
+    assert len(set(ids.ravel().tolist())) == ids.size
+    assert 0 <= ids.min() <= ids.max() < num_samples
+
+
+def test_what_is_dropped_is_another_part_in_every_epoch() -> None:
+    order = in_blocks(1000, 10, 64)
+    dropped = [set(range(1000)) - set(order.epoch(epoch).ravel().tolist()) for epoch in range(9)]
+    assert {len(ids) for ids in dropped} == {order.dropped_per_epoch}
+    assert len(set.union(*dropped)) > 3 * order.dropped_per_epoch
+
+
+def entropy(labels: np.ndarray, classes: int) -> float:
+    """Mean over batches ([batches, B]) of the entropy of a batch's classes, in bits."""
+    counts = np.stack([np.bincount(batch, minlength=classes) for batch in labels])
+    share = counts / counts.sum(1, keepdims=True)
+    return float(-(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "classes", "per_block", "batch_size"),
+    [(1_281_167, 1000, 37, 256), (1_281_167, 1000, 37, 1024), (50_000, 10, 37, 512),
+     (100_000, 100, 8, 128), (100_000, 1000, 100, 256)],
+)  # fmt: skip
+def test_shuffle_of_sorted_classes_is_as_good_as_a_permutation(
+    num_samples: int, classes: int, per_block: int, batch_size: int, capsys
+) -> None:
+    """ImageNet's size and others, sorted by class: the mean entropy of a batch's classes."""
+    labels = np.arange(num_samples) * classes // num_samples
+    order = in_blocks(num_samples, per_block, batch_size)
+    some = np.linspace(0, order.steps_per_epoch - 1, 500).astype(int)
+    ours = entropy(labels[order.epoch(0)[some]], classes)
+    best = entropy(labels[Order(num_samples, batch_size, 0).epoch(0)[some]], classes)
+    with capsys.disabled():
+        print(
+            f"\n  {num_samples} in blocks of {per_block}, {batch_size} a batch: {ours / best:.4f}"
+        )
+    assert ours >= 0.98 * best
+
+
+def test_reading_ahead_holds_no_more_blocks_than_are_mixed() -> None:
+    """Blocks begun and not finished, batch by batch, and how few the first batch needs."""
+    order = in_blocks(100_000, 37, 128)
+    block = order.epoch(0) // 37
+    first, last = np.full(2703, len(block)), np.zeros(2703, dtype=int)
+    for step, blocks in enumerate(block):
+        first[blocks] = np.minimum(first[blocks], step)
+        last[blocks] = np.maximum(last[blocks], step)
+    held = [((first <= step) & (last >= step)).sum() for step in range(len(block))]
+    assert max(held) <= 1.15 * order.mixed_blocks
+    assert len(set(block[0].tolist())) < 40
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
+def test_a_block_is_one_ranks(world_size: int) -> None:
+    """But for the few that are cut where a rank's lanes end."""
+    order = in_blocks(20_000, 37, 128)
+    owners: dict[int, set[int]] = {}
+    for rank in range(world_size):
+        for block in np.unique(TrainShare(order, rank, world_size, 1).epoch(0) // 37).tolist():
+            owners.setdefault(block, set()).add(rank)
+    assert sum(len(ranks) > 1 for ranks in owners.values()) < world_size
+
+
+def test_order_in_blocks_is_fixed_for_good() -> None:
+    ids = in_blocks(20, 4, 5, seed=1).epoch(2).tolist()
+    assert ids == [
+        [17, 10, 16, 3, 8],
+        [19, 6, 2, 9, 18],
+        [4, 1, 14, 11, 7],
+        [0, 13, 5, 12, 15],
+    ]
+
+
 def test_batch_larger_than_split_names_both() -> None:
     with pytest.raises(ConfigError, match=r"global_batch_size is 64.*only 50 images"):
         Order(50, 64, 0)
@@ -72,4 +160,4 @@ def test_batch_larger_than_split_names_both() -> None:
 
 def test_indivisible_batch_names_both() -> None:
     with pytest.raises(ConfigError, match=r"global_batch_size 10 is not divisible by 3"):
-        share(np.arange(10), 0, 3)
+        TrainShare(Order(50, 10, 0), rank=0, world_size=3, parts=1)

@@ -1,6 +1,7 @@
 """What is shown of a real small fit: bounded, parseable, whole lines, and no fetch of its own."""
 
 import io
+import itertools
 import json
 import re
 
@@ -157,3 +158,41 @@ def test_durations():
     assert duration_text(59.9) == "0:59"
     assert duration_text(3661) == "1:01:01"
     assert duration_text(float("inf")) == "-"
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_work_without_a_trainer_is_few_lines_and_the_last_is_whole(
+    monkeypatch, log_format: str
+) -> None:
+    now_s = itertools.count(0.0, 0.5)
+    monkeypatch.setattr(progress_module, "monotonic", lambda: next(now_s))
+    stream = io.StringIO()
+    with build_progress(log_format, stream).of_work("images") as show:
+        for done in range(0, 1001, 10):
+            show(done, 1000)
+        show(1000, 1000)
+    lines = stream.getvalue().splitlines()
+    assert 5 < len(lines) < 40, "of 101 calls"
+    if log_format == "json":
+        last = json.loads(lines[-1])
+        assert (last["event"], last["done"], last["total"], last["unit"]) == (
+            "work", 1000, 1000, "images",
+        )  # fmt: skip
+        assert last["per_s"] > 0
+    else:
+        assert "1,000/1,000 images" in lines[-1]
+        assert "left 0:00" in lines[-1]
+    assert len({line.split("]")[-1] for line in lines}) == len(lines), "no line twice"
+
+
+def test_work_without_a_trainer_is_one_bar_in_a_terminal():
+    stream = Terminal()
+    shown = build_progress("auto", stream)
+    with shown.of_work("images") as show:
+        show(0, 36)
+        shown.note("a line above")
+        show(36, 36)
+    text = stream.getvalue()
+    assert "36/36 images" in text
+    assert "a line above" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor comes back"

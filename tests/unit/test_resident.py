@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightship.batch import NOT_COUNTED
 from lightship.data.augment import Augment
-from lightship.data.order import Order
+from lightship.data.order import EvalShare, Order, TrainShare
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
 from lightship.exits import ConfigError
 
@@ -25,9 +25,8 @@ def train_batches(split, world_size, parts, positions, seed=0, batch_size=12):
     ranks = []
     for rank in range(world_size):
         place = iter(positions)
-        loader = ResidentTrainLoader(
-            split, order, Augment(seed), rank, world_size, parts, lambda place=place: next(place)
-        )
+        share = TrainShare(order, rank, world_size, parts)
+        loader = ResidentTrainLoader(split, share, Augment(seed), lambda place=place: next(place))
         batches = iter(loader)
         ranks.append([next(batches).ids.tolist() for _ in positions])
     return ranks
@@ -55,7 +54,8 @@ def test_resume_in_the_middle_repeats_and_skips_nothing() -> None:
 
 def test_batches_hold_the_pixels_of_their_ids() -> None:
     split = split_of(50, bad=(7,))
-    loader = ResidentTrainLoader(split, Order(50, 50, 0), Augment(0), 0, 1, 1, lambda: (0, 0))
+    share = TrainShare(Order(50, 50, 0), 0, 1, 1)
+    loader = ResidentTrainLoader(split, share, Augment(0), lambda: (0, 0))
     batch = next(iter(loader))
     assert batch.images.shape == (50, 3, 4, 4)
     for image, label, sample in zip(batch.images, batch.labels, batch.ids, strict=True):
@@ -69,7 +69,7 @@ def test_evaluation_counts_every_sample_once(count: int, batch_size: int, world_
     split = split_of(count)
     seen, shapes, lengths = [], set(), set()
     for rank in range(world_size):
-        loader = ResidentEvalLoader(split, batch_size, rank, world_size)
+        loader = ResidentEvalLoader(split, EvalShare(count, batch_size, rank, world_size))
         batches = list(loader)
         lengths.add((len(loader), len(batches)))
         for batch in batches:
@@ -82,6 +82,6 @@ def test_evaluation_counts_every_sample_once(count: int, batch_size: int, world_
     assert len(lengths) == 1
 
 
-def test_indivisible_batch_is_refused_when_the_loader_is_made() -> None:
+def test_indivisible_batch_is_refused_when_the_share_is_made() -> None:
     with pytest.raises(ConfigError, match="12 is not divisible by 5"):
-        ResidentTrainLoader(split_of(50), Order(50, 12, 0), Augment(0), 0, 5, 1, lambda: (0, 0))
+        TrainShare(Order(50, 12, 0), rank=0, world_size=5, parts=1)

@@ -3,6 +3,8 @@
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Literal, TextIO
@@ -61,6 +63,7 @@ class Progress(Callback):
         self._created_s = monotonic()
         self._shown_s = self._validation_shown_s = -math.inf
         self._held_back = False
+        self._shown_done = -1
         self._best_acc = -math.inf
         self._first_step = 0
         self._train_began_s = self._created_s
@@ -70,6 +73,34 @@ class Progress(Callback):
     def note(self, text: str) -> None:
         """Print one line of `text`, whole, whatever is on the screen."""
         self._show_note(text)
+
+    @contextmanager
+    def of_work(self, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """For work without a trainer: a function to be called often with (done, total) of `unit`.
+
+        It shows what is due, and the end; the speed is that since the first call.
+        """
+        first: list[tuple[float, int]] = []
+
+        def show(done: int, total: int) -> None:
+            now = monotonic()
+            if not first:
+                first.append((now, done))
+                self._shown_s = now
+                self._begin()
+            if self._is_time() or done == total > self._shown_done:
+                spent_s, new = now - first[0][0], done - first[0][1]
+                speed = new / spent_s if spent_s > 0 else 0.0
+                left_s = (total - done) / speed if speed else math.inf
+                facts = {"unit": unit, "done": done, "total": total, "per_s": round(speed, 3)}
+                times = {"time_s": round(now - self._created_s, 3), "left_s": _finite(left_s)}
+                self._shown_done, self._shown_s = done, now
+                self._show("work", {**facts, **times})
+
+        try:
+            yield show
+        finally:
+            self._end()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where this process began, for the time left, and the run's best so far."""
@@ -174,7 +205,7 @@ class Progress(Callback):
 
 
 class JsonLines(Progress):
-    """One JSON object a line: event (train, val, batch, end, validate, test, note), time, facts."""
+    """One JSON object a line: event (train, val, batch, end, ..., work, note), time, facts."""
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -233,14 +264,20 @@ class Bar(Progress):
 
 
 def _frame(facts: dict[str, Any]) -> Group:
-    """The bar's two rows."""
+    """The bar and the row of numbers below it."""
     bar = Table.grid(padding=(0, 2), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True, justify="right")
     bar.add_column(no_wrap=True, justify="right")
-    total = facts["max_steps"]
     left = "" if facts["left_s"] is None else f"{duration_text(facts['left_s'])} left"
+    if "unit" in facts:
+        done, total = facts["done"], facts["total"]
+        of = Text(f"{done:,}/{total:,} {facts['unit']}", style="dim")
+        shown = ProgressBar(total=total, completed=done, complete_style="cyan")
+        bar.add_row(Text(f"{facts['per_s']:,.0f}/s"), shown, of, Text(left, style="cyan"))
+        return Group(bar)
+    total = facts["max_steps"]
     bar.add_row(
         Text(_of("epoch", facts["epoch"], facts["max_epochs"]), style="bold"),
         ProgressBar(total=total, completed=facts["step"], complete_style="cyan"),
@@ -261,6 +298,11 @@ def _sentence(event: str, facts: dict[str, Any]) -> str:
         split = {"test": "test", "validate": "val"}[event]
         numbers = _numbers(facts, *(f"{split}/{key}" for key in ("loss", "acc", "top5")))
         return f"{event}  " + "  ".join(f"{name} {value}" for name, value in numbers)
+    if event == "work":
+        done, total = (f"{facts[key]:,}" for key in ("done", "total"))
+        left = "-" if facts["left_s"] is None else duration_text(facts["left_s"])
+        said = f"{done:>{len(total)}}/{total} {facts['unit']}  {facts['per_s']:,.0f}/s"
+        return f"{said}  left {left}"
     if event == "end":
         return f"training ended at step {facts['step']} after {duration_text(facts['time_s'])}"
     where = _of("epoch", facts["epoch"], facts["max_epochs"])

@@ -105,6 +105,11 @@ def _shift(bits: Tensor, places: int) -> Tensor:
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
+def is_flipped(draws: Tensor) -> Tensor:
+    """[B] bool from the draws of `uniform`: which images are mirrored."""
+    return draws[:, _FLIP] < 0.5
+
+
 def crop_and_flip(images: Tensor, draws: Tensor, padding_px: int, flip: bool) -> Tensor:
     """Shift each image by up to `padding_px` (reflected at the border) and mirror half of them.
 
@@ -116,7 +121,7 @@ def crop_and_flip(images: Tensor, draws: Tensor, padding_px: int, flip: bool) ->
     rows = rows + (draws[:, _DY, None] * span).long() - padding_px
     cols = torch.arange(width, device=images.device)[None, :]
     if flip:
-        cols = torch.where(draws[:, _FLIP, None] < 0.5, width - 1 - cols, cols)
+        cols = torch.where(is_flipped(draws)[:, None], width - 1 - cols, cols)
     cols = cols + (draws[:, _DX, None] * span).long() - padding_px
     index = torch.arange(len(images), device=images.device)[:, None, None]
     # NHWC, so that one index moves a whole pixel.

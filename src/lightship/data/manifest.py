@@ -14,6 +14,8 @@ import numpy as np
 from lightship import storage
 from lightship.exits import DataError, LightshipError
 
+BLOCK_BYTES = 4 * 2**20
+_SMALL_BYTES = 256 * 2**20
 _FORMAT = 1
 _SPLIT_SEED = 20_100_617  # never changes: every run holds out the same images
 _COLUMNS = ("file_index", "offset", "length", "label", "crc32")
@@ -55,6 +57,28 @@ class Manifest:
         file = self.files[self.file_index[i]] or storage.base_name(self.root)
         whole_file = self.container == "bytes" and self.offset[i] == 0
         return file if whole_file else f"{file}#{self.offset[i]}"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are so few bytes (256 MiB) that a shuffle need not care where they lie."""
+        return int(self.length.sum()) <= _SMALL_BYTES
+
+    def block_edges(self) -> np.ndarray:
+        """Where blocks of neighbouring samples begin and end, [K + 1] int64.
+
+        Block k holds the samples from edges[k] up to edges[k + 1]: 4 MiB of neighbours in training
+        order, or the row groups of Parquet. They follow from order and lengths alone, so that a
+        folder and the shards packed from it have the same.
+        """
+        if self.container == "parquet":
+            changes = [
+                np.diff(column, prepend=-1) != 0 for column in (self.file_index, self.length)
+            ]
+            number = np.cumsum(changes[0] | changes[1])
+        else:
+            number = (np.cumsum(self.length) - self.length) // BLOCK_BYTES
+        inner = np.flatnonzero(np.diff(number)) + 1
+        return np.concatenate([[0], inner, [len(self)]]).astype(np.int64)
 
     def take(self, ids: np.ndarray | Sequence[int]) -> "Manifest":
         """The samples `ids` ([M] integers, any order), with the files they need and no others."""

@@ -14,18 +14,23 @@ from lightship.batch import Batch
 from lightship.config import DataConfig
 from lightship.data import read, sources
 from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
+from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
-from lightship.data.order import Order
+from lightship.data.order import EvalShare, Order, TrainShare
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
+from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.exits import ConfigError, DataError
 
+_STATISTICS_IMAGES = 1024
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class ImageData(LightningDataModule):
     """Images at a URL, as training and evaluation batches on the trainer's device.
 
-    Nothing is read until `load_manifests` (once, the table of samples) and `decode` (per split).
+    Nothing is read until `load_manifests` (once, the table of samples) and `prepare` (per split),
+    which decides whether a split is held in memory, decoded, or streamed.
 
     Args:
         config: The data section.
@@ -40,10 +45,12 @@ class ImageData(LightningDataModule):
         super().__init__()
         self.config, self.seed, self.accumulate, self.say = config, seed, accumulate, say
         self.manifests: dict[str, Manifest] = {}
-        self.skipped: dict[str, list[str]] = {}
         self.image_size_px = config.image_size_px or 0
+        self._bad: dict[str, BadSamples] = {}
         self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._on_device: dict[str, ResidentSplit] = {}
+        self._splits: dict[str, ResidentSplit | StreamedSplit] = {}
+        self._spread: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._train_loader: StreamedTrainLoader | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -102,76 +109,143 @@ class ImageData(LightningDataModule):
         root = ranks.first_on_each_node(resolve)
         return {split: dataclasses.replace(table, root=root) for split, table in splits.items()}
 
-    def decode(self, split: str) -> None:
-        """Read and decode a split into memory (kept; the second call does nothing). Blocks.
+    @property
+    def skipped(self) -> list[str]:
+        """The images that this rank could not read and left out, of all splits, and why."""
+        return [told for bad in self._bad.values() for told in bad.told.values()]
+
+    def prepare(self, split: str) -> None:
+        """Make a split ready: hold it in memory, decoded, or find out how to stream it. Blocks.
+
+        The second call does nothing. Every rank.
 
         Raises:
             DataError: An image cannot be read (or too many, with on_error=skip), sizes differ.
-            ConfigError: The decoded split is larger than data.resident_gib.
+            ConfigError: data.mode does not suit the split.
         """
-        if split in self._decoded:
+        if split in self._bad:
             return
         config, manifest = self.config, self.manifests[split]
-        self._check_size(split)
-        images, bad = read.decode_all(
-            manifest,
-            image_size_px=self.image_size_px or None,
-            threads=config.decode_threads or ranks.cores(),
-            on_error=config.on_error,
-            max_bad_fraction=config.max_bad_fraction,
-        )
         if split != "predict" and (manifest.label < 0).any():
             name = manifest.name(int(np.argmax(manifest.label < 0)))
             raise DataError(f"{split} image without a label: {name} (--data.root)")
+        most = config.max_bad_fraction if config.on_error == "skip" else None
+        if self._is_streamed(split):
+            # A rank meets its share of the samples only.
+            among = -(-len(manifest) // ranks.world_size())
+            self._bad[split] = BadSamples(manifest, among, most)
+            return
+        images, bad_samples = read.decode_all(
+            manifest,
+            image_size_px=self.image_size_px or None,
+            threads=self._threads(),
+            max_bad_fraction=most,
+        )
         self.image_size_px = images.shape[-1]
-        self._decoded[split] = images, bad
-        self.skipped[split] = [manifest.name(int(i)) for i in np.flatnonzero(bad)]
-        if self.skipped[split]:
+        bad = np.isin(np.arange(len(manifest)), list(bad_samples.told))
+        self._decoded[split], self._bad[split] = (images, bad), bad_samples
+        if bad.any():
             self.say(f"{split}: {bad.sum()} of {len(bad)} images could not be read and are skipped")
 
-    def _check_size(self, split: str) -> None:
-        """Refuse what does not fit in memory before anything large is read."""
+    def _threads(self) -> int:
+        return self.config.decode_threads or ranks.cores()
+
+    def _is_streamed(self, split: str) -> bool:
+        """Whether a split is streamed; sets image_size_px if nothing has, from the first image.
+
+        Raises:
+            ConfigError: It must be and cannot.
+        """
         config, manifest = self.config, self.manifests[split]
-        if config.mode == "streaming":
-            raise ConfigError("--data.mode streaming is not available yet; use resident")
         size = self.image_size_px
         if not size:
             _, first = next(iter(read.read_samples(manifest, np.array([0]))))
             if isinstance(first, Exception):
-                return  # decode_all tells of it, or skips it
+                return False  # decode_all tells of it, or skips it
             size = read.decode(first, manifest.encoding).shape[-1]
         gib = len(manifest) * 3 * size * size / 2**30
-        if gib > config.resident_gib:
+        boxes = split == "train" and config.crop_min_area > 0
+        if config.mode == "streaming" or boxes:
+            why = "--data.crop_min_area" if boxes else "--data.mode streaming"
+        elif gib <= config.resident_gib:
+            return False
+        elif config.mode == "resident":
             raise ConfigError(
                 f"the {split} split decodes to {gib:.1f} GiB at {size} px, more than "
-                f"--data.resident_gib {config.resident_gib:g}: raise it or lower "
-                "--data.image_size_px"
+                f"--data.resident_gib {config.resident_gib:g}: raise it, lower "
+                "--data.image_size_px or set --data.mode streaming"
             )
+        else:
+            why = f"{gib:.1f} GiB decoded, more than --data.resident_gib {config.resident_gib:g}"
+        if manifest.container == "gzip":
+            raise ConfigError(
+                f"the {split} split must be streamed ({why}), and gzip cannot be read in part: "
+                "pack it first (lightship pack)"
+            )
+        if storage.is_private(manifest.root):
+            raise ConfigError(
+                f"the {split} split must be streamed ({why}), and memory:// cannot: it is read by "
+                "another process"
+            )
+        self.image_size_px = size
+        return True
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation a channel, in 0..1, as data.normalize asks for."""
+        """Mean and deviation a channel, in 0..1, as data.normalize asks for. Every rank; blocks.
+
+        auto: of 1,024 images spread evenly over train, the same however the set is read.
+        """
         if self.config.normalize == "imagenet":
             return IMAGENET_MEAN, IMAGENET_STD
         if self.config.normalize == "none":
             return [0.0] * 3, [1.0] * 3
-        images, bad = self._decoded["train"]
+        images, _ = self._evenly("train", _STATISTICS_IMAGES)
         # Whole-number histograms: exact, so the same on every machine and rank.
-        histogram = np.zeros((3, 256), dtype=np.int64)
-        for chunk in np.array_split(np.flatnonzero(~bad), max(1, len(images) // 4096)):
-            for channel in range(3):
-                flat = images[chunk, channel].ravel()
-                histogram[channel] += np.bincount(flat, minlength=256)
+        histogram = np.stack([np.bincount(c.ravel(), minlength=256) for c in images.swapaxes(0, 1)])
         weight = histogram / histogram.sum(1, keepdims=True)
         level = np.arange(256) / 255
         mean = weight @ level
         std = np.sqrt(np.maximum(weight @ level**2 - mean**2, 0))
         return mean.tolist(), np.maximum(std, 1 / 255).tolist()
 
-    def train_dataloader(self) -> ResidentTrainLoader:
+    def examples(self, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`count` images spread evenly over a split: uint8 [K,3,S,S], labels [K], ids [K], CPU.
+
+        Blocks. Fewer if some of them cannot be read.
+        """
+        images, ids = self._evenly(split, count)
+        labels = self.manifests[split].label[ids]
+        return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(ids)
+
+    def _evenly(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """([K, 3, S, S] uint8, [K] ids): the readable ones of `count` ids at even distances."""
+        if (split, count) not in self._spread:
+            manifest = self.manifests[split]
+            ids = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).astype(np.int64)
+            self.prepare(split)
+            if split in self._decoded:
+                images, bad = (array[ids] for array in self._decoded[split])
+            else:
+                most = 1.0 if self.config.on_error == "skip" else None
+                images, bad_samples = read.decode_all(
+                    manifest,
+                    ids,
+                    image_size_px=self.image_size_px,
+                    threads=self._threads(),
+                    max_bad_fraction=most,
+                )
+                bad = np.isin(ids, list(bad_samples.told))
+            self._spread[split, count] = images[~bad], ids[~bad]
+        return self._spread[split, count]
+
+    def train_dataloader(self) -> ResidentTrainLoader | StreamedTrainLoader:
         """Training batches from wherever the trainer stands."""
         assert self.trainer is not None
         trainer, config = self.trainer, self.config
-        order = Order(len(self.manifests["train"]), config.global_batch_size, self.seed)
+        manifest = self.manifests["train"]
+        order = Order(len(manifest), config.global_batch_size, self.seed)
+        if not manifest.is_small:
+            order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
         if order.dropped_per_epoch:
             self.say(
                 f"train: {order.steps_per_epoch} batches of {config.global_batch_size} an epoch; "
@@ -198,56 +272,78 @@ class ImageData(LightningDataModule):
                 f"image's {self.image_size_px} px"
             )
 
-        def position() -> tuple[int, int]:
-            return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        share = TrainShare(order, trainer.global_rank, trainer.world_size, self.accumulate)
+        split = self._split("train")
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
 
-        return ResidentTrainLoader(
-            self._resident("train"),
-            order,
-            augment,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            parts=self.accumulate,
-            position=position,
-        )
+        if isinstance(split, ResidentSplit):
+            return ResidentTrainLoader(
+                split, share, augment, lambda: (trainer.current_epoch, progress.ready)
+            )
 
-    def val_dataloader(self) -> ResidentEvalLoader | list:
+        def stretch() -> Stretch:
+            last = trainer.max_epochs
+            batches = min(len(share), int(trainer.num_training_batches))
+            epochs = last if last is not None and last >= 0 else None
+            return Stretch(trainer.current_epoch, progress.ready, batches, epochs)
+
+        loader = StreamedTrainLoader(split, share, augment, config.crop_min_area, stretch)
+        self._train_loader = loader
+        return loader
+
+    def val_dataloader(self) -> ResidentEvalLoader | StreamedEvalLoader | list:
         """Every validation image once; nothing without a val split."""
         return self._eval_loader("val") if "val" in self.manifests else []
 
-    def test_dataloader(self) -> ResidentEvalLoader:
+    def test_dataloader(self) -> ResidentEvalLoader | StreamedEvalLoader:
         """Every test image once."""
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> ResidentEvalLoader:
+    def predict_dataloader(self) -> ResidentEvalLoader | StreamedEvalLoader:
         """Every image once."""
         return self._eval_loader("predict")
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Nothing to move: resident batches are cut on the device."""
+        """Nothing to move: the loaders make batches on the device."""
         return batch
 
-    def examples(self, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`count` images spread evenly over a split: uint8 [K,3,S,S], labels [K], ids [K], CPU."""
-        images, bad = self._decoded[split]
-        good = np.flatnonzero(~bad)
-        ids = good[np.linspace(0, len(good) - 1, min(count, len(good))).astype(int)]
-        labels = self.manifests[split].label[ids]
-        return torch.from_numpy(images[ids]), torch.from_numpy(labels), torch.from_numpy(ids)
+    def teardown(self, stage: str) -> None:
+        """End what reads ahead."""
+        if stage == "fit" and self._train_loader is not None:
+            self._train_loader.close()
 
-    def _eval_loader(self, split: str) -> ResidentEvalLoader:
+    def _eval_loader(self, split: str) -> ResidentEvalLoader | StreamedEvalLoader:
         assert self.trainer is not None
-        size, rank = self.config.eval_batch_size, self.trainer.global_rank
-        return ResidentEvalLoader(self._resident(split), size, rank, self.trainer.world_size)
+        trainer, size = self.trainer, self.config.eval_batch_size
+        share = EvalShare(len(self.manifests[split]), size, trainer.global_rank, trainer.world_size)
+        source = self._split(split)
+        if isinstance(source, ResidentSplit):
+            return ResidentEvalLoader(source, share)
+        return StreamedEvalLoader(source, share)
 
-    def _resident(self, split: str) -> ResidentSplit:
+    def _split(self, split: str) -> ResidentSplit | StreamedSplit:
         assert self.trainer is not None
-        if split not in self._on_device:
-            self.decode(split)
-            images, bad = self._decoded[split]
-            device = self.trainer.strategy.root_device
-            labels = self.manifests[split].label
-            self._on_device[split] = ResidentSplit.from_arrays(images, labels, bad, device)
-        return self._on_device[split]
+        if split not in self._splits:
+            self.prepare(split)
+            manifest, device = self.manifests[split], self.trainer.strategy.root_device
+            is_remote = storage.is_remote(manifest.root)
+            if split in self._decoded:
+                images, bad = self._decoded[split]
+                source: ResidentSplit | StreamedSplit = ResidentSplit.from_arrays(
+                    images, manifest.label, bad, device
+                )
+            else:
+                source = StreamedSplit(
+                    manifest,
+                    self.image_size_px,
+                    resize=self.config.image_size_px is not None,
+                    threads=self._threads(),
+                    budget_bytes=int(self.config.prefetch_gib * 2**30),
+                    cache_bytes=int(self.config.cache_gib * 2**30) if is_remote else 0,
+                    bad=self._bad[split],
+                    device=device,
+                )
+            self._splits[split] = source
+        return self._splits[split]

@@ -6,19 +6,35 @@ pipeline is the number of steps done.
 """
 
 import functools
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from lightship.batch import NOT_COUNTED
 from lightship.exits import ConfigError
+
+_LANE_SAMPLES = 8
+_MIX_BYTES = 4 * 2**30
 
 
 class Order:
     """The sample ids of every global training batch.
 
+    A set is shuffled as a whole, or (`read_in_blocks`), so that it can be read in blocks of
+    neighbouring samples: the blocks come in random order, cut into lanes of
+    equal length; every global batch takes equally many samples of each lane (so that a rank whose
+    share is whole lanes reads each block alone), and in a lane each block is spread evenly, at
+    random places, over as many batches as let every sample of a batch come from a block of its own.
+
     Args:
         num_samples: Size of the training split.
         global_batch_size: Samples per optimizer step over all ranks.
         seed: The run's seed.
+
+    Attributes:
+        mixed_blocks: Blocks that are spread over the same batches.
+        mixed_bytes: Their size.
 
     Raises:
         ConfigError: The batch is larger than the split.
@@ -33,6 +49,27 @@ class Order:
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = seed
+        self.block_edges: np.ndarray | None = None
+        self.mixed_blocks = 0
+        self.mixed_bytes = 0
+        self._newest: tuple[int, np.ndarray] | None = None
+
+    def read_in_blocks(self, edges: np.ndarray, size_bytes: int) -> None:
+        """Keep neighbours near each other from here on. At most 4 GiB of blocks are mixed.
+
+        Args:
+            edges: [K + 1] int64, from 0 to num_samples: sample i is in block k if
+                edges[k] <= i < edges[k + 1] (`Manifest.block_edges`).
+            size_bytes: Of the whole set.
+        """
+        blocks = len(edges) - 1
+        most = max(1, int(_MIX_BYTES / max(1.0, size_bytes / blocks)))
+        self.block_edges, self._newest = edges, None
+        self.mixed_blocks = min(self.global_batch_size, most, blocks)
+        self.mixed_bytes = self.mixed_blocks * size_bytes // blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_newest": None}  # another process makes its own
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,28 +83,142 @@ class Order:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Ids of an epoch, [steps_per_epoch, global_batch_size] int64, read-only."""
-        ids = permutation(self.num_samples, self.seed, epoch)
-        full = self.steps_per_epoch * self.global_batch_size
-        return ids[:full].reshape(self.steps_per_epoch, self.global_batch_size)
+        if self._newest is None or self._newest[0] != epoch:
+            full = self.steps_per_epoch * self.global_batch_size
+            if self.block_edges is None:
+                ids = permutation(self.num_samples, self.seed, epoch)[:full]
+                batches = ids.reshape(self.steps_per_epoch, self.global_batch_size)
+            else:
+                batches = self._in_blocks(epoch, self.block_edges)
+            batches.flags.writeable = False
+            self._newest = epoch, batches
+        return self._newest[1]
 
     def batch(self, epoch: int, step: int) -> np.ndarray:
         """Ids of global batch `step` of `epoch`, [global_batch_size] int64, read-only."""
         return self.epoch(epoch)[step]
 
+    def _in_blocks(self, epoch: int, edges: np.ndarray) -> np.ndarray:
+        blocks = permutation(len(edges) - 1, self.seed, epoch)
+        sizes = np.diff(edges)[blocks]
+        starts = np.cumsum(sizes) - sizes
+        block = np.repeat(np.arange(len(blocks)), sizes)  # of each place in the line of all
+        words = _words(self.num_samples, self.seed, epoch, stream=1)
+        # A random order within each block, and the blocks one after the other.
+        shuffled = np.lexsort((words, block))
+        line = (edges[blocks] - starts)[block] + shuffled
 
-def share(global_ids: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """Contiguous slice `part` of `parts` equal ones of the last axis of `global_ids`.
+        width = lane_width(self.global_batch_size)
+        lanes, steps = self.global_batch_size // width, self.steps_per_epoch
+        # A block's samples come at even distances, from a place of its own in the first.
+        offset = _words(len(blocks), self.seed, epoch, stream=2) / 2.0**64
+        within = (np.arange(self.num_samples) - starts[block] + offset[block]) / sizes[block]
+        stretch = self.mixed_blocks / lanes * self.num_samples / len(blocks)
+        key = starts[block] + within * stretch
+        full = lanes * steps * width
+        in_lane = np.argsort(key[:full].reshape(lanes, -1), axis=1, kind="stable")
+        ids = np.take_along_axis(line[:full].reshape(lanes, -1), in_lane, axis=1)
+        batches = ids.reshape(lanes, steps, width).transpose(1, 0, 2)
+        return np.ascontiguousarray(batches).reshape(steps, self.global_batch_size)
+
+
+@dataclass
+class TrainShare:
+    """One rank's training batches.
+
+    Attributes:
+        order: Of the whole job.
+        rank: This process among `world_size`.
+        world_size: Processes that share a global batch.
+        parts: Parts (gradient accumulation) each rank's share is cut into.
 
     Raises:
-        ConfigError: The global batch does not divide.
+        ConfigError: The global batch does not divide (when it is made).
     """
-    size = global_ids.shape[-1]
-    if size % parts:
-        raise ConfigError(
-            f"--data.global_batch_size {size} is not divisible by {parts} "
-            "(devices x nodes x --trainer.accumulate_grad_batches)"
-        )
-    width = size // parts
+
+    order: Order
+    rank: int
+    world_size: int
+    parts: int
+
+    def __post_init__(self) -> None:
+        size = self.order.global_batch_size
+        for parts in (self.world_size, self.world_size * self.parts):
+            if size % parts:
+                raise ConfigError(
+                    f"--data.global_batch_size {size} is not divisible by {parts} "
+                    "(devices x nodes x --trainer.accumulate_grad_batches)"
+                )
+
+    def __len__(self) -> int:
+        return self.order.steps_per_epoch * self.parts
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in each of this rank's batches."""
+        return self.order.global_batch_size // self.world_size // self.parts
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Ids of an epoch, [len(self), batch_size] int64."""
+        mine = share(self.order.epoch(epoch), self.rank, self.world_size)
+        pieces = [share(mine, part, self.parts) for part in range(self.parts)]
+        return np.stack(pieces, axis=1).reshape(len(self), -1)
+
+
+@dataclass
+class EvalShare:
+    """One rank's evaluation batches: every sample exactly once over all ranks, in order.
+
+    All ranks make the same number of batches of one size; what fills them up is NOT_COUNTED.
+
+    Attributes:
+        num_samples: Size of the split.
+        most: Largest batch.
+        rank: This process among `world_size`.
+        world_size: Processes that share the split.
+    """
+
+    num_samples: int
+    most: int
+    rank: int
+    world_size: int
+
+    @property
+    def _per_rank(self) -> int:
+        return -(-self.num_samples // self.world_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of each batch."""
+        return min(self.most, self._per_rank)
+
+    def __len__(self) -> int:
+        return -(-self._per_rank // self.batch_size)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Ids, [len(self), batch_size] int64, the same in every epoch."""
+        first = self.rank * self._per_rank
+        ids = first + np.arange(len(self) * self.batch_size)
+        is_mine = ids < min(first + self._per_rank, self.num_samples)
+        return np.where(is_mine, ids, NOT_COUNTED).reshape(len(self), self.batch_size)
+
+
+def lane_width(global_batch_size: int) -> int:
+    """Samples that each lane gives to a global batch: the smallest divisor from 8 on."""
+    return next(
+        (
+            width
+            for width in range(_LANE_SAMPLES, global_batch_size)
+            if global_batch_size % width == 0
+        ),
+        global_batch_size,
+    )
+
+
+def share(global_ids: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """Contiguous slice `part` of `parts` equal ones of the last axis of `global_ids`."""
+    width, rest = divmod(global_ids.shape[-1], parts)
+    assert not rest, "TrainShare refuses what does not divide"
     return global_ids[..., part * width : (part + 1) * width]
 
 
@@ -78,7 +229,12 @@ def permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     Sorting raw Philox words, whose values NumPy fixes for good, and not `Generator.permutation`,
     whose stream may change between NumPy versions: a run must be resumable after an upgrade.
     """
-    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_samples)
-    ids = np.argsort(keys, kind="stable")
+    ids = np.argsort(_words(num_samples, seed, epoch), kind="stable")
     ids.flags.writeable = False
     return ids
+
+
+def _words(count: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
+    """[count] uint64 random bits, other ones for each stream."""
+    key = np.array([seed + (stream << 32), epoch], dtype=np.uint64)
+    return np.random.Philox(key=key).random_raw(count)

@@ -9,20 +9,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, Literal
 
 import numpy as np
 
 from lightship import storage
+from lightship.data.bad_samples import BadSamples
 from lightship.data.manifest import Manifest
-from lightship.data.pixels import decode, fit_square
+from lightship.data.pixels import decode, decode_square, fit_square
 from lightship.data.sources_parquet import RowReader
 from lightship.exits import DataError, LightshipError
 
 __all__ = ["decode", "decode_all", "fit_square", "read_samples"]
 
 _GROUP_BYTES, _GROUP_SAMPLES = 32 * 2**20, 4096
-_SPAN_BYTES = 4 * 2**20
+_SPAN_BYTES = 8 * 2**20  # a block (4 MiB) whole, with gaps
 _GAP_BYTES = 16 * 2**10  # reading over a tar header costs less than another request
 _CHUNK_BYTES, _CHUNK_SAMPLES = 2**20, 256
 _IN_MEMORY_BYTES = 2**28  # a larger unpacked file goes to a temporary file
@@ -58,7 +58,9 @@ def read_samples(
             in_place = np.lexsort((manifest.offset[chosen], manifest.file_index[chosen]))
             data: list[Sample] = [b""] * len(chosen)
             for where, got in zip(in_place, reader.read(chosen[in_place]), strict=True):
-                data[where] = _check(manifest, int(chosen[where]), got)
+                if not isinstance(got, DataError):
+                    got = fault_of(manifest, int(chosen[where]), got) or got
+                data[where] = got
             yield from zip(chosen.tolist(), data, strict=True)
 
 
@@ -67,10 +69,9 @@ def decode_all(
     ids: Sequence[int] | np.ndarray | None = None,
     image_size_px: int | None = None,
     threads: int = 0,
-    on_error: Literal["raise", "skip"] = "raise",
-    max_bad_fraction: float = 0.01,
+    max_bad_fraction: float | None = None,
     progress: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, BadSamples]:
     """Read and decode samples into one array, files in the order they lie. Any rank; blocks.
 
     Beyond the result, memory holds a group being read and a few MiB being decoded.
@@ -80,19 +81,19 @@ def decode_all(
         ids: [N] which samples; default: all.
         image_size_px: Make squares of this side (`fit_square`); None: all must have one size.
         threads: Decoding threads; 0: one a core.
-        on_error: Raise at the first bad sample, or mark it and go on.
-        max_bad_fraction: With skip, the largest share of N that may be bad.
+        max_bad_fraction: Largest share of N that may be bad and is left black; None: raise at the
+            first.
         progress: Called now and then, in the calling thread, with how many are done so far.
 
     Returns:
-        ([N, 3, H, W] uint8 in the order of `ids`, [N] bool: could not be read, all zeros).
+        ([N, 3, H, W] uint8 in the order of `ids`, those that could not be read).
 
     Raises:
-        DataError: A bad sample (raise), too many or all (skip), or images of two sizes.
+        DataError: A bad sample, too many or all, or images of two sizes.
     """
     ids = np.arange(len(manifest)) if ids is None else np.asarray(ids, dtype=np.int64)
     order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
-    result = _Result(manifest, ids, max_bad_fraction if on_error == "skip" else None)
+    result = _Result(manifest, ids, max_bad_fraction)
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
     waiting: deque[tuple[list[int], Future[list[np.ndarray | DataError]]]] = deque()
@@ -123,41 +124,33 @@ class _Result:
         ids: np.ndarray,
         max_bad_fraction: float | None,
     ):
-        self.manifest, self.ids, self.max_bad_fraction = manifest, ids, max_bad_fraction
-        self.bad = np.zeros(len(ids), dtype=bool)
+        self.manifest, self.ids = manifest, ids
+        self.bad = BadSamples(manifest, len(ids), max_bad_fraction)
         self.images = np.zeros((0, 3, 0, 0), dtype=np.uint8)
         self.first_place: int | None = None
 
     def put(self, place: int, image: np.ndarray | DataError) -> None:
         if isinstance(image, DataError):
-            return self.put_bad(place, image)
+            self.bad.add(int(self.ids[place]), image)
+            return
         if self.first_place is None:
             self.first_place = place
             self.images = np.zeros((len(self.ids), *image.shape), dtype=np.uint8)
         if image.shape != self.images.shape[1:]:
-            sizes = [f"{w}x{h} px" for h, w in (image.shape[1:], self.images.shape[2:])]
             names = [self.manifest.name(self.ids[each]) for each in (place, self.first_place)]
-            raise DataError(
-                f"{names[0]} is {sizes[0]} and {names[1]} {sizes[1]}: images of more than one "
-                "size need --data.image_size_px"
-            )
+            raise two_sizes(names[0], image.shape, names[1], self.images.shape[1:])
         self.images[place] = image
-        return None
 
-    def put_bad(self, place: int, error: DataError) -> None:
-        name = self.manifest.name(self.ids[place])
-        told = str(error) if name in str(error) else f"{name}: {error}"
-        if self.max_bad_fraction is None:
-            raise DataError(f"{told}; --data.on_error skip leaves such images out") from error
-        self.bad[place] = True
-        count, size = int(self.bad.sum()), len(self.bad)
-        if count == size:
-            raise DataError(f"none of {size} images can be read; the last: {told}") from error
-        if count > self.max_bad_fraction * size:
-            raise DataError(
-                f"at least {count} of {size} images are bad, more than --data.max_bad_fraction "
-                f"{self.max_bad_fraction:g} allows; the last: {told}"
-            ) from error
+
+def two_sizes(
+    name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]
+) -> DataError:
+    """What to raise where two images ([3, H, W]) differ in size and no size was asked for."""
+    sizes = [f"{width}x{height} px" for _, height, width in (shape, other_shape)]
+    return DataError(
+        f"{name} is {sizes[0]} and {other} {sizes[1]}: images of more than one size need "
+        "--data.image_size_px"
+    )
 
 
 def _chunks(
@@ -181,8 +174,10 @@ def _decode_chunk(
         try:
             if isinstance(data, DataError):
                 raise data
-            image = decode(data, encoding)
-            images.append(image if image_size_px is None else fit_square(image, image_size_px))
+            if image_size_px is None:
+                images.append(decode(data, encoding))
+            else:
+                images.append(decode_square(data, encoding, image_size_px))
         except DataError as error:
             images.append(error)
     return images
@@ -199,15 +194,14 @@ def _groups(lengths: np.ndarray) -> Iterator[slice]:
         yield slice(start, len(lengths))
 
 
-def _check(manifest: Manifest, i: int, data: Sample) -> Sample:
-    if isinstance(data, DataError):
-        return data
+def fault_of(manifest: Manifest, i: int, data: bytes | memoryview) -> DataError | None:
+    """Why `data` is not the whole sample `i`, if it is not: empty, or of another checksum."""
     if not data:
         return DataError(f"{manifest.name(i)} is empty (0 bytes)")
     known = int(manifest.crc32[i])
     if known >= 0 and zlib.crc32(data) != known:
         return DataError(f"{manifest.name(i)}: checksum {zlib.crc32(data):08x}, not {known:08x}")
-    return data
+    return None
 
 
 def _sample_error(manifest: Manifest, i: int, error: Exception) -> DataError:
@@ -215,6 +209,69 @@ def _sample_error(manifest: Manifest, i: int, error: Exception) -> DataError:
     if isinstance(error, LightshipError) and error.exit_name == "data":
         return DataError(f"{manifest.name(i)}: {error}")
     raise error
+
+
+def plan_spans(
+    manifest: Manifest, ids: np.ndarray, gap_samples: int = 2
+) -> list[tuple[storage.Span, np.ndarray]]:
+    """The requests for samples that are ranges of stored bytes.
+
+    Args:
+        manifest: The split (container "bytes").
+        ids: [M] int64, sorted by file and offset.
+        gap_samples: How many images (such as those held out) may be read over to save a request.
+
+    Returns:
+        (bytes to read, ids in them): neighbours share a request of at most 8 MiB; small gaps, such
+        as a tar's headers, are always read over.
+    """
+    columns = (getattr(manifest, name)[ids] for name in ("file_index", "offset", "length"))
+    spans: list[tuple[storage.Span, np.ndarray]] = []
+    first = run_start = run_end = 0
+    last_file = -1
+
+    def close(end: int) -> None:
+        if end > first:
+            url = manifest.url(last_file)
+            spans.append((storage.Span(url, run_start, run_end), ids[first:end]))
+
+    for place, (file, start, length) in enumerate(
+        zip(*(column.tolist() for column in columns), strict=True)
+    ):
+        end = start + length
+        joins = file == last_file and start - run_end <= max(_GAP_BYTES, gap_samples * length)
+        if joins and max(run_end, end) - run_start <= _SPAN_BYTES:
+            run_end = max(run_end, end)
+        else:
+            close(place)
+            first, last_file, run_start, run_end = place, file, start, end
+    close(len(ids))
+    return spans
+
+
+def samples_of(
+    manifest: Manifest, run: np.ndarray, start: int, got: bytes | Exception
+) -> dict[int, memoryview | DataError]:
+    """Each sample of a request of `plan_spans`, unchecked and not copied; an error is that of each.
+
+    Args:
+        manifest: The split.
+        run: [M] ids whose bytes are in `got`.
+        start: Where in its file `got` begins.
+        got: What was read, or why it was not.
+
+    Raises:
+        LightshipError: An error that is no sample's fault.
+    """
+    if isinstance(got, Exception):
+        return {i: _sample_error(manifest, i, got) for i in run.tolist()}
+    firsts = manifest.offset[run] - start
+    lasts = firsts + manifest.length[run]
+    whole = memoryview(got)
+    return {
+        i: whole[first:last]
+        for i, first, last in zip(run.tolist(), firsts.tolist(), lasts.tolist(), strict=True)
+    }
 
 
 class _Ranges:
@@ -225,50 +282,23 @@ class _Ranges:
 
     def read(self, ids: np.ndarray) -> list[Sample]:
         """`ids` sorted by file and offset."""
-        columns = (getattr(self.manifest, name)[ids] for name in ("file_index", "offset", "length"))
-        places = list(zip(*(column.tolist() for column in columns), strict=True))
-        runs: list[list[int]] = []  # positions in ids that are read by one request
-        last_file, run_start, run_end = -1, 0, 0
-        for position, (file, start, length) in enumerate(places):
-            joins = file == last_file and start - run_end <= _GAP_BYTES
-            if joins and max(run_end, start + length) - run_start <= _SPAN_BYTES:
-                runs[-1].append(position)
-                run_end = max(run_end, start + length)
-            else:
-                runs.append([position])
-                last_file, run_start, run_end = file, start, start + length
-        data: list[Sample] = [b""] * len(ids)
-        again = []
-        for run, got in self._fetch(
-            places, [run for run in runs if any(places[p][2] for p in run)]
-        ):
+        found: dict[int, memoryview | DataError] = {}
+        again: list[tuple[storage.Span, np.ndarray]] = []
+        for span, run, got in self._fetch(plan_spans(self.manifest, ids)):
             if isinstance(got, Exception) and len(run) > 1:
-                again += [[position] for position in run if places[position][2]]
-            elif isinstance(got, Exception):
-                data[run[0]] = _sample_error(self.manifest, int(ids[run[0]]), got)
+                again += [pair for i in run for pair in plan_spans(self.manifest, np.array([i]))]
             else:
-                first = places[run[0]][1]
-                for position in run:
-                    _, start, length = places[position]
-                    whole = len(run) == 1
-                    data[position] = got if whole else got[start - first : start - first + length]
-        for (position,), got in self._fetch(places, again):  # which of a run's samples it was
-            bad = isinstance(got, Exception)
-            data[position] = _sample_error(self.manifest, int(ids[position]), got) if bad else got
-        return data
+                found |= samples_of(self.manifest, run, span.start, got)
+        for span, run, got in self._fetch(again):  # which of a run's samples it was
+            found |= samples_of(self.manifest, run, span.start, got)
+        samples = (found[i] for i in ids.tolist())
+        return [x if isinstance(x, DataError) else bytes(x) for x in samples]
 
     def _fetch(
-        self, places: list[tuple[int, int, int]], runs: list[list[int]]
-    ) -> list[tuple[list[int], Any]]:
-        spans = [
-            storage.Span(
-                self.manifest.url(places[run[0]][0]),
-                places[run[0]][1],
-                max(places[p][1] + places[p][2] for p in run),
-            )
-            for run in runs
-        ]
-        return list(zip(runs, storage.read_spans(spans, on_error="return"), strict=True))
+        self, runs: list[tuple[storage.Span, np.ndarray]]
+    ) -> list[tuple[storage.Span, np.ndarray, bytes | Exception]]:
+        got = storage.read_spans([span for span, _ in runs], on_error="return")
+        return [(*pair, data) for pair, data in zip(runs, got, strict=True)]
 
     def close(self) -> None:
         pass

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
-from lightship.data.order import Order, share
+from lightship.data.order import EvalShare, TrainShare
 
 
 @dataclass
@@ -45,11 +45,8 @@ class ResidentTrainLoader:
 
     Args:
         split: The training split.
-        order: Which samples come when.
+        share: This rank's batches.
         augment: Applied to each batch on the device.
-        rank: This process among `world_size`.
-        world_size: Processes that share a global batch.
-        parts: Parts (gradient accumulation) each rank's share is cut into.
         position: Gives (epoch, batch within it) of the next batch. Asked at every batch, so that a
             resumed trainer goes on in the middle of an epoch without skipping through it.
     """
@@ -57,21 +54,16 @@ class ResidentTrainLoader:
     def __init__(
         self,
         split: ResidentSplit,
-        order: Order,
+        share: TrainShare,
         augment: Augment,
-        rank: int,
-        world_size: int,
-        parts: int,
         position: Callable[[], tuple[int, int]],
     ) -> None:
-        self.split, self.order, self.augment = split, order, augment
-        self.rank, self.world_size, self.parts = rank, world_size, parts
+        self.split, self.share, self.augment = split, share, augment
         self.position = position
         self._epoch_ids: tuple[int, Tensor] | None = None
-        self._ids_of(0)  # an indivisible batch is an error now, not in the first step
 
     def __len__(self) -> int:
-        return self.order.steps_per_epoch * self.parts
+        return len(self.share)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -81,34 +73,23 @@ class ResidentTrainLoader:
     def _ids_of(self, epoch: int) -> Tensor:
         """This rank's ids in an epoch, [batches, B], moved to the device once an epoch."""
         if self._epoch_ids is None or self._epoch_ids[0] != epoch:
-            mine = share(self.order.epoch(epoch), self.rank, self.world_size)
-            pieces = [share(mine, part, self.parts) for part in range(self.parts)]
-            ids = np.stack(pieces, axis=1).reshape(len(self), -1)
-            self._epoch_ids = epoch, torch.from_numpy(ids).to(self.split.labels.device)
+            ids = torch.tensor(self.share.epoch(epoch))
+            self._epoch_ids = epoch, ids.to(self.split.labels.device)
         return self._epoch_ids[1]
 
 
 class ResidentEvalLoader:
-    """Every sample of a split exactly once over all ranks, in batches of one shape.
+    """Every sample of a split exactly once over all ranks (see `EvalShare`)."""
 
-    Rank r takes the ids r, r + world_size, ...; all ranks make the same number of batches, and
-    what fills up the last one is NOT_COUNTED.
-    """
-
-    def __init__(self, split: ResidentSplit, batch_size: int, rank: int, world_size: int) -> None:
-        count = len(split.labels)
-        per_rank = -(-count // world_size)
-        self.batch_size = min(batch_size, per_rank)
-        self.batches = -(-per_rank // self.batch_size)
-        self.split = split
-        ids = torch.arange(self.batches * self.batch_size) * world_size + rank
-        self.ids = torch.where(ids < count, ids, NOT_COUNTED).to(split.labels.device)
+    def __init__(self, split: ResidentSplit, share: EvalShare) -> None:
+        self.split, self.share = split, share
+        self.ids = torch.from_numpy(share.epoch(0)).to(split.labels.device)
 
     def __len__(self) -> int:
-        return self.batches
+        return len(self.share)
 
     def __iter__(self) -> Iterator[Batch]:
-        for ids in self.ids.split(self.batch_size):
+        for ids in self.ids:
             batch = self.split.take(ids.clamp(min=0))
             labels = torch.where(ids < 0, NOT_COUNTED, batch.labels)
             yield batch._replace(labels=labels, ids=ids)

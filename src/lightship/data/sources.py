@@ -4,11 +4,13 @@ import importlib.resources
 import json
 import zipfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lightship import storage
 from lightship.data.manifest import Manifest
+from lightship.data.shards import INDEX, UNFINISHED, WORK, load_index
 from lightship.data.sources_cifar import cifar_files, scan_cifar
 from lightship.data.sources_parquet import scan_parquet
 from lightship.data.sources_parts import (
@@ -38,6 +40,7 @@ _LOOKED_FOR = (
 _TARS, _GZIPPED_TARS, _PARQUET = (".tar",), (".tar.gz", ".tgz"), (".parquet",)
 _CLASS_LISTS = ("classes.txt", "classes.json")
 _CLEAR_MAJORITY = 0.9
+_SIZE_THREADS = 16
 
 
 @dataclass
@@ -57,7 +60,8 @@ def scan(root: str, root_md5: str | None = None) -> dict[str, Manifest]:
     `CLASS/IMAGE`, also in a .zip or .tar; WebDataset shards (labels from .cls or .json, else the
     folder; class names from classes.txt or classes.json beside them); Parquet; the CIFAR python
     archives, packed or unpacked. The order of samples follows from the content alone: paths
-    sorted, members of labelled shards as they lie, rows as they come.
+    sorted, members of labelled shards as they lie, rows as they come. The shards of `lightship
+    pack` have an index, which is read instead, once its sizes are found to be those of the files.
 
     Args:
         root: `--data.root`: a URL, a path, or digits, cifar10, cifar100.
@@ -68,7 +72,10 @@ def scan(root: str, root_md5: str | None = None) -> dict[str, Manifest]:
         ConfigError: Parquet without pyarrow.
     """
     url, told = resolve_root(root, root_md5), storage.redact(root)
-    return build_manifests(_find(url, told, labelled=True), url, told)
+    seen_there = _look(url, told)
+    if not isinstance(seen_there, _Listing):
+        return seen_there
+    return build_manifests(_find(url, told, seen_there, labelled=True), url, told)
 
 
 def scan_images(root: str, root_md5: str | None = None) -> Manifest:
@@ -78,7 +85,14 @@ def scan_images(root: str, root_md5: str | None = None) -> Manifest:
         DataError: There is no image; the message says what was found.
     """
     url, told = resolve_root(root, root_md5), storage.redact(root)
-    return build_unlabelled(_find(url, told, labelled=False), url)
+    seen_there = _look(url, told)
+    if isinstance(seen_there, _Listing):
+        return build_unlabelled(_find(url, told, seen_there, labelled=False), url)
+    parts = [
+        Part(split, m.files, m.file_index, m.offset, m.length, [None] * len(m), m.crc32)
+        for split, m in sorted(seen_there.items())
+    ]
+    return build_unlabelled(Found(parts), url)
 
 
 def resolve_root(root: str, root_md5: str | None = None) -> str:
@@ -108,8 +122,43 @@ def _is_file(url: str) -> bool:
     return storage.is_remote(url) or storage.local_path(url).is_file()
 
 
-def _find(url: str, root: str, labelled: bool) -> Found:
+def _look(url: str, root: str) -> _Listing | dict[str, Manifest]:
+    """What lies at a root, or if it holds packed shards, the splits that their index names."""
+    if (packed := _find_on_web(url, root)) is not None:
+        return packed
     listing = _list_zip(url) if url.startswith("zip://") else _list(url, root)
+    if INDEX in listing.sizes:
+        return load_index(url, f"--data.root {root}", lambda files: listing.sizes)
+    return listing
+
+
+def _find_on_web(url: str, root: str) -> dict[str, Manifest] | None:
+    """The packed shards under a web address, where nothing can be listed; None if there are none.
+
+    What looks like a file, by its suffix or a query, is not asked for an index; a slash at the end
+    says that it is none.
+    """
+    looks_like_file = suffix(storage.base_name(url)) and not url.endswith("/")
+    if not url.startswith(("http://", "https://")) or "?" in url or looks_like_file:
+        return None
+
+    def size_of(file: str) -> tuple[str, int] | None:
+        try:
+            return file, storage.size_bytes(storage.join(url, file))
+        except (storage.NotFound, storage.Denied):
+            return None
+
+    def sizes_of(files: Iterable[str]) -> dict[str, int]:
+        with ThreadPoolExecutor(_SIZE_THREADS) as pool:
+            return dict(filter(None, pool.map(size_of, files)))
+
+    try:
+        return load_index(url, f"--data.root {root}", sizes_of)
+    except (storage.NotFound, storage.Denied):
+        return None
+
+
+def _find(url: str, root: str, listing: _Listing, labelled: bool) -> Found:
     paths = list(listing.sizes)
     if paths == [""]:
         return _find_in_file(url, root, listing.sizes[""], labelled)
@@ -149,6 +198,12 @@ def _list(url: str, root: str) -> _Listing:
         here = storage.local_path(url) / folder
         return [path.name for path in here.iterdir() if path.is_dir()]
 
+    paths = {file.path for file in files}
+    if UNFINISHED in paths and INDEX not in paths:
+        raise DataError(
+            f"--data.root {root} is not packed to the end: run the same lightship pack again, "
+            f"which goes on where it stopped, or remove {WORK}/ to take the shards that are there"
+        )
     kept = sorted((f.path, f.size_bytes) for f in files if f.path == "" or not is_ignored(f.path))
     return _Listing(dict(kept), {}, folders_in)
 

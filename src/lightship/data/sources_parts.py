@@ -31,7 +31,7 @@ class Part:
     offset: Sequence[int] | np.ndarray
     length: Sequence[int] | np.ndarray
     labels: Sequence[Label]
-    crc32: Sequence[int] | None = None
+    crc32: Sequence[int] | np.ndarray | None = None
 
 
 @dataclass

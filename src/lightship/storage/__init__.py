@@ -1,8 +1,9 @@
 """Storage: files at any fsspec URL, with deadlines, retries (retry.py) and whole writes.
 
-The only importer of fsspec. A call returns what was asked for or raises within a bound. Every
-function blocks and may be called by any rank and thread, also in a child after fork: file systems
-are built anew there, because neither their sockets nor their event loop survive it.
+The only importer of fsspec. ahead.py reads in the background; every function here blocks, returns
+what was asked for or raises within a bound, and may be called by any rank and thread, also in a
+child after fork: file systems are built anew there, because neither their sockets nor their event
+loop survive it.
 """
 
 import asyncio
@@ -44,13 +45,13 @@ from lightship.storage.retry import (
     persist_async,
     result_of,
 )
-from lightship.storage.urls import base_name, is_remote, join, local_path, redact, split
+from lightship.storage.urls import base_name, is_private, is_remote, join, local_path, redact, split
 
 __all__ = [
     "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
-    "cached_download", "check_writable", "download", "exists", "is_remote", "join", "list_files",
-    "local_path", "open_binary", "read_bytes", "read_range", "read_spans", "redact", "remove",
-    "size_bytes", "write_bytes", "write_file",
+    "cache_path", "cached_download", "check_writable", "download", "exists", "is_private",
+    "is_remote", "join", "list_files", "local_path", "open_binary", "read_bytes", "read_range",
+    "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
@@ -104,8 +105,8 @@ _ENVIRONMENT = (
 )  # fmt: skip
 
 
-def _resolve(url: str) -> tuple[Any, str]:
-    """The kind of storage and the path within it."""
+def resolve(url: str) -> tuple[Any, str]:
+    """The kind of storage and the path within it. For storage's own modules."""
     protocol, head, rest = split(url)
     if not is_remote(url):
         return _LOCAL, str(local_path(url))
@@ -164,7 +165,7 @@ def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) 
 
 
 def _run(url: str, method: str, *args: Any, size: int = 0, patience: Patience | None = None) -> Any:
-    backend, path = _resolve(url)
+    backend, path = resolve(url)
     patience = patience or Patience(url, size)
     operation = partial(getattr(backend, method), patience, path, *args)
     return result_of(in_daemon(partial(persist, operation, patience)), patience)
@@ -229,7 +230,7 @@ def read_spans(
     for index, span in enumerate(spans):
         assert 0 <= span.start <= (span.start if span.end is None else span.end), span
         if span.end != span.start:
-            backend, path = _resolve(span.url)
+            backend, path = resolve(span.url)
             groups.setdefault(id(backend), (backend, []))[1].append((index, path))
     for backend, places in groups.values():
         _read_group(backend, places, spans, results, on_error)
@@ -303,7 +304,7 @@ def open_binary(url: str) -> BinaryIO:
 
     Remote reads have deadlines and retries; those of a local handle are the kernel's own.
     """
-    backend, _ = _resolve(url)
+    backend, _ = resolve(url)
     if isinstance(backend, Local) or backend.is_archive:
         return _run(url, "open")
     return io.BufferedReader(_RangeReader(url), 2**20)
@@ -350,21 +351,23 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
 
 
 def cached_download(url: str, md5: str) -> Path:
-    """A verified local copy: `url` itself if local, else in the cache, downloaded if need be.
-
-    The cache is $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship, by MD5.
-    """
+    """A verified local copy: `url` itself if local, else in `cache_path`, downloaded if need be."""
     if not is_remote(url):
         _check_md5(local_path(url), md5, url)
         return local_path(url)
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
-    path = Path(cache).expanduser() / md5.lower() / base_name(url)
+    path = cache_path(md5.lower(), base_name(url))
     try:
         _check_md5(path, md5, url)
     except (NotFound, DataError):
         download(url, path, md5)
     return path
+
+
+def cache_path(*parts: str) -> Path:
+    """`parts` under $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
+    return Path(cache).expanduser().joinpath(*parts)
 
 
 def _check_md5(path: Path, md5: str, url: str) -> None:

@@ -52,14 +52,14 @@ class Limits:
     read_s: float = 15.0
     """Longest silence of an open connection before the request is made again."""
     total_s: float = 120.0
-    """Longest time a call goes on without progress, all tries together."""
+    """Longest time in which a call that fails is tried again, without progress."""
     probe_s: float = 15.0
     """Longest time `check_writable` tries."""
     attempts: int = 24
     backoff_s: float = 0.1
     backoff_cap_s: float = 8.0
     slowest_bytes_per_s: float = 2**16
-    """A transfer of n bytes may take total_s + n / this."""
+    """A try that transfers n bytes may take total_s + n / this."""
     in_flight: int = 64
     """Requests at once, for file systems that are asynchronous."""
     threads: int = 8
@@ -156,13 +156,15 @@ class Patience:
 
     def __init__(self, url: str, size_bytes: int = 0, total_s: float | None = None):
         self.url, self.limits, self.tries, self.last = url, Limits.now(), 0, "no answer"
-        transfer_s = size_bytes / self.limits.slowest_bytes_per_s
-        self.quiet_s = (total_s or self.limits.total_s) + transfer_s
+        self.total_s = total_s or self.limits.total_s
+        self.quiet_s = self.total_s + size_bytes / self.limits.slowest_bytes_per_s
         self.progress()
 
     def progress(self) -> None:
         """Something arrived: the deadline starts anew."""
-        self.ends = time.monotonic() + self.quiet_s
+        now = time.monotonic()
+        # A try that transfers may take its time; one that fails is not repeated so long.
+        self.ends, self.last_try_ends = now + self.quiet_s, now + self.total_s
 
     def left_s(self) -> float:
         """Seconds until the deadline, at least 0."""
@@ -170,8 +172,9 @@ class Patience:
 
     def expired(self) -> StorageTimeout:
         """The error that says so."""
+        within_s = self.quiet_s if not self.left_s() else self.total_s
         return StorageTimeout(
-            f"{redact(self.url)}: no success within {self.quiet_s:.3g} s (failed tries: "
+            f"{redact(self.url)}: no success within {within_s:.3g} s (failed tries: "
             f"{self.tries}; last: {self.last}); LIGHTSHIP_STORAGE_DEADLINE_S sets the bound"
         )
 
@@ -185,7 +188,8 @@ class Patience:
         self.tries, self.last = self.tries + 1, _reason(error)
         most_s = min(self.limits.backoff_cap_s, self.limits.backoff_s * 2.0**self.tries)
         pause_s = random.uniform(0, most_s)
-        if self.tries >= self.limits.attempts or pause_s >= self.left_s():
+        is_late = time.monotonic() + pause_s >= self.last_try_ends
+        if self.tries >= self.limits.attempts or is_late:
             raise self.expired() from error
         return pause_s
 

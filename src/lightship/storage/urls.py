@@ -51,6 +51,12 @@ def is_remote(url: str) -> bool:
     return rest is not None or protocol not in ("file", "local")
 
 
+def is_private(url: str) -> bool:
+    """Whether what is there can be seen by this process alone (memory://)."""
+    protocol, _, rest = split(url)
+    return protocol == "memory" or (rest is not None and is_private(rest))
+
+
 def local_path(url: str) -> Path:
     """The path that a path or a file:// URL means. Raises ConfigError for a remote one."""
     if is_remote(url):

@@ -1,0 +1,222 @@
+"""The manifests against Kubernetes' schemas, its security standard and lightship's contract."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes_validate import ValidationError, validate
+from kubernetes_validate.utils import all_versions
+from tests.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind, pod_specs, rendered
+from tests.pod_security import violations
+
+from lightship import cli
+from lightship.exits import EXIT_CODES
+
+ALL = [*ALONE, *OVERLAYS]
+TRAINING = [name for name in ALL if not name.endswith("local-s3")]
+VERSIONS = [v for v in all_versions() if int(v.split(".")[1]) >= 33]
+
+
+def training(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The training Job's spec, and its container."""
+    [job] = of_kind(name, "Job")
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    return job["spec"], container
+
+
+def is_a_plain_job(name: str) -> bool:
+    return name != "k8s/tpu.yaml"
+
+
+def test_what_is_promised_is_there() -> None:
+    assert "k8s/job.yaml" in ALONE
+    overlays = {Path(name).name for name in OVERLAYS}
+    assert overlays >= {"single-gpu", "spot", "kueue", "local-s3", "cpu"}
+    assert len(VERSIONS) >= 5, VERSIONS
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_valid_in_every_version(name: str) -> None:
+    for version in VERSIONS:
+        for each in rendered(name):
+            validate(each, version, strict=True)
+
+
+def test_the_schemas_would_refuse_a_wrong_field() -> None:
+    [job] = copy.deepcopy(of_kind("k8s/job.yaml", "Job"))
+    job["spec"]["backoffLimitPerIndexes"] = 1
+    with pytest.raises(ValidationError):
+        validate(job, VERSIONS[-1], strict=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pod_security_restricted(name: str) -> None:
+    assert pod_specs(name)
+    for spec in pod_specs(name):
+        assert violations(spec) == []
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert spec["securityContext"]["runAsUser"] > 0  # a name could not be verified
+        for container in spec["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert {"requests", "limits"} <= container["resources"].keys()
+        for volume in spec["volumes"]:
+            assert "emptyDir" not in volume or volume["emptyDir"]["sizeLimit"], volume
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("hostNetwork", True),
+        ("hostPID", True),
+        ("volumes.0", {"name": "host", "hostPath": {"path": "/"}}),
+        ("securityContext.runAsNonRoot", False),
+        ("securityContext.runAsUser", 0),
+        ("securityContext.seccompProfile", {"type": "Unconfined"}),
+        ("securityContext.sysctls", [{"name": "kernel.msgmax", "value": "1"}]),
+        ("containers.0.securityContext.privileged", True),
+        ("containers.0.securityContext.allowPrivilegeEscalation", True),
+        ("containers.0.securityContext.capabilities", {}),
+        ("containers.0.securityContext.capabilities.add", ["SYS_ADMIN"]),
+        ("containers.0.securityContext.procMount", "Unmasked"),
+        ("containers.0.securityContext.seLinuxOptions", {"type": "spc_t"}),
+        ("containers.0.ports", [{"containerPort": 1, "hostPort": 1}]),
+    ],
+)
+def test_the_checker_finds_what_is_not_restricted(path: str, value: Any) -> None:
+    spec = copy.deepcopy(pod_specs("k8s/job.yaml")[0])
+    *parents, last = path.split(".")
+    place: Any = spec
+    for part in parents:
+        place = place[int(part)] if part.isdecimal() else place[part]
+    place[int(last) if last.isdecimal() else last] = value
+    assert violations(spec)
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+def test_the_jobs_reactions_are_those_of_the_exit_codes(name: str) -> None:
+    spec, container = training(name)
+    reactions = {"fail at once": "FailJob", "retry, not counted": "Ignore"}
+    expected: dict[str, set[int]] = {action: set() for action in reactions.values()}
+    for row in EXIT_CODES.values():
+        if row.reaction in reactions:
+            expected[reactions[row.reaction]].add(row.code)
+    found: dict[str, set[int]] = {action: set() for action in reactions.values()}
+    rules = spec["podFailurePolicy"]["rules"]
+    for rule in rules:
+        if "onExitCodes" in rule:
+            codes = rule["onExitCodes"]
+            assert codes["operator"] == "In"
+            assert codes["containerName"] == container["name"]
+            assert codes["values"] == sorted(set(codes["values"]))  # the API server asks for it
+            found[rule["action"]] |= set(codes["values"])
+    assert found == expected
+    # An evicted pod that was killed in the end is not counted; one with a wrong flag still fails.
+    order = [(rule["action"], "onPodConditions" in rule) for rule in rules]
+    assert order.index(("FailJob", False)) < order.index(("Ignore", True))
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+def test_what_the_api_server_asks_of_a_job(name: str) -> None:
+    """Rules that no schema holds."""
+    spec, container = training(name)
+    assert spec["completionMode"] == "Indexed"
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert "backoffLimit" not in spec
+    assert spec["backoffLimitPerIndex"] > 0
+    assert 0 <= spec["maxFailedIndexes"] <= spec["completions"]
+    assert spec["successPolicy"]["rules"] == [{"succeededIndexes": "0"}]
+    for resource, amount in container["resources"]["requests"].items():
+        if "/" in resource:  # extended resources cannot be overcommitted
+            assert container["resources"]["limits"][resource] == amount
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+def test_the_parts_of_a_job_agree(name: str) -> None:
+    spec, container = training(name)
+    pod, variables = spec["template"]["spec"], environment(container)
+    assert spec["completions"] == spec["parallelism"] == int(str(variables["PET_NNODES"]))
+    [job], [service] = of_kind(name, "Job"), of_kind(name, "Service")
+    title = job["metadata"]["name"]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": title}
+    assert variables["PET_MASTER_ADDR"] == f"{title}-0.{pod['subdomain']}"
+    assert variables["PET_LOCAL_ADDR"] == f"{title}-$(PET_NODE_RANK).{pod['subdomain']}"
+    assert str(service["spec"]["ports"][0]["port"]) == variables["PET_MASTER_PORT"]
+    names = list(variables)
+    for index, value in enumerate(variables.values()):  # a reference looks back only
+        for used in re.findall(r"\$\((\w+)\)", value or ""):
+            assert used in names[:index], used
+    grace_s = pod["terminationGracePeriodSeconds"]
+    assert 5 <= grace_s - int(str(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])) <= 10
+    heartbeat = variables["LIGHTSHIP_HEARTBEAT_FILE"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert heartbeat in " ".join(container[probe]["exec"]["command"])
+    for policy in of_kind(name, "NetworkPolicy"):
+        assert policy["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
+    secret = {
+        key for each in rendered("k8s/overlays/local-s3") for key in each.get("stringData", ())
+    }
+    assert secret <= {
+        i["name"] for i in container["env"] if "secretKeyRef" in i.get("valueFrom", {})
+    }
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+def test_the_command_is_one_that_lightship_takes(name: str, tmp_path: Path) -> None:
+    _, container = training(name)
+    [config] = of_kind(name, "ConfigMap")
+    path = tmp_path / "config.yaml"
+    path.write_text(config["data"]["config.yaml"])
+    arguments = [str(path) if part.startswith("/etc/") else part for part in container["args"]]
+    command = cli.parse(arguments)
+    assert command is not None
+    assert command.name == "fit"
+    assert str(command.config.run.output).startswith("s3://")
+    nodes, gpus = training(name)[0]["completions"], container["resources"]["limits"]
+    ranks = nodes * int(gpus.get("nvidia.com/gpu", 1))
+    assert command.config.data.global_batch_size % ranks == 0
+
+
+def test_spot_loses_less() -> None:
+    lost_s = {}
+    for name in ("k8s/job.yaml", "k8s/overlays/spot"):
+        arguments = training(name)[1]["args"]
+        [config] = of_kind(name, "ConfigMap")
+        every = re.search(r"checkpoint_every_s: (\d+)", config["data"]["config.yaml"])
+        assert every
+        flag = "--run.checkpoint_every_s"
+        lost_s[name] = int(
+            arguments[arguments.index(flag) + 1] if flag in arguments else every.group(1)
+        )
+    assert lost_s["k8s/overlays/spot"] < lost_s["k8s/job.yaml"]
+    pod = training("k8s/overlays/spot")[0]["template"]["spec"]
+    assert len(pod["tolerations"]) > len(pod_specs("k8s/job.yaml")[0]["tolerations"])
+
+
+def test_kueue_holds_the_job() -> None:
+    [job] = of_kind("k8s/overlays/kueue", "Job")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    assert job["spec"]["suspend"] is True
+
+
+def test_everything_the_image_writes_is_mounted() -> None:
+    text = (ROOT / "docker/Dockerfile").read_text()
+    volumes = re.search(r"^VOLUME \[(.*)\]$", text, re.MULTILINE)
+    assert volumes
+    places = {place.strip(' "') for place in volumes.group(1).split(",")}
+    paths = re.findall(r"\b(?:\w*(?:HOME|CACHE|DIR)\w*)=(/\S+)", text)
+    assert len(paths) >= 9
+    for path in paths:
+        assert any(path == place or path.startswith(place + "/") for place in places), path
+    for name in (n for n in TRAINING if is_a_plain_job(n)):
+        spec, container = training(name)
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        emptied = {v["name"] for v in spec["template"]["spec"]["volumes"] if "emptyDir" in v}
+        for place in (*places, "/dev/shm"):
+            assert mounts[place] in emptied, place

@@ -1,0 +1,130 @@
+"""Runs whose images are streamed: the same weights as resident ones, also when they are killed."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.images import Files, little_set, put, webdataset
+from tests.killing import STEPS, Job, assert_as_if_never_killed, kill_once, many_images
+from tests.runs import differences, last_state
+
+from lightship import storage
+
+STREAMED = ["--data.mode=streaming"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return many_images(str(tmp_path_factory.mktemp("images")))
+
+
+@pytest.fixture(scope="module")
+def resident(images: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    path = tmp_path_factory.mktemp("resident")
+    job = Job(path, str(path / "run"), images)
+    ids = job.finish()
+    return last_state(job.output), ids
+
+
+def workers() -> set[int]:
+    """Processes that decode for somebody."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"lightship.data.worker import main" in command:
+            found.add(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_streamed_is_resident_bit_for_bit(
+    where: str, images: str, resident, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if where == "s3":
+        images = many_images(request.getfixturevalue("s3").url("images"))
+    before = workers()
+    job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED)
+    assert job.finish() == resident[1]
+    assert differences(resident[0], last_state(job.output)) == []
+    assert workers() <= before, "the worker went with its run"
+
+
+def test_killed_and_started_again_until_it_is_done(images: str, resident, tmp_path: Path) -> None:
+    before = workers()
+    job = Job(tmp_path, str(tmp_path / "run"), images, list(STREAMED)).saving()
+    numbers = random.Random(5)
+    for kind in ("random", "in a write", "random"):
+        kill_once(job, kind, numbers)
+        until = time.monotonic() + 30
+        while workers() - before:
+            assert time.monotonic() < until, "a worker outlived its run"
+            time.sleep(0.05)
+    assert_as_if_never_killed(job, *resident)
+
+
+def test_told_to_stop(images: str, resident, tmp_path: Path) -> None:
+    job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED)
+    with job.start() as child:
+        child.wait_for(lambda: len(child.steps()) > 3)
+        child.signal(signal.SIGTERM)
+        assert child.wait(60) == 143, child.output
+        assert "Traceback" not in child.output
+        newest = job.newest()
+        assert newest is not None
+        assert newest.step == len(child.steps()) < STEPS
+    assert_as_if_never_killed(job, *resident)
+
+
+def test_killed_with_random_boxes_and_parts_of_epochs(images: str, tmp_path: Path) -> None:
+    flags = [
+        "--data.crop_min_area=0.2", "--data.image_size_px=8", "--trainer.limit_train_batches=5",
+    ]  # fmt: skip
+    whole = Job(tmp_path / "1", str(tmp_path / "1" / "run"), images, list(flags))
+    ids = whole.finish()
+    job = Job(tmp_path / "2", str(tmp_path / "2" / "run"), images, list(flags)).saving()
+    with job.start() as child:
+        child.wait_for(lambda: len(child.steps()) > 7)
+        child.kill()
+    assert_as_if_never_killed(job, last_state(whole.output), ids)
+
+
+def spoilt(files: Files) -> Files:
+    """One image of train, and one of test, is none."""
+    return {**files, "train/ant/003.png": b"none", "test/bee/001.png": b""}
+
+
+def draw_all() -> None:
+    """In a child: the report with its pictures."""
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_bad_images(policy: str, tmp_path: Path) -> None:
+    root = put(str(tmp_path / "images"), spoilt(little_set(per_class=16)))
+    flags = [*STREAMED, f"--data.on_error={policy}", "--data.max_bad_fraction=0.1"]
+    job = Job(tmp_path, str(tmp_path / "run"), root, flags)
+    with job.start(draw_all) as child:
+        code = child.wait()
+    if policy == "raise":
+        assert code == 65, child.output
+        assert "train/ant/003.png" in child.output
+        assert "Traceback" not in child.output
+        return
+    assert code == 0, child.output
+    page = storage.read_bytes(f"{job.output}/report/report.html").decode()
+    for name in ("train/ant/003.png", "test/bee/001.png"):
+        assert name in page
+    assert last_state(job.output)["DONE"]["test/num_samples"] == 47
+
+
+def test_gzip_says_to_pack_first(tmp_path: Path) -> None:
+    files = webdataset(little_set(per_class=16), shard_size=12, gzipped=True)
+    root = put(str(tmp_path / "images"), files)
+    with Job(tmp_path, str(tmp_path / "run"), root, STREAMED).start() as child:
+        assert child.wait() == 78
+        assert "lightship pack" in child.output
+        assert "Traceback" not in child.output

@@ -1,0 +1,64 @@
+"""The sign of life: in every stage, at most once a second, and only where somebody asks for it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.little_fit import ValLoader, classifier, fit
+
+from lightship.callbacks import heartbeat
+from lightship.callbacks.heartbeat import VARIABLE, Heartbeat, build_heartbeat
+from lightship.exits import ConfigError
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time that the callback reads, in its only item."""
+    now = [0.0]
+    monkeypatch.setattr(heartbeat, "monotonic", lambda: now[0])
+    return now
+
+
+def age_at(path: Path, time_s: int) -> None:
+    os.utime(path, (time_s, time_s))
+
+
+def test_touched_at_most_once_a_second(tmp_path: Path, clock: list[float]) -> None:
+    beat = Heartbeat(tmp_path / "beat")
+    beat.beat()
+    age_at(beat.path, 1000)
+    clock[0] = 0.9
+    beat.beat()
+    assert beat.path.stat().st_mtime == 1000
+    clock[0] = 1.1
+    beat.beat()
+    assert beat.path.stat().st_mtime > 1000
+
+
+def test_every_stage_beats(tmp_path: Path) -> None:
+    counts = [0]
+
+    class Counted(Heartbeat):
+        def beat(self) -> None:
+            counts[0] += 1
+            super().beat()
+
+    counted = Counted(tmp_path / "beat")
+    trainer = fit([counted], train_batches=3, val_batches=2, max_epochs=1)
+    assert counts == [3 + 2]
+    trainer.test(classifier(), ValLoader(2), verbose=False)
+    assert counts == [3 + 2 + 2]
+    trainer.predict(classifier(), ValLoader(2))
+    assert counts == [3 + 2 + 2 + 2]
+    assert counted.path.exists()
+
+
+def test_no_variable_no_callback(monkeypatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert build_heartbeat() == []
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none" / "beat"))
+    with pytest.raises(ConfigError, match=f"{VARIABLE} is .*none/beat: .*none is no folder"):
+        build_heartbeat()
