@@ -129,10 +129,8 @@ def _print_results(results: dict[tuple[str, int], list[Result]], folder: Path) -
     print_table(HEAD, rows)
     print(f"\nBatches of 128 at 224 px (RandomResizedCrop, flip, uint8), {EPOCHS} epochs, a fresh")
     print("process with empty caches each; two workers or threads; the same decoder in all peers.")
-    print(
-        "Cold: start-up included. Requests and bytes: of all epochs, by the server's count; litdata"
-    )
-    print("and mosaicml-streaming keep what they read on the local disk, the others read it again.")
+    print("Cold: start-up included. Requests and bytes: of all epochs, by the server's count;")
+    print("litdata and mosaicml-streaming keep on the local disk what the others read again.")
     print("Server and client share the cores; added latency: a proxy on them too (0: no proxy).")
     for line in [*_notes(results), *_comparisons(results, limit)]:
         print(line)
