@@ -44,8 +44,7 @@ def run(open_batches: Callable[[str, str, str], Iterable[Any]]) -> None:
 
     `open_batches(ROOT, MODE, CACHE)` builds the loader of (images [n, 3, 224, 224], labels [n])
     that is iterated once an epoch; CACHE is a new empty folder for what the loader keeps on disk.
-    An epoch that takes longer than LIMIT_S ends there. A line of JSON is printed after each epoch;
-    the last line is the result.
+    An epoch that takes longer than LIMIT_S ends there. The last line printed is the result.
     """
     root, mode, cache, epochs, limit_s = sys.argv[1:]
     result: dict[str, float] = {"images": 0}
@@ -58,10 +57,10 @@ def run(open_batches: Callable[[str, str, str], Iterable[Any]]) -> None:
             result.setdefault("first_batch_s", time.perf_counter() - began_s)
             seen += len(labels)
             if time.perf_counter() - epoch_began_s > float(limit_s):
+                result["cut_short"] = True
                 break
         result[f"epoch{epoch}_s"] = time.perf_counter() - epoch_began_s
         result[f"epoch{epoch}_images"] = seen
         result["images"] += seen
-        print(json.dumps({"epoch": epoch}), flush=True)
     result["cpu_s"] = cpu_s(os.getpid()) - cpu_before_s
     print(json.dumps(result), flush=True)

@@ -85,7 +85,10 @@ def _encoded(image: Image.Image, quality: int) -> bytes:
 def image_folder(cache: Path, count: int, more: Path | None = None) -> Path:
     """CLASS/IMAGE.jpg, `count` in all: of IMAGENET=folder if set, else made; kept in the cache."""
     real = os.environ.get("IMAGENET")
-    kind = f"real-{hashlib.sha256(real.encode()).hexdigest()[:8]}" if real else "made"
+    sources = [] if real else photographs(more)
+    kind = f"made-of-{len(sources)}"
+    if real:
+        kind = f"real-{hashlib.sha256(real.encode()).hexdigest()[:8]}"
     folder = cache / f"{kind}-{count}" / "folders"
     if (done := folder.with_name("folders-complete")).exists():
         return folder
@@ -97,8 +100,7 @@ def image_folder(cache: Path, count: int, more: Path | None = None) -> Path:
         for name in range(min(CLASSES, count)):
             (folder / f"class_{name:03d}").mkdir(parents=True)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            write = partial(_write, photographs(more), folder)
-            list(threads.map(write, range(count)))
+            list(threads.map(partial(_write, sources, folder), range(count)))
     done.touch()
     return folder
 

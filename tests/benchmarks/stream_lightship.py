@@ -30,7 +30,8 @@ BUDGET_BYTES = 2 * 2**30
 class Batches:
     """An iteration an epoch of the training batches of `lightship fit`, and no remainder."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, epochs: int) -> None:
+        self.epochs = epochs  # nothing is read ahead for epochs that do not come
         manifest = sources.scan(root)["train"]
         order = Order(len(manifest), BATCH, seed=0)
         if not manifest.is_small:
@@ -46,7 +47,7 @@ class Batches:
         )
 
     def stretch(self) -> Stretch:
-        return Stretch(self.epoch, self.batch, self.batches, epochs=None)
+        return Stretch(self.epoch, self.batch, self.batches, self.epochs)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for place in range(self.batches):
@@ -65,4 +66,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "pack":
         pack(*sys.argv[2:])
     else:
-        run(lambda root, mode, cache: Batches(root))
+        run(lambda root, mode, cache: Batches(root, int(sys.argv[4])))

@@ -89,10 +89,8 @@ def _watch(process: subprocess.Popen, s3: S3Server, before: tuple) -> Result:
     traffic, result = (0, 0), {}
     try:
         for line in process.stdout or ():
-            if line.startswith('{"epoch": 1}'):
-                traffic = s3.traffic()
-            elif line.startswith('{"images": '):
-                result = json.loads(line)
+            if line.startswith('{"images": '):
+                result, traffic = json.loads(line), s3.traffic()
                 server_s = cpu_s(s3.process.pid) - before[2]
         process.wait()
     finally:

