@@ -11,9 +11,11 @@ from tests.container.conftest import readme_commands, say
 from tests.container.engine import exists, podman
 
 # What a cluster would allow it (podman's own tmpfs are off: only the image's volumes are writable).
+# One thread: several wait for each other busily, which a machine that does other things too stalls.
 RESTRICTED = (
     "--read-only", "--read-only-tmpfs=false", "--user=10001", "--cap-drop=ALL",
     "--security-opt=no-new-privileges", "--network=none",
+    "--env=OMP_NUM_THREADS=1",
 )  # fmt: skip
 
 
