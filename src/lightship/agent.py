@@ -1,7 +1,8 @@
 """One node's agent: torch elastic's, started on ourselves, with exit codes that keep their meaning.
 
 Whatever waits here has a bound: nodes that do not come (join_timeout), silent agents
-(keep_alive_interval x keep_alive_max_attempt), workers that do not stop (shutdown timeout).
+(keep_alive_interval x keep_alive_max_attempt), a silent host (read_timeout), workers that do not
+stop (shutdown timeout).
 """
 
 import logging
@@ -14,6 +15,9 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -189,7 +193,7 @@ def _rendezvous(settings: LaunchConfig) -> RendezvousHandler:
     until = time.monotonic() + wait_s
     while True:
         try:
-            return get_rendezvous_handler(parameters)
+            handler = get_rendezvous_handler(parameters)
         except RendezvousConnectionError:
             if time.monotonic() > until:
                 raise TimeoutExpired(
@@ -197,6 +201,40 @@ def _rendezvous(settings: LaunchConfig) -> RendezvousHandler:
                     f"not come within {wait_s} s (join_timeout in PET_RDZV_CONF)"
                 ) from None
             time.sleep(1)
+            continue
+        answer_s = 2 * (parameters.get_as_int("read_timeout", 60) or 60)
+        _bound(handler, "num_nodes_waiting", answer_s)
+        _bound(handler, "next_rendezvous", wait_s + answer_s)
+        return handler
+
+
+def _bound(handler: RendezvousHandler, name: str, bound_s: float) -> None:
+    """Give a call of the rendezvous an end; it fails as if its host were gone.
+
+    Torch's client waits without bound for a host that is frozen or cut off: after its time-out it
+    takes the question back, and waits for the answer to that.
+    """
+    call = getattr(handler, name)
+
+    def bounded() -> Any:
+        answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put((call(), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+        Thread(target=ask, daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=bound_s)
+        except Empty:
+            raise RendezvousConnectionError(f"no answer within {bound_s:.0f} s") from None
+        if error is not None:
+            raise error
+        return answer
+
+    setattr(handler, name, bounded)
 
 
 class _Logs(DefaultLogsSpecs):

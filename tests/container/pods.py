@@ -157,15 +157,20 @@ class Pod:
         return done.returncode == 0
 
     def run_out_of_memory(self) -> None:
-        """Fill its memory limit until the kernel has killed all that is in it."""
+        """Fill its memory limit until the kernel has killed all that is in it.
+
+        As it does at once where memory.oom.group is set, which Kubernetes does (cgroup v2).
+        """
         pid = self._state()["Pid"]
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         [cgroup] = [line.split(":")[2] for line in lines if ":memory:" in line]
+        members = Path(f"/sys/fs/cgroup/memory{cgroup}/cgroup.procs")
+        for member in members.read_text().split():  # they go first
+            Path(f"/proc/{member}/oom_score_adj").write_text("1000")
         eater = os.fork()
         if eater == 0:
             try:
-                Path("/proc/self/oom_score_adj").write_text("-1000")
-                Path(f"/sys/fs/cgroup/memory{cgroup}/cgroup.procs").write_text(str(os.getpid()))
+                members.write_text(str(os.getpid()))
                 eaten = []
                 while True:
                     eaten.append(b"x" * 2**24)

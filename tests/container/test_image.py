@@ -11,9 +11,11 @@ from tests.container.conftest import readme_commands, say
 from tests.container.engine import exists, podman
 
 # What a cluster would allow it (podman's own tmpfs are off: only the image's volumes are writable).
+# One thread: several wait for each other busily, which a machine that does other things too stalls.
 RESTRICTED = (
     "--read-only", "--read-only-tmpfs=false", "--user=10001", "--cap-drop=ALL",
     "--security-opt=no-new-privileges", "--network=none",
+    "--env=OMP_NUM_THREADS=1",
 )  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def test_the_readmes_command_trains_the_digits(image: str, volume: str, request)
     [output] = (mounted / "runs").iterdir()
     assert json.loads((output / "report/report.json").read_text())["test/acc"] > 0.97
     assert (output / "DONE").exists()
-    assert {path.stat().st_uid for path in output.rglob("*")} == {10001}
+    assert {path.lstat().st_uid for path in output.rglob("*")} == {10001}
 
 
 def test_a_stop_is_answered_and_gone_on_from(image: str, volume: str) -> None:
@@ -119,7 +121,10 @@ def test_what_is_in_it(image: str, request) -> None:
         size, _, made_by = line.partition("\t")
         if size != "0 B":
             say(request, f"  {size:>10}  {made_by[:100]}")
-    script = "cd /opt/venv/lib/python3*/site-packages; du -ks -- * nvidia/*; du -ks /usr/* /var"
+    script = (
+        "cd /opt/venv/lib/python3*/site-packages; du -ks -- *; du -ks nvidia/*; du -ks /usr/*; "
+        "du -ks /var 2> /dev/null || true"  # parts of it are root's own
+    )
     sizes = [line.split("\t") for line in inside(image, "sh", "-c", script).splitlines()]
     largest = sorted(((int(kib), path) for kib, path in sizes if path != "nvidia"), reverse=True)
     say(request, "the largest 10 things in it:")
@@ -128,7 +133,9 @@ def test_what_is_in_it(image: str, request) -> None:
     for program in ("pip", "gcc", "cc", "git", "curl", "uv"):
         found = inside(image, "sh", "-c", f"command -v {program} || true")
         assert not found, found
-    assert inside(image, "sh", "-c", "ls /opt").split() == ["lightship", "venv"]
+    # (Folders without files are left of what the test's own build mounts.)
+    others = "find /opt -type f -not -path '/opt/venv/*' -not -path '/opt/lightship/*'"
+    assert inside(image, "sh", "-c", others) == ""
     assert inside(image, "sh", "-c", "ls /var/lib/apt/lists /build 2>/dev/null || true") == ""
 
 

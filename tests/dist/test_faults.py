@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dist.conftest import Agent, Job, is_alive, until
+from tests.dist.conftest import QUICK_RENDEZVOUS, Agent, Job, is_alive, until
 
 SLOW_S = 0.1  # a step: 2 s in all, so that there is time to do harm
 
@@ -229,6 +229,30 @@ def test_a_lost_host_ends_the_others(job, reference, measured) -> None:
     again = [run.start_node(), run.start_node()]
     assert ended(*again) == [0, 0]
     same(run, reference)
+
+
+def test_a_frozen_host_ends_the_others(job, reference, measured) -> None:
+    """Its connections stay open, and nothing comes over them."""
+    run = job("--trainer.timeout_s=3")
+    conf = QUICK_RENDEZVOUS.replace("read_timeout=20", "read_timeout=3")
+    host = hosting(run, PET_RDZV_CONF=conf)
+    other = run.start_node(step_s=SLOW_S, PET_RDZV_CONF=conf, PET_SHUTDOWN_TIMEOUT="2")
+    run.at_step(4)
+    host.kill(signal.SIGSTOP)  # its worker goes on, and ends with what the other's end means
+    os.kill(run.worker(parent_is(run, host)), signal.SIGSTOP)
+    with measured("the rendezvous' host frozen, read_timeout 3: the other has ended"):
+        assert other.wait() == 75, other.said
+    assert "lost the other nodes" in other.said
+    host.kill(signal.SIGKILL)
+    again = [run.start_node(), run.start_node()]
+    assert ended(*again) == [0, 0]
+    same(run, reference)
+
+
+def parent_is(run: Job, agent: Agent) -> int:
+    """The rank of the agent's worker."""
+    parents = {int(Path(f"/proc/{run.worker(r)}/stat").read_text().split()[3]): r for r in (0, 1)}
+    return parents[agent.pid]
 
 
 @pytest.mark.parametrize(("nodes", "count"), [("1:2", 1), ("2:3", 2)])
