@@ -22,7 +22,7 @@ SHOWN_BY = {
     "docker build --file docker/Dockerfile --target cpu --tag lightship:cpu .": CONTAINER,
     "docker run --rm --read-only --cap-drop ALL --volume runs:/workspace lightship:cpu "
     "fit --config digits": CONTAINER,
-    "docker build --file docker/Dockerfile --target cuda --tag lightship:cuda .": "by hand",
+    "docker build --file docker/Dockerfile --target cuda --tag lightship:cuda .": "nothing yet",
     "docker run --rm --gpus all --shm-size 1g --volume runs:/workspace lightship:cuda "
     "fit --config cifar10": "nothing yet: it needs a GPU and docker",
     "kubectl apply --filename k8s/job.yaml": "tests/contract/test_manifests.py: valid, not run",
