@@ -116,9 +116,32 @@ def test_batch_larger_than_the_set(tmp_path: Path, capsys, flags) -> None:
 
 
 def test_more_than_memory_is_allowed(capsys, flags) -> None:
-    code, line = fit(capsys, *flags, "--data.resident_gib=0.001")
+    """Unless told to hold it there, such a set is streamed."""
+    code, line = fit(capsys, *flags, "--data.resident_gib=0.001", "--data.mode=resident")
     assert code == 78
     assert "--data.resident_gib" in line
+    assert "--data.mode streaming" in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--data.mode=resident", "--data.mode resident"),
+        ("--data.image_size_px=null", "--data.image_size_px"),
+    ],
+)
+def test_random_boxes_that_cannot_be_cut(capsys, flags, flag: str, named: str) -> None:
+    code, line = fit(capsys, *flags, "--data.crop_min_area=0.3", flag)
+    assert code == 78
+    assert "--data.crop_min_area" in line
+    assert named in line
+
+
+def test_a_set_in_this_process_alone_cannot_be_streamed(capsys, flags) -> None:
+    root = put("memory://wrong-input/images", little_set())
+    code, line = fit(capsys, *flags, f"--data.root={root}", "--data.mode=streaming")
+    assert code == 78
+    assert "memory://" in line
 
 
 @pytest.mark.parametrize(
