@@ -11,6 +11,7 @@ from tests.s3 import S3Server, free_ports
 from lightship import storage
 from lightship.exits import ConfigError, DataError
 from lightship.storage import Denied, Limits, NotFound, Span, StorageTimeout
+from lightship.storage.ahead import ReadAhead
 
 pytestmark = pytest.mark.timeout(60)  # a hang is a failure, whatever else holds
 
@@ -60,6 +61,41 @@ def test_a_large_upload_that_nobody_takes_is_made_again(
     storage.write_bytes(url, data)
     assert proxy.requests["PUT"] == 2
     assert storage.read_bytes(url) == data
+
+
+@pytest.mark.parametrize("fault", ["status", "reset", "short"])
+def test_reads_ahead_survive_too_each_in_its_place(
+    proxy: FaultProxy, stored: str, fault: str
+) -> None:
+    proxy.plan(fault, times=3)
+    reads = ReadAhead()
+    spans = [Span(stored, start, start + 700) for start in range(0, 70_000, 700)]
+    futures = [reads.begin(span) for span in spans]
+    for span, future in reversed(list(zip(spans, futures, strict=True))):
+        assert reads.result(future) == DATA[span.start : span.end]
+    assert proxy.requests["GET"] == len(spans) + 3
+    reads.close()
+
+
+@pytest.mark.usefixtures("short_deadline")
+@pytest.mark.parametrize("fault", ["status", "stall"])
+def test_reads_ahead_end_in_a_time_out_too(proxy: FaultProxy, stored: str, fault: str) -> None:
+    proxy.plan(fault)
+    reads = ReadAhead()
+    futures = [reads.begin(Span(stored, start, start + 10)) for start in (0, 10)]
+    for future in futures:
+        with pytest.raises(StorageTimeout, match=r"no success within .* last: "):
+            reads.result(future)
+    reads.close()
+
+
+def test_reads_ahead_name_what_is_not_there(stored: str) -> None:
+    reads = ReadAhead()
+    with pytest.raises(NotFound, match="none"):
+        reads.result(reads.begin(Span(f"{stored}-none", 0, 10)))
+    with pytest.raises(DataError, match=r"has 100000 bytes"):
+        reads.result(reads.begin(Span(stored, 99_990, 100_010)))
+    reads.close()
 
 
 @pytest.mark.parametrize("fault", ["status", "reset"])

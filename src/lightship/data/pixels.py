@@ -41,7 +41,8 @@ def decode(
         data: The sample's bytes.
         encoding: `Manifest.encoding`.
         least_px: (height, width) that are enough: a large JPEG may come at a half, a quarter or an
-            eighth of its size that is no smaller than this, which is several times as fast.
+            eighth of its size that is no smaller than this (12 megapixels for 448: in two thirds
+            of the time, and there is less to scale).
 
     Returns:
         [3, H, W] uint8 RGB. For encoding "image" a view of pixels that lie HWC in memory.
@@ -176,7 +177,7 @@ def cut(image: np.ndarray, box: tuple[int, int, int, int], size_px: int) -> np.n
 
 
 def upright_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that libjpeg-turbo decodes as Pillow would, twice as fast.
+    """(height, width) of a JPEG that libjpeg-turbo alone decodes as Pillow would.
 
     That is one with one or three channels, which EXIF does not turn. None for anything else.
     """

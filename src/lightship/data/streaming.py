@@ -17,7 +17,7 @@ from lightship.data.order import EvalShare, TrainShare
 from lightship.data.worker import Decoded, Failed, Task
 from lightship.data.worker_process import Worker
 from lightship.exits import LightshipError, TimeoutExpired
-from lightship.storage.retry import Limits
+from lightship.storage import Limits
 
 _SLOTS = 4
 
