@@ -118,7 +118,7 @@ def kill_once(job: Job, kind: str, random_numbers: random.Random) -> str:
         or "the end".
 
     Raises:
-        AssertionError: More steps were lost than two intervals of saving.
+        AssertionError: More steps were lost than the set interval.
     """
     newest, old = job.newest(), set(job.half_written())
     steps = random_numbers.randrange(min(10, STEPS - (newest.step if newest else 0) + 2))
@@ -156,12 +156,12 @@ def kill_once(job: Job, kind: str, random_numbers: random.Random) -> str:
 def assert_little_is_lost(
     job: Job, before: Commit | None, begun: list[tuple[int, list[int]]]
 ) -> None:
-    """After a start that began these steps: nothing committed, and less than two intervals."""
+    """After a start that began these steps: nothing committed, and the set interval at most."""
     newest = job.newest()
     saved_steps = newest.step if newest else 0
     assert saved_steps >= (before.step if before else 0)
     lost = begun[-1][0] + 1 - saved_steps if begun else 0
-    assert lost <= 2 * SAVE_EVERY_STEPS, f"{lost} steps are lost"
+    assert lost <= SAVE_EVERY_STEPS, f"{lost} steps are lost"
 
 
 def assert_as_if_never_killed(job: Job, expected: dict[str, Any], ids: Ids) -> None:

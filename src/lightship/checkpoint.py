@@ -74,8 +74,8 @@ class CheckpointStore(CheckpointIO):
 
     `save_checkpoint` copies the state and returns; one background thread serialises, uploads,
     commits and then deletes what retention lets go. At most one save is in flight: the next waits
-    for it and raises what went wrong in it. So with a save every n steps (or seconds) a kill loses
-    fewer than 2 n: those since the newest snapshot, and those before it while it was in flight.
+    for it and raises what went wrong in it. Until a save is durable, a kill loses what came after
+    the one before it: callbacks/loss_bound.py keeps that within what the user has set.
 
     Args:
         url: Folder of the checkpoints, anywhere storage.py reaches.
@@ -267,10 +267,10 @@ class CheckpointStore(CheckpointIO):
             in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
 
-    def raise_failure(self) -> None:
-        """Raise what went wrong in the background, if it has already. Does not block."""
-        if self._in_flight is not None and self._in_flight.done():
-            self.wait()
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is neither durable nor failed."""
+        return self._in_flight is not None and not self._in_flight.done()
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint, its commit record first. Blocks."""

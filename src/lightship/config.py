@@ -60,9 +60,10 @@ class RunConfig:
     log_images: int = bounded(32, 0, 1024, "images", free=True)
     """How many fixed validation images are logged with their predictions; 0: none."""
     checkpoint_every_steps: int | None = bounded(None, 1, None, "steps", free=True)
-    """Save also every so many optimizer steps; default: at each validation only."""
+    """The most optimizer steps that a kill may lose: a save begins each half of them, and training
+    waits for one that is not durable at the whole. Default: no bound in steps."""
     checkpoint_every_s: float | None = bounded(600.0, 1, None, "seconds", free=True)
-    """Save also when so many seconds have passed since the last save."""
+    """The most seconds of training that a kill may lose (and a step), kept in the same way."""
     keep_last: int = bounded(2, 1, 1000, "checkpoints", free=True)
     """How many of the newest checkpoints are kept, beside the best."""
 

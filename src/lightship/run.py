@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightship import ranks, storage
 from lightship.callbacks.buffers import SameBuffers
 from lightship.callbacks.ema import EMA
+from lightship.callbacks.loss_bound import LossBound
 from lightship.callbacks.predictions import PredictionLogger
 from lightship.callbacks.preemption import StopRequest
 from lightship.callbacks.saving import Saving
@@ -94,8 +95,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
             stop=stop,
             table=table,
             monitor=config.trainer.monitor if "val" in data.manifests else None,
-            every_steps=config.run.checkpoint_every_steps,
-            every_s=config.run.checkpoint_every_s,
+            bound=LossBound(config.run.checkpoint_every_steps, config.run.checkpoint_every_s),
         ),
     ]
     trainer = build_trainer(config, callbacks, [table, *([tracker] if tracker else [])], store)

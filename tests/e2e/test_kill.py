@@ -90,7 +90,7 @@ def kill_at(point: str, save: int) -> None:
 def test_killed_at_each_point_of_a_write(images: str, unkilled, tmp_path: Path) -> None:
     """One run, killed once at every point; what is committed then is what it starts from next."""
     job = Job(tmp_path, str(tmp_path / "run"), images).saving()
-    for point, newest_step in zip(POINTS, (3, 6, 9, 12, STEPS), strict=True):
+    for point, newest_step in zip(POINTS, (2, 4, 8, 8, STEPS), strict=True):
         with job.start(kill_at, point, 2) as child:
             assert child.wait() == -signal.SIGKILL, child.output
         newest = job.newest()
@@ -164,6 +164,8 @@ def test_seconds_bound_what_is_lost(images: str, tmp_path: Path) -> None:
         assert child.wait(60) == -signal.SIGKILL, child.output
         newest, times_s = job.newest(), child.times_s()
     assert newest is not None
-    assert 5 < newest.step < len(times_s) < 48, "within the first epoch"
+    assert 3 < newest.step < len(times_s) < 48, "within the first epoch"
     lost_s = times_s[-1] - times_s[newest.step]
-    assert 0.7 < lost_s < 2, "less than two intervals"
+    assert 0.7 < lost_s < 1.2, (
+        "the bound and a step at most, though writes are slower than half of it"
+    )

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightship.callbacks.loss_bound import LossBound
 from lightship.callbacks.preemption import Agreement, StopRequest
 from lightship.checkpoint import CheckpointStore
 from lightship.exits import Preempted
@@ -30,8 +31,7 @@ class Saving(Checkpoint):
         table: The run's metrics, kept in each checkpoint and put back from it.
         monitor: Metric recorded as the score of a save that closes a validated epoch; None: there
             is no validation.
-        every_steps: Save also every so many optimizer steps; None: do not.
-        every_s: Save also when so many seconds have passed since the last; None: do not.
+        bound: What a kill may lose, and so when to save within an epoch.
         agree_every_steps: Steps (or validation batches) between two agreements of several ranks;
             the time bound and a stop are acted on that much later at most.
     """
@@ -43,18 +43,17 @@ class Saving(Checkpoint):
         stop: StopRequest,
         table: MetricsTable,
         monitor: str | None,
-        every_steps: int | None,
-        every_s: float | None,
+        bound: LossBound,
         agree_every_steps: int = 8,
     ) -> None:
         self.store, self.facts, self.stop = store, facts, stop
         self.table, self.monitor = table, monitor
-        self.every_steps, self.every_s = every_steps, every_s
+        self.bound = bound
         self.agreement = Agreement(agree_every_steps)
         self._validated = False
         self._score: float | None = None
-        self._saved_step = self._seen_step = -1
-        self._saved_at_s = 0.0
+        self._seen_step = -1
+        self._told_of_waiting = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Undo Lightning's signal handling: it talks to other ranks, in the handler and each step.
@@ -79,8 +78,8 @@ class Saving(Checkpoint):
         epochs = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.completed:
             trainer.fit_loop.epoch_loop.restarting = False  # a new epoch: nothing to go on with
-        self._seen_step = self._saved_step = trainer.global_step
-        self._saved_at_s = time.monotonic()
+        self._seen_step = trainer.global_step
+        self.bound.start(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -90,14 +89,12 @@ class Saving(Checkpoint):
         if step == self._seen_step:
             return  # a part of a global batch, not a step
         self._seen_step = step
-        self.store.raise_failure()
-        late = self.every_s is not None and time.monotonic() - self._saved_at_s >= self.every_s
-        stop, late = self.agreement.any_rank(step, bool(self.stop), late)
-        due = self.every_steps is not None and step % self.every_steps == 0
+        self._keep_within_bound(step)
+        stop, late = self.agreement.any_rank(step, bool(self.stop), self.bound.is_late())
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if last and not self._can_resume_into_validation(trainer):
             return  # on_train_epoch_end is next
-        if due or late or stop or step == trainer.max_steps:
+        if self.bound.is_due(step) or late or stop or step == trainer.max_steps:
             self._save(trainer)
         if stop:
             self._leave(trainer)
@@ -111,7 +108,7 @@ class Saving(Checkpoint):
             return
         [stop] = self.agreement.any_rank(batch_idx, bool(self.stop))
         if stop:
-            if self._saved_step != trainer.global_step:
+            if self.bound.begun_step != trainer.global_step:
                 self._save(trainer)
             self._leave(trainer)
 
@@ -124,7 +121,7 @@ class Saving(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the closed epoch, with its score and after early stopping has judged it."""
         [stop] = self.agreement.any_rank(0, bool(self.stop))
-        if self._validated or self._saved_step != trainer.global_step:
+        if self._validated or self.bound.begun_step != trainer.global_step:
             self._save(trainer)
         if stop:
             self._leave(trainer)
@@ -163,7 +160,31 @@ class Saving(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.store.path_of_step(trainer.global_step))
         self._validated, self._score = False, None
-        self._saved_step, self._saved_at_s = trainer.global_step, time.monotonic()
+        self.bound.save_begun(trainer.global_step)
+        self._keep_within_bound(trainer.global_step)  # where not one step may be lost
+
+    def _keep_within_bound(self, step: int) -> None:
+        """Wait for a save that takes too long. Rank 0 alone writes; the others come to wait for it.
+
+        Raises:
+            LightshipError: The save in flight has failed.
+        """
+        if self.store.is_saving and self.bound.is_reached(step):
+            began_s = time.monotonic()
+            self.store.wait()
+            self._tell_of_waiting(time.monotonic() - began_s)
+        if not self.store.is_saving:
+            self.store.wait()
+            self.bound.save_durable()
+
+    def _tell_of_waiting(self, waited_s: float) -> None:
+        """Once, and not of what nobody would notice."""
+        if waited_s > 1 and not self._told_of_waiting:
+            self._told_of_waiting = True
+            self.store.say(
+                f"training waited {waited_s:.1f} s for a save, which takes longer than half of "
+                "--run.checkpoint_every_steps or _s (the most that a kill may lose)"
+            )
 
     def _leave(self, trainer: Trainer) -> None:
         self.store.wait()
