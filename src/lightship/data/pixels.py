@@ -9,7 +9,6 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_image
 
 from lightship.exits import DataError
 
@@ -62,6 +61,8 @@ def decode(
                 data, min_height=height, min_width=width, min_factor=2
             ).transpose(2, 0, 1)
     elif _suits_torchvision(data):
+        from torchvision.io import ImageReadMode, decode_image  # as slow to import as torch itself
+
         with contextlib.suppress(RuntimeError):
             tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
             return decode_image(tensor, ImageReadMode.RGB, apply_exif_orientation=True).numpy()
