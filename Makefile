@@ -7,7 +7,7 @@ LOCK := docker/locks/dev.lock
 READY := $(VENV)/.ready
 RESOLVE = $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --quiet
-IMAGE := --extra parquet --extra gcs --extra hf
+IMAGE := --extra parquet --extra gcs --extra hf --extra obstore
 
 .PHONY: help setup train test test-dist test-container chaos lint format bench lock clean
 

@@ -207,6 +207,15 @@ class TestS3(StorageContract):
         return s3.url("root")
 
 
+class TestS3ByS3fsAlone(StorageContract):
+    """As where obstore is not installed."""
+
+    @pytest.fixture
+    def url(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
+        return s3.url()
+
+
 class TestZip(ReadContract):
     @pytest.fixture
     def tree_url(self, tmp_path: Path) -> str:

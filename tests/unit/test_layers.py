@@ -26,10 +26,10 @@ ALLOWED = {
     "callbacks": {"exits", "batch", "checkpoint", "storage", "tracking", "model"},
 }
 TOP = {"cli", "launch", "run", "measure", "trainer", "__main__", "__init__"}
-SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage"}
+SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
 LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
-IMPORTED_WHERE_USED = {"wandb", "s3fs", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
+IMPORTED_WHERE_USED = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
 
 
 def modules() -> dict[str, ast.Module]:

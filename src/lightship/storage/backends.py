@@ -26,6 +26,7 @@ from lightship.storage.retry import (
     persist,
     result_of,
 )
+from lightship.storage.s3_ranges import S3Ranges
 from lightship.storage.urls import redact
 
 Source = bytes | memoryview | Path
@@ -151,7 +152,7 @@ class Async(Remote):
     async def read_async(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
         whole = start == 0 and end is None  # bytes=0- of an empty object would be an error
         try:
-            data = await self.get(path, None if whole else start, end)
+            data = await self.get(patience, path, None if whole else start, end)
         except Exception as error:
             if http_answer(error)[0] != 416:
                 raise
@@ -161,12 +162,16 @@ class Async(Remote):
             raise _wrong_length(path, size, start, end, len(data))
         return data
 
-    async def get(self, path: str, start: int | None, end: int | None) -> bytes:
+    async def get(self, patience: Patience, path: str, start: int | None, end: int | None) -> bytes:
         return await self.fs._cat_file(path, start=start, end=end)
 
 
 class S3(Async):
     """S3: each page of a listing and each part of an upload is tried again on its own."""
+
+    def __init__(self, fs: Any):
+        super().__init__(fs)
+        self.ranges = S3Ranges.where_possible(fs)
 
     def files(self, patience: Patience, path: str) -> list[FileInfo]:
         bucket, key, _ = self.fs.split_path(path)
@@ -184,9 +189,15 @@ class S3(Async):
             found.append(FileInfo("", size))
         return found
 
-    async def get(self, path: str, start: int | None, end: int | None) -> bytes:
+    async def get(self, patience: Patience, path: str, start: int | None, end: int | None) -> bytes:
+        ranges = self.ranges
+        if ranges and end is not None and ranges.is_trusted() and not patience.tries:
+            return await ranges.read(patience, path, start or 0, end)
         # Without the limit it would ask for the size first: a HEAD for each object.
-        return await self.fs._cat_file(path, start=start, end=end, max_concurrency=1)
+        data = await self.fs._cat_file(path, start=start, end=end, max_concurrency=1)
+        if ranges and end is not None:
+            ranges.s3fs_could()
+        return data
 
     def put(self, patience: Patience, path: str, source: Source) -> None:
         bucket, key, _ = self.fs.split_path(path)

@@ -1,0 +1,128 @@
+"""obstore as the first to read ranges of S3: used where it may be, given up where it cannot."""
+
+import pytest
+from tests.faults import FaultProxy
+from tests.s3 import S3Server
+
+from lightship import storage
+from lightship.exits import ConfigError
+from lightship.storage import Span, resolve
+from lightship.storage.s3_ranges import FirstTryFailed, S3Ranges
+
+ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;'().jpg"]
+
+
+@pytest.fixture
+def by_s3fs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of which s3fs was asked."""
+    from s3fs import S3FileSystem
+
+    asked: list[str] = []
+    ask = S3FileSystem._cat_file
+
+    async def asking(self, path: str, **how):
+        asked.append(path)
+        return await ask(self, path, **how)
+
+    monkeypatch.setattr(S3FileSystem, "_cat_file", asking)
+    return asked
+
+
+def test_ranges_come_by_obstore(s3: S3Server, by_s3fs: list[str]) -> None:
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    assert storage.read_range(url, 2, 5) == b"234"
+    assert by_s3fs == []
+
+
+def test_without_obstore_they_come_by_s3fs(
+    s3: S3Server, by_s3fs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    assert storage.read_range(url, 2, 5) == b"234"
+    assert len(by_s3fs) == 1
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_mean_the_same_to_both(s3: S3Server, by_s3fs: list[str], name: str) -> None:
+    url = s3.url(name)
+    storage.write_bytes(url, name.encode())
+    assert storage.read_range(url, 0, len(name.encode())) == name.encode()
+    assert by_s3fs == []
+
+
+def test_it_reads_as_whoever_s3fs_reads_as(
+    s3: S3Server, by_s3fs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as somebody else whom only its own variables name."""
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    for name, value in s3.environment("reader").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_TOKEN", "of another session")
+    assert storage.read_range(url, 2, 5) == b"234"
+    assert by_s3fs == []
+
+
+def test_it_is_given_up_where_s3fs_alone_succeeds(
+    s3: S3Server, by_s3fs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = 0
+
+    async def fail(self, *args):
+        nonlocal tried
+        tried += 1
+        raise FirstTryFailed("a certificate that it does not know")
+
+    monkeypatch.setattr(S3Ranges, "read", fail)
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "31")  # a client of its own
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    for _ in range(20):
+        assert storage.read_range(url, 2, 5) == b"234"
+    assert tried == 8
+    assert len(by_s3fs) == 20
+
+
+def test_an_outage_does_not_make_it_given_up(
+    s3: S3Server, by_s3fs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    with FaultProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert storage.read_range(url, 2, 5) == b"234"
+        proxy.plan("status", 40)
+        storage.read_spans([Span(url, i % 9, 10) for i in range(100)])
+        assert by_s3fs, "tried again by s3fs"
+        by_s3fs.clear()
+        assert storage.read_range(url, 2, 5) == b"234"
+        assert by_s3fs == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ({}, True),
+        ({"client_kwargs": {"region_name": "eu-west-1"}}, True),
+        ({"client_kwargs": {"verify": "/etc/own-ca.pem"}}, False),
+        ({"config_kwargs": {"proxies": {"https": "proxy:3128"}}}, False),
+        ({"config_kwargs": {"s3": {"addressing_style": "virtual"}}}, False),
+        ({"requester_pays": True}, False),
+        ({"s3_additional_kwargs": {"SSECustomerKey": "k"}}, False),
+    ],
+)
+def test_it_keeps_away_from_what_it_cannot_follow(settings: dict, may: bool) -> None:
+    from s3fs import S3FileSystem
+
+    fs = S3FileSystem(skip_instance_cache=True, **settings)
+    assert (S3Ranges.where_possible(fs) is not None) == may
+
+
+def test_an_unknown_client_is_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "boto")
+    with pytest.raises(ConfigError, match="LIGHTSHIP_S3_CLIENT is 'boto'; it must be auto, s3fs"):
+        resolve(s3.url("x"))
