@@ -63,7 +63,7 @@ def recode(
         return data, extension
     if is_scaled:
         assert short_side_px is not None
-        pixels = scale_short_side(pixels, short_side_px).numpy()
+        pixels = scale_short_side(pixels, short_side_px)
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if quality is None and extension != "jpg":
         png = io.BytesIO()
