@@ -54,11 +54,15 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
 
 
 def _run(command: Command) -> None:
+    from lightship import storage
+
     data = command.config.data
+    if storage.is_remote(data.root):
+        storage.make_ready(data.root)  # imports that go on beside ours
     if data.mode == "streaming" or data.crop_min_area:
         from lightship.data.worker_process import Worker
 
-        Worker.start(data.root)  # its imports go on beside ours
+        Worker.start(data.root)
     if command.name == "fit":  # heavy imports: the agent does without
         from lightship.run import fit
 

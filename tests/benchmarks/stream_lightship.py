@@ -1,14 +1,17 @@
 """Arms `lightship`: its packed shards (mode `packed`), class folders as they are (mode `folders`).
 
 `python -m tests.benchmarks.stream_lightship pack SOURCE TARGET` packs for the first of them. The
-worker is started before this process's own imports, as `lightship fit` does it.
+worker is started, and the client of the storage built, beside this process's own imports, as
+`lightship fit` does it.
 """
 
 import sys
 
+from lightship import storage
 from lightship.data.worker_process import Worker
 
 if __name__ == "__main__" and sys.argv[1] != "pack":
+    storage.make_ready(sys.argv[1])
     Worker.start(sys.argv[1])
 
 import subprocess

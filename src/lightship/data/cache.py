@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lightship import storage
 from lightship.exits import ConfigError
+from lightship.storage import Data
 from lightship.storage.ahead import ReadAhead
 
 _CRC_BYTES = 4
@@ -51,7 +52,7 @@ class BlockCache:
             return None
         return data
 
-    def store(self, span: storage.Span, data: bytes) -> None:
+    def store(self, span: storage.Span, data: Data) -> None:
         """Keep a span's bytes; clears up if there are too many. Blocks on the disk.
 
         Raises:
@@ -117,10 +118,10 @@ class CachedReads:
     def __init__(self, reads: ReadAhead, cache: BlockCache) -> None:
         self.reads, self.cache = reads, cache
         self._storing = ThreadPoolExecutor(1, "lightship-cache")
-        self._under_way: dict[storage.Span, Future[bytes]] = {}
+        self._under_way: dict[storage.Span, Future[Data]] = {}
         self._stored: deque[Future[None]] = deque()
 
-    def begin(self, span: storage.Span) -> "Future[bytes]":
+    def begin(self, span: storage.Span) -> "Future[Data]":
         """As `ReadAhead.begin`; blocks for the disk if the span is here.
 
         Raises:
@@ -130,7 +131,7 @@ class CachedReads:
             self._stored.popleft().result()
         if (under_way := self._under_way.get(span)) is not None:
             return under_way
-        future: Future[bytes] = Future()
+        future: Future[Data] = Future()
         data = self.cache.load(span) if span.end != span.start else b""
         if data is not None:
             future.set_result(data)
@@ -139,7 +140,7 @@ class CachedReads:
         future.add_done_callback(lambda done: self._keep(span, done))
         return future
 
-    def result(self, future: "Future[bytes]") -> bytes:
+    def result(self, future: "Future[Data]") -> Data:
         """As `ReadAhead.result`."""
         return self.reads.result(future)
 
@@ -148,14 +149,14 @@ class CachedReads:
         self.reads.close()
         self._storing.shutdown(wait=False, cancel_futures=True)
 
-    def _keep(self, span: storage.Span, done: "Future[bytes]") -> None:
+    def _keep(self, span: storage.Span, done: "Future[Data]") -> None:
         if done.cancelled() or done.exception() is not None:
             self._under_way.pop(span, None)
             return
         with contextlib.suppress(RuntimeError):  # closed
             self._stored.append(self._storing.submit(self._store, span, done.result()))
 
-    def _store(self, span: storage.Span, data: bytes) -> None:
+    def _store(self, span: storage.Span, data: Data) -> None:
         try:
             self.cache.store(span, data)
         finally:

@@ -1,5 +1,6 @@
 """Fetching: the bytes of the batches to come, read ahead in blocks within a memory budget."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from lightship.data.read import plan_spans, read_samples, samples_of
 from lightship.exits import DataError, LightshipError
 from lightship.storage.ahead import ReadAhead
 
-_AHEAD_BATCHES = 8
+_AHEAD_BATCHES, _AHEAD_AT_FIRST = 8, 2
 _HORIZON_SHARE = 0.5
 _ROW_GROUPS_AT_ONCE = 4
 
@@ -143,8 +144,8 @@ class Fetcher:
     def __iter__(self) -> Iterator[FetchedBatch]:
         ahead: deque[tuple[_Epoch, int]] = deque()
         upcoming = self._upcoming()
-        while True:
-            while len(ahead) < _AHEAD_BATCHES and (
+        for most in itertools.count(_AHEAD_AT_FIRST):  # the first batch need not wait for others'
+            while len(ahead) < min(most, _AHEAD_BATCHES) and (
                 not ahead or self.held_bytes < self.budget_bytes
             ):
                 following = next(upcoming, None)

@@ -250,7 +250,7 @@ def plan_spans(
 
 
 def samples_of(
-    manifest: Manifest, run: np.ndarray, start: int, got: bytes | Exception
+    manifest: Manifest, run: np.ndarray, start: int, got: storage.Data | Exception
 ) -> dict[int, memoryview | DataError]:
     """Each sample of a request of `plan_spans`, unchecked and not copied; an error is that of each.
 

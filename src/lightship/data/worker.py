@@ -115,7 +115,7 @@ def main(descriptor: int, root: str) -> None:
         root: A URL that will be read.
     """
     torch.set_num_threads(1)
-    Thread(target=_make_ready, args=(root,), daemon=True).start()
+    storage.make_ready(root)
     control = socket.socket(fileno=descriptor)
     tasks: Connection = Connection(os.dup(descriptor))
     while True:
@@ -130,12 +130,6 @@ def main(descriptor: int, root: str) -> None:
         slots.close()
         arguments = (Connection(handed[0]), slots.pixels, task)
         Thread(target=_work, args=arguments, name="lightship-task", daemon=True).start()
-
-
-def _make_ready(root: str) -> None:
-    """Import and build the client of a storage, which takes longer than the first read."""
-    with contextlib.suppress(LightshipError):  # the first read will tell
-        storage.resolve(root)
 
 
 def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:

@@ -6,13 +6,13 @@ child after fork: file systems are built anew there, because neither their socke
 loop survive it.
 """
 
-import asyncio
+import contextlib
 import hashlib
 import io
 import itertools
 import os
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from lightship.storage.backends import (
     PIECE_BYTES,
     S3,
     Async,
+    Data,
     FileInfo,
     Local,
     Remote,
@@ -42,16 +43,15 @@ from lightship.storage.retry import (
     StorageTimeout,
     in_daemon,
     persist,
-    persist_async,
     result_of,
 )
 from lightship.storage.urls import base_name, is_private, is_remote, join, local_path, redact, split
 
 __all__ = [
-    "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
+    "Data", "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
     "cache_path", "cached_download", "check_writable", "download", "exists", "is_private",
-    "is_remote", "join", "list_files", "local_path", "open_binary", "read_bytes", "read_range",
-    "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
+    "is_remote", "join", "list_files", "local_path", "make_ready", "open_binary", "read_bytes",
+    "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
@@ -174,6 +174,19 @@ def _run(url: str, method: str, *args: Any, size: int = 0, patience: Patience | 
 # ---- what the other rooms call -----------------------------------------------------------------
 
 
+def make_ready(url: str) -> None:
+    """Import and build the client that `url` needs, beside what the caller goes on to do.
+
+    It takes longer than a first read. What goes wrong is left to the first call to tell.
+    """
+
+    def build() -> None:
+        with contextlib.suppress(LightshipError):
+            resolve(url)
+
+    in_daemon(build)
+
+
 def list_files(url: str) -> list[FileInfo]:
     """Every file under `url`, sorted by path; for a single file, one entry with an empty path.
 
@@ -244,59 +257,32 @@ def _read_group(
     results: list[bytes | Exception],
     on_error: str,
 ) -> None:
-    limits, todo = Limits.now(), iter(places)
+    todo, at_once = iter(places), backend.reads_at_once(Limits.now())
     longest_bytes = max((spans[i].end or 0) - spans[i].start for i, _ in places)
     watch = Patience(spans[places[0][0]].url, max(0, longest_bytes))
 
-    def begin(index: int, path: str, read: Any) -> tuple[Any, Patience]:
-        span = spans[index]
-        patience = Patience(span.url, span.end - span.start if span.end else 0)
-        return partial(read, patience, path, span.start, span.end), patience
-
-    def end(index: int) -> None:
-        result = results[index]
-        watch.progress()
-        if isinstance(result, Exception) and on_error == "raise":
-            raise result
-        if isinstance(result, StorageTimeout):
-            for other, _ in todo:
-                results[other] = result
-
     def read_some() -> None:
         for index, path in todo:
+            span = spans[index]
+            patience = Patience(span.url, span.end - span.start if span.end else 0)
+            read = partial(backend.read, patience, path, span.start, span.end)
             try:
-                results[index] = persist(*begin(index, path, backend.read))
+                results[index] = bytes(persist(read, patience))
             except LightshipError as error:
                 results[index] = error
-            end(index)
+                if on_error == "raise":
+                    raise
+                if isinstance(error, StorageTimeout):
+                    for other, _ in todo:
+                        results[other] = error
+            watch.progress()
 
-    async def read_some_async() -> None:
-        for index, path in todo:
-            try:
-                results[index] = await persist_async(*begin(index, path, backend.read_async))
-            except LightshipError as error:
-                results[index] = error
-            end(index)
-
-    if isinstance(backend, Async):
-        many = _all_or_none([read_some_async() for _ in places[: limits.in_flight]])
-        futures = [asyncio.run_coroutine_threadsafe(many, backend.fs.loop)]
-    else:
-        futures = [in_daemon(read_some) for _ in range(min(limits.threads, 1 + len(places) // 4))]
+    futures = [in_daemon(read_some) for _ in range(min(at_once, len(places)))]
     try:
         for future in futures:
             result_of(future, watch)
     finally:
         list(todo)  # after an error nobody begins another
-
-
-async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def open_binary(url: str) -> BinaryIO:

@@ -1,47 +1,51 @@
 """Reads ahead of their need: begun in the order asked for, a bounded number of them under way."""
 
-import asyncio
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
 
 from lightship.storage import Span, resolve
-from lightship.storage.backends import Async
-from lightship.storage.retry import Limits, Patience, persist, persist_async
+from lightship.storage.backends import Data
+from lightship.storage.retry import Limits, Patience, persist
 
 _IN_FLIGHT_BYTES = 64 * 2**20  # or later reads would take their share of the line from the first
 _LOOK_S = 0.5
+_Read = tuple[Span, "Future[Data]"]
 
 
 class ReadAhead:
     """Spans as futures, each read with a deadline and retries of its own.
 
-    At most `Limits.in_flight` reads and 64 MiB are under way at once (`Limits.threads` reads where
-    the file system blocks); the others wait their turn.
+    At most 64 MiB are under way at once, in as many reads as the storage serves (`reads_at_once`);
+    the others wait their turn.
     """
 
     def __init__(self) -> None:
-        self._limits = Limits.now()
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[Span, Future[bytes]]] = deque()
-        self._count = self._bytes = 0
+        self._turn = threading.Condition()
+        self._waiting: deque[_Read] = deque()
+        self._bytes = 0
+        self._threads = self._idle = 0
+        self._is_closed = False
         self._moved_s = time.monotonic()
-        self._threads = ThreadPoolExecutor(self._limits.threads, "lightship-read")
 
-    def begin(self, span: Span) -> "Future[bytes]":
+    def begin(self, span: Span) -> "Future[Data]":
         """Read [start, end) of a file, both given, in its turn. Does not block; see `result`."""
-        future: Future[bytes] = Future()
+        future: Future[Data] = Future()
         if span.end == span.start:
             future.set_result(b"")
             return future
-        with self._lock:
+        with self._turn:
             self._waiting.append((span, future))
-        self._start_some()
+            if self._idle:
+                self._turn.notify()
+            elif self._threads < self._most_threads(span):
+                self._threads += 1
+                threading.Thread(target=self._read_all, name="lightship-read", daemon=True).start()
         return future
 
-    def result(self, future: "Future[bytes]") -> bytes:
+    def result(self, future: "Future[Data]") -> Data:
         """What was read. Blocks as long as any read makes progress, within the storage's deadline.
 
         Raises:
@@ -58,51 +62,52 @@ class ReadAhead:
 
     def close(self) -> None:
         """Begin no more. Does not wait for the reads under way."""
-        with self._lock:
+        with self._turn:
+            self._is_closed = True
             while self._waiting:
                 self._waiting.pop()[1].cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+            self._turn.notify_all()
 
-    def _start_some(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    return
-                span, future = self._waiting[0]
-                is_full = self._count >= self._limits.in_flight
-                if self._count and (is_full or self._bytes + _size(span) > _IN_FLIGHT_BYTES):
-                    return
-                self._waiting.popleft()
-                self._count += 1
-                self._bytes += _size(span)
-            self._start(span).add_done_callback(partial(self._ended, span, future))
-
-    def _start(self, span: Span) -> "Future[bytes]":
+    def _most_threads(self, span: Span) -> int:
+        limits = Limits.now()
         try:
-            backend, path = resolve(span.url)
-        except Exception as error:
-            failed: Future[bytes] = Future()
-            failed.set_exception(error)
-            return failed
-        patience = Patience(span.url, _size(span))
-        place = (patience, path, span.start, span.end)
-        if isinstance(backend, Async):
-            reading = persist_async(partial(backend.read_async, *place), patience)
-            return asyncio.run_coroutine_threadsafe(reading, backend.fs.loop)
-        return self._threads.submit(persist, partial(backend.read, *place), patience)
+            return resolve(span.url)[0].reads_at_once(limits)
+        except Exception:
+            return 1  # its own read will raise it
 
-    def _ended(self, span: Span, future: "Future[bytes]", reading: "Future[bytes]") -> None:
-        with self._lock:
-            self._count -= 1
-            self._bytes -= _size(span)
-            self._moved_s = time.monotonic()
-        if reading.cancelled():
-            future.cancel()
-        elif error := reading.exception():
-            future.set_exception(error)
-        else:
-            future.set_result(reading.result())
-        self._start_some()
+    def _read_all(self) -> None:
+        """Read what waits, one after the other, until there is no more to come."""
+        while (read := self._next()) is not None:
+            span, future = read
+            try:
+                future.set_result(_read(span))
+            except BaseException as error:
+                future.set_exception(error)
+            with self._turn:
+                self._bytes -= _size(span)
+                self._moved_s = time.monotonic()
+
+    def _next(self) -> _Read | None:
+        with self._turn:
+            while not self._is_closed:
+                if self._waiting:
+                    size = _size(self._waiting[0][0])
+                    if not self._bytes or self._bytes + size <= _IN_FLIGHT_BYTES:
+                        self._bytes += size
+                        read = self._waiting.popleft()
+                        if self._waiting and self._idle:
+                            self._turn.notify()  # there may be room for one more
+                        return read
+                self._idle += 1
+                self._turn.wait()
+                self._idle -= 1
+        return None
+
+
+def _read(span: Span) -> Data:
+    backend, path = resolve(span.url)
+    patience = Patience(span.url, _size(span))
+    return persist(partial(backend.read, patience, path, span.start, span.end), patience)
 
 
 def _size(span: Span) -> int:

@@ -6,6 +6,7 @@ spells it.
 """
 # ruff: noqa: D102
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 
 from lightship.exits import ConfigError, DataError
 from lightship.storage.retry import (
+    Limits,
     Patience,
     WrongLength,
     http_answer,
@@ -29,7 +31,8 @@ from lightship.storage.retry import (
 from lightship.storage.s3_ranges import S3Ranges
 from lightship.storage.urls import redact
 
-Source = bytes | memoryview | Path
+Data = bytes | memoryview
+Source = Data | Path
 PIECE_BYTES = 8 * 2**20
 _TEMPORARY = ".lightship-tmp"
 
@@ -45,6 +48,9 @@ class FileInfo:
 
 class Local:
     """Paths of this machine."""
+
+    def reads_at_once(self, limits: Limits) -> int:
+        return limits.threads
 
     def files(self, patience: Patience, path: str) -> list[FileInfo]:
         if os.path.isfile(path):
@@ -101,6 +107,9 @@ class Remote:
         if is_archive:
             fs.find("")  # fills its index, which two threads must not do at once
 
+    def reads_at_once(self, limits: Limits) -> int:
+        return limits.threads
+
     def files(self, patience: Patience, path: str) -> list[FileInfo]:
         info = self.fs.info(path)
         if info["type"] != "directory":
@@ -111,7 +120,7 @@ class Remote:
     def size(self, patience: Patience, path: str) -> int | None:
         return _size(self.fs.info(path))
 
-    def read(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
+    def read(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
         if self.is_archive and self.size(patience, path) is None:
             raise IsADirectoryError(path)
         with self.turn:
@@ -149,21 +158,26 @@ class Remote:
 class Async(Remote):
     """fsspec file systems with coroutines (s3, http, gs, ...): many reads in flight at once."""
 
-    async def read_async(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
-        whole = start == 0 and end is None  # bytes=0- of an empty object would be an error
+    def reads_at_once(self, limits: Limits) -> int:
+        return limits.in_flight
+
+    def read(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
         try:
-            data = await self.get(patience, path, None if whole else start, end)
+            data = self.get(patience, path, start, end)
         except Exception as error:
             if http_answer(error)[0] != 416:
                 raise
             data = b""
         if end is not None and len(data) != end - start:
-            size = _size(await self.fs._info(path))
-            raise _wrong_length(path, size, start, end, len(data))
+            raise _wrong_length(path, _size(self.fs.info(path)), start, end, len(data))
         return data
 
-    async def get(self, patience: Patience, path: str, start: int | None, end: int | None) -> bytes:
-        return await self.fs._cat_file(path, start=start, end=end)
+    def get(self, patience: Patience, path: str, start: int, end: int | None, **how: Any) -> Data:
+        if start == 0 and end is None:  # bytes=0- of an empty object would be an error
+            reading = self.fs._cat_file(path, **how)
+        else:
+            reading = self.fs._cat_file(path, start=start, end=end, **how)
+        return result_of(asyncio.run_coroutine_threadsafe(reading, self.fs.loop), patience)
 
 
 class S3(Async):
@@ -189,13 +203,13 @@ class S3(Async):
             found.append(FileInfo("", size))
         return found
 
-    async def get(self, patience: Patience, path: str, start: int | None, end: int | None) -> bytes:
-        ranges = self.ranges
-        if ranges and end is not None and ranges.is_trusted() and not patience.tries:
-            return await ranges.read(patience, path, start or 0, end)
+    def get(self, patience: Patience, path: str, start: int, end: int | None, **how: Any) -> Data:
+        ranges = self.ranges if end is not None else None
+        if ranges and end is not None and not patience.tries and ranges.may_read(end - start):
+            return ranges.read(path, start, end)
         # Without the limit it would ask for the size first: a HEAD for each object.
-        data = await self.fs._cat_file(path, start=start, end=end, max_concurrency=1)
-        if ranges and end is not None:
+        data = super().get(patience, path, start, end, max_concurrency=1)
+        if ranges:
             ranges.s3fs_could()
         return data
 

@@ -6,7 +6,6 @@ Blog, 2015) until the deadline; one that will not change (403, 404, a damaged ar
 once. Progress moves the deadline: it bounds silence, not the size of the work.
 """
 
-import asyncio
 import errno
 import os
 import random
@@ -15,7 +14,7 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
@@ -206,23 +205,6 @@ def persist(operation: Callable[[], T], patience: Patience) -> T:
         except Exception as error:
             pause_s = patience.pause_s(error)
         time.sleep(pause_s)
-
-
-async def persist_async(operation: Callable[[], Awaitable[T]], patience: Patience) -> T:
-    """`persist` for coroutines; a try that hangs ends with the deadline."""
-    while True:
-        task = asyncio.ensure_future(operation())
-        try:
-            # Not wait_for: it would wait on for a task that does not heed its cancellation.
-            while not (await asyncio.wait({task}, timeout=patience.left_s()))[0]:
-                if not patience.left_s():
-                    raise patience.expired()
-            return task.result()
-        except Exception as error:
-            pause_s = patience.pause_s(error)
-        finally:
-            task.cancel()
-        await asyncio.sleep(pause_s)
 
 
 def in_daemon(function: Callable[[], T]) -> "Future[T]":

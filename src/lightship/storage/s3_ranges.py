@@ -9,18 +9,20 @@ them; where s3fs is set up in a way that this cannot follow, s3fs reads alone.
 import asyncio
 import importlib.util
 import os
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightship.exits import ConfigError
-from lightship.storage.retry import Limits, Patience
+from lightship.storage.retry import Limits, Patience, result_of
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 _CREDENTIALS_HOLD = timedelta(minutes=1)
 _ENOUGH_DOUBT = 8
+_LARGEST_BYTES = 64 * 2**20
 _owner: int | None = None
 """The process whose threads obstore runs on: a child after fork has none of them."""
 
@@ -33,7 +35,7 @@ class S3Ranges:
     """Ranges read from the buckets that one s3fs file system reaches.
 
     Args:
-        fs: The file system. All calls must come from its event loop.
+        fs: The file system.
     """
 
     def __init__(self, fs: Any) -> None:
@@ -72,8 +74,8 @@ class S3Ranges:
         _owner = os.getpid()
         return cls(fs)
 
-    async def read(self, patience: Patience, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of "BUCKET/KEY"; fewer if the object is shorter.
+    def read(self, path: str, start: int, end: int) -> memoryview:
+        """Bytes [start, end) of "BUCKET/KEY"; fewer if the object is shorter. Blocks.
 
         Raises:
             FirstTryFailed: Whatever went wrong.
@@ -82,31 +84,30 @@ class S3Ranges:
 
         bucket, key, _ = self.fs.split_path(path)
         try:
-            async with asyncio.timeout(patience.try_s(end - start)):
-                if bucket not in self._stores:
-                    self._stores[bucket] = await self._store(bucket)
-                got = await obstore.get_range_async(self._stores[bucket], key, start=start, end=end)
+            store = self._stores.get(bucket) or self._stores.setdefault(bucket, self._open(bucket))
+            got = obstore.get_range(store, key, start=start, end=end)
         except Exception as error:
             raise FirstTryFailed(f"{type(error).__name__}: {error}") from error
         self._succeeded = True
-        return bytes(got)
+        return memoryview(got)
 
-    def is_trusted(self) -> bool:
-        """Whether it has read something, or has not yet failed often where s3fs then did not."""
-        return self._succeeded or self._doubt < _ENOUGH_DOUBT
+    def may_read(self, size_bytes: int) -> bool:
+        """Whether to try: it has read something, or not yet often failed where s3fs did not."""
+        is_trusted = self._succeeded or self._doubt < _ENOUGH_DOUBT
+        return is_trusted and size_bytes <= _LARGEST_BYTES
 
     def s3fs_could(self) -> None:
         """Take note that s3fs read what this could not."""
         self._doubt += 1
 
-    async def _store(self, bucket: str) -> Any:
+    def _open(self, bucket: str) -> Any:
         from obstore.store import S3Store
 
-        client, limits = await self.fs.set_session(), Limits.now()
+        client, limits = self._ask(self.fs.set_session()), Limits.now()
         credentials = client._get_credentials()
 
-        async def current() -> dict[str, Any]:
-            now = await credentials.get_frozen_credentials()  # renewed by botocore when need be
+        def current() -> dict[str, Any]:
+            now = self._ask(credentials.get_frozen_credentials())  # botocore renews them
             return {
                 "access_key_id": now.access_key,
                 "secret_access_key": now.secret_key,
@@ -118,7 +119,7 @@ class S3Ranges:
             "allow_http": True,
             "connect_timeout": timedelta(seconds=limits.connect_s),
             "read_timeout": timedelta(seconds=limits.read_s),
-            "timeout": timedelta(days=1),  # `read` bounds it by the size
+            "timeout": timedelta(seconds=Patience(bucket).try_s(_LARGEST_BYTES)),
         }
         endpoint, bundle = client.meta.endpoint_url, os.environ.get("AWS_CA_BUNDLE")
         if bundle and endpoint.startswith("https:"):
@@ -135,3 +136,7 @@ class S3Ranges:
             retry_config={"max_retries": 0},
             **signing,
         )
+
+    def _ask(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        patience = Patience("the credentials of S3")
+        return result_of(asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop), patience)
