@@ -18,7 +18,7 @@ from lightship.data.read import plan_spans, read_samples, samples_of
 from lightship.exits import DataError, LightshipError
 from lightship.storage.ahead import ReadAhead
 
-_AHEAD_BATCHES, _AHEAD_AT_FIRST = 8, 2
+_AHEAD_BATCHES = 8
 _HORIZON_SHARE = 0.5
 _ROW_GROUPS_AT_ONCE = 4
 
@@ -144,7 +144,7 @@ class Fetcher:
     def __iter__(self) -> Iterator[FetchedBatch]:
         ahead: deque[tuple[_Epoch, int]] = deque()
         upcoming = self._upcoming()
-        for most in itertools.count(_AHEAD_AT_FIRST):  # the first batch need not wait for others'
+        for most in itertools.count(1):  # the first batch need not wait for what others need
             while len(ahead) < min(most, _AHEAD_BATCHES) and (
                 not ahead or self.held_bytes < self.budget_bytes
             ):

@@ -175,16 +175,17 @@ def _run(url: str, method: str, *args: Any, size: int = 0, patience: Patience | 
 
 
 def make_ready(url: str) -> None:
-    """Import and build the client that `url` needs, beside what the caller goes on to do.
+    """Import and build the client that `url` needs, and connect, beside what the caller does.
 
-    It takes longer than a first read. What goes wrong is left to the first call to tell.
+    All that takes longer than a first read. What goes wrong is left to the first call to tell.
     """
 
-    def build() -> None:
-        with contextlib.suppress(LightshipError):
-            resolve(url)
+    def connect() -> None:
+        with contextlib.suppress(Exception):
+            backend, path = resolve(url)
+            backend.connect(Patience(url), path)
 
-    in_daemon(build)
+    in_daemon(connect)
 
 
 def list_files(url: str) -> list[FileInfo]:

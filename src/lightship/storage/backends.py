@@ -70,6 +70,9 @@ class Local:
             patience.progress()
         return found
 
+    def connect(self, patience: Patience, path: str) -> None:
+        pass
+
     def size(self, patience: Patience, path: str) -> int | None:
         return None if os.path.isdir(path) else os.stat(path).st_size
 
@@ -116,6 +119,9 @@ class Remote:
             return [FileInfo("", _size(info) or 0)]
         found = self.fs.find(path, detail=True).items()
         return [FileInfo(name.removeprefix(path).lstrip("/"), i["size"]) for name, i in found]
+
+    def connect(self, patience: Patience, path: str) -> None:
+        self.fs.exists(path)
 
     def size(self, patience: Patience, path: str) -> int | None:
         return _size(self.fs.info(path))
@@ -186,6 +192,11 @@ class S3(Async):
     def __init__(self, fs: Any):
         super().__init__(fs)
         self.ranges = S3Ranges.where_possible(fs)
+
+    def connect(self, patience: Patience, path: str) -> None:
+        super().connect(patience, path)
+        if self.ranges:
+            self.ranges.connect(path)
 
     def files(self, patience: Patience, path: str) -> list[FileInfo]:
         bucket, key, _ = self.fs.split_path(path)

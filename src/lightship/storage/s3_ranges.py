@@ -7,6 +7,7 @@ them; where s3fs is set up in a way that this cannot follow, s3fs reads alone.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 from collections.abc import Coroutine
@@ -73,6 +74,14 @@ class S3Ranges:
             return None
         _owner = os.getpid()
         return cls(fs)
+
+    def connect(self, path: str) -> None:
+        """Open the bucket of "BUCKET/KEY". Blocks."""
+        import obstore
+
+        bucket, key, _ = self.fs.split_path(path)
+        with contextlib.suppress(FileNotFoundError):
+            obstore.head(self._stores.setdefault(bucket, self._open(bucket)), key)
 
     def read(self, path: str, start: int, end: int) -> memoryview:
         """Bytes [start, end) of "BUCKET/KEY"; fewer if the object is shorter. Blocks.
