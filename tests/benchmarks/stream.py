@@ -32,6 +32,7 @@ HEAD = [
 ]  # fmt: skip
 ARMS = {
     "limit": Arm("limit", "memory"),
+    "limit: lightship's decoder": Arm("limit", "memory", "ours"),
     "webdataset": Arm("webdataset", "webdataset", "", "webdataset"),
     "litdata": Arm("litdata", "litdata", "chunks", "litdata"),
     "litdata mended": Arm("litdata", "litdata", "mended", "litdata"),
@@ -57,7 +58,7 @@ def main() -> None:
         roots = {"memory": str(folder)}
         failed = {name: why for name in names if (why := _provide(ARMS[name], folder, s3, roots))}
         for run, delay_ms, name in itertools.product(range(RUNS), LATENCIES_MS, names):
-            if name == "limit" and delay_ms != LATENCIES_MS[0]:
+            if name.startswith("limit") and delay_ms != LATENCIES_MS[0]:
                 continue  # it reads no bucket
             arm = ARMS[name]
             result = failed.get(name) or measure(arm, roots[arm.reads], s3, delay_ms)
@@ -150,7 +151,7 @@ def _rate(run: Result, epoch: int) -> float:
 
 
 def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> list[str]:
-    row = [name, "" if name == "limit" else str(delay_ms)]
+    row = [name, "" if name.startswith("limit") else str(delay_ms)]
     good = [run for run in runs if "images" in run]
     if not good:
         what = "failed" if any("failed" in run for run in runs) else "not run"
@@ -160,7 +161,7 @@ def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> l
     row.append(spread([_rate(run, 2) for run in good]) if EPOCHS > 1 else "")
     row.append(spread([run["first_batch_s"] for run in good], 2))
     row.append(spread([1000 * run["cpu_s"] / run["images"] for run in good], 2))
-    if name == "limit":
+    if name.startswith("limit"):
         row += ["", "", ""]
     else:
         row.append(spread([1000 * run["server_cpu_s"] / run["images"] for run in good], 2))
@@ -195,7 +196,7 @@ def _comparisons(
             name: statistics.median([_rate(run, 1) for run in good])
             for (name, delay), runs in results.items()
             if delay == delay_ms and (name.startswith("folders") == (kind == "folders"))
-            if name != "limit" and (good := [run for run in runs if "images" in run])
+            if not name.startswith("limit") and (good := [run for run in runs if "images" in run])
         }
         peers = {name: rate for name, rate in rates.items() if "lightship" not in name}
         if not peers:

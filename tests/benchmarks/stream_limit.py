@@ -1,4 +1,7 @@
-"""Arm `limit`: JPEGs in memory before the clock starts, decoded and cropped by two threads."""
+"""Arm `limit`: JPEGs in memory before the clock starts, decoded and cropped by two threads.
+
+As the peers do it, or (mode `ours`) as lightship does.
+"""
 
 import random
 import sys
@@ -6,14 +9,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from tests.benchmarks.stream_arm import BATCH, WORKERS, pixels, run
+from lightship.data.pixels import decode_box
+from tests.benchmarks.stream_arm import BATCH, SIZE_PX, WORKERS, pixels, run
 
 FILES = [path.read_bytes() for path in sorted(Path(sys.argv[1]).rglob("*.jpg"))]
 
 
+def pixels_of_ours(data: bytes) -> torch.Tensor:
+    """[3, 224, 224] uint8, as `pixels` by lightship's decoder."""
+    image = decode_box(data, "image", SIZE_PX, np.random.random((10, 4)), 0.08)
+    return torch.from_numpy(image[:, :, ::-1].copy() if random.random() < 0.5 else image)
+
+
 class Batches:
+    def __init__(self, mode: str) -> None:
+        self.pixels = pixels_of_ours if mode == "ours" else pixels
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = random.sample(range(len(FILES)), len(FILES))
         parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
@@ -25,8 +39,8 @@ class Batches:
                     ahead.append(pool.submit(self.batch, part))
 
     def batch(self, part: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.stack([pixels(FILES[index]) for index in part]), torch.tensor(part)
+        return torch.stack([self.pixels(FILES[index]) for index in part]), torch.tensor(part)
 
 
 if __name__ == "__main__":
-    run(lambda root, mode, cache: Batches())
+    run(lambda root, mode, cache: Batches(mode))

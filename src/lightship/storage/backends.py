@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightship.exits import ConfigError, DataError
+from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.retry import (
     Limits,
     Patience,
@@ -28,7 +29,6 @@ from lightship.storage.retry import (
     persist,
     result_of,
 )
-from lightship.storage.s3_ranges import S3Ranges
 from lightship.storage.urls import redact
 
 Data = bytes | memoryview
@@ -191,37 +191,42 @@ class S3(Async):
 
     def __init__(self, fs: Any):
         super().__init__(fs)
-        self.ranges = S3Ranges.where_possible(fs)
+        self.obstore = ObstoreS3.where_possible(fs)
 
     def connect(self, patience: Patience, path: str) -> None:
         super().connect(patience, path)
-        if self.ranges:
-            self.ranges.connect(path)
+        if self.obstore:
+            self.obstore.connect(path)
 
     def files(self, patience: Patience, path: str) -> list[FileInfo]:
+        if self.obstore and not patience.tries and self.obstore.may_try():
+            with contextlib.suppress(FirstTryFailed):
+                if found := self.obstore.files(patience, path):
+                    return [FileInfo(*each) for each in found]
         bucket, key, _ = self.fs.split_path(path)
         prefix = key.rstrip("/") + "/" if key else ""
-        found, where = [], {"Bucket": bucket, "Prefix": prefix}
+        listed: list[FileInfo] = []
+        where: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         while True:
             page = self.call(patience, 0, "list_objects_v2", **where)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # what consoles put where a folder shall show
-                    found.append(FileInfo(entry["Key"][len(prefix) :], entry["Size"]))
+                    listed.append(FileInfo(entry["Key"][len(prefix) :], entry["Size"]))
             if not page.get("IsTruncated"):
                 break
             where["ContinuationToken"] = page["NextContinuationToken"]
-        if not found and key and (size := self.size(patience, path)) is not None:
-            found.append(FileInfo("", size))
-        return found
+        if not listed and key and (size := self.size(patience, path)) is not None:
+            listed.append(FileInfo("", size))
+        return listed
 
     def get(self, patience: Patience, path: str, start: int, end: int | None, **how: Any) -> Data:
-        ranges = self.ranges if end is not None else None
-        if ranges and end is not None and not patience.tries and ranges.may_read(end - start):
-            return ranges.read(path, start, end)
+        obstore = self.obstore if end is not None else None
+        if obstore and end is not None and not patience.tries and obstore.may_try(end - start):
+            return obstore.read(path, start, end)
         # Without the limit it would ask for the size first: a HEAD for each object.
         data = super().get(patience, path, start, end, max_concurrency=1)
-        if ranges:
-            ranges.s3fs_could()
+        if obstore:
+            obstore.s3fs_could()
         return data
 
     def put(self, patience: Patience, path: str, source: Source) -> None:

@@ -7,7 +7,8 @@ from tests.s3 import S3Server
 from lightship import storage
 from lightship.exits import ConfigError
 from lightship.storage import Span, resolve
-from lightship.storage.s3_ranges import FirstTryFailed, S3Ranges
+from lightship.storage.backends import S3
+from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 
 ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;'().jpg"]
 
@@ -72,12 +73,12 @@ def test_it_is_given_up_where_s3fs_alone_succeeds(
 ) -> None:
     tried = 0
 
-    async def fail(self, *args):
+    def fail(self, *args):
         nonlocal tried
         tried += 1
         raise FirstTryFailed("a certificate that it does not know")
 
-    monkeypatch.setattr(S3Ranges, "read", fail)
+    monkeypatch.setattr(ObstoreS3, "read", fail)
     monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "31")  # a client of its own
     url = s3.url("x")
     storage.write_bytes(url, b"0123456789")
@@ -119,10 +120,43 @@ def test_it_keeps_away_from_what_it_cannot_follow(settings: dict, may: bool) -> 
     from s3fs import S3FileSystem
 
     fs = S3FileSystem(skip_instance_cache=True, **settings)
-    assert (S3Ranges.where_possible(fs) is not None) == may
+    assert (ObstoreS3.where_possible(fs) is not None) == may
 
 
 def test_an_unknown_client_is_named(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "boto")
     with pytest.raises(ConfigError, match="LIGHTSHIP_S3_CLIENT is 'boto'; it must be auto, s3fs"):
         resolve(s3.url("x"))
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["plain", "with folder markers"])
+def test_both_list_the_same(s3: S3Server, monkeypatch: pytest.MonkeyPatch, marked: bool) -> None:
+    url = s3.url()
+    for name in [*ODD_NAMES, "train/cat/1.jpg", "train/cat.jpg"]:
+        storage.write_bytes(f"{url}/{name}", name.encode())
+    if marked:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        s3.client().put_object(Bucket=bucket, Key=f"{prefix}/train/cat/", Body=b"")
+    pages: list[str] = []
+    call = S3.call
+
+    def counting(self, patience, size, method, **args):
+        pages.append(method)
+        return call(self, patience, size, method, **args)
+
+    monkeypatch.setattr(S3, "call", counting)
+    by_default = storage.list_files(url)
+    assert pages == (["list_objects_v2"] if marked else [])
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
+    assert storage.list_files(url) == by_default
+    assert len(by_default) == len(ODD_NAMES) + 2
+
+
+def test_an_empty_file_is_listed(s3: S3Server) -> None:
+    url = s3.url()
+    storage.write_bytes(f"{url}/a.jpg", b"a")
+    storage.write_bytes(f"{url}/b.jpg", b"")
+    assert [(file.path, file.size_bytes) for file in storage.list_files(url)] == [
+        ("a.jpg", 1),
+        ("b.jpg", 0),
+    ]
