@@ -19,9 +19,9 @@ FILES = [path.read_bytes() for path in sorted(Path(sys.argv[1]).rglob("*.jpg"))]
 
 
 def pixels_of_ours(data: bytes) -> torch.Tensor:
-    """[3, 224, 224] uint8, as `pixels` by lightship's decoder."""
-    image = decode_box(data, "image", SIZE_PX, np.random.random((10, 4)), 0.08)
-    return torch.from_numpy(image[:, :, ::-1].copy() if random.random() < 0.5 else image)
+    """[3, 224, 224] uint8, lying HWC in memory: as `pixels` by lightship's decoder."""
+    image = torch.from_numpy(decode_box(data, "image", SIZE_PX, np.random.random((10, 4)), 0.08))
+    return image.flip(2) if random.random() < 0.5 else image
 
 
 class Batches:
@@ -39,7 +39,11 @@ class Batches:
                     ahead.append(pool.submit(self.batch, part))
 
     def batch(self, part: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.stack([self.pixels(FILES[index]) for index in part]), torch.tensor(part)
+        images = [self.pixels(FILES[index]) for index in part]
+        if images[0].is_contiguous():
+            return torch.stack(images), torch.tensor(part)
+        rows = torch.stack([image.permute(1, 2, 0) for image in images])
+        return rows.permute(0, 3, 1, 2), torch.tensor(part)
 
 
 if __name__ == "__main__":
