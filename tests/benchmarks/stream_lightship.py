@@ -1,4 +1,6 @@
-"""Arms `lightship`: its packed shards (mode `packed`), class folders as they are (mode `folders`).
+"""Arms `lightship`: its packed shards (`packed`), class folders as they are (`folders`).
+
+Mode `resumed` begins in the middle of the first epoch.
 
 `python -m tests.benchmarks.stream_lightship pack SOURCE TARGET` packs for the first of them. The
 worker is started, and the client of the storage built, beside this process's own imports, as
@@ -33,7 +35,7 @@ BUDGET_BYTES = 2 * 2**30
 class Batches:
     """An iteration an epoch of the training batches of `lightship fit`, and no remainder."""
 
-    def __init__(self, root: str, epochs: int) -> None:
+    def __init__(self, root: str, epochs: int, is_resumed: bool) -> None:
         self.epochs = epochs  # nothing is read ahead for epochs that do not come
         manifest = sources.scan(root)["train"]
         order = Order(len(manifest), BATCH, seed=0)
@@ -45,6 +47,7 @@ class Batches:
         )
         share = TrainShare(order, rank=0, world_size=1, parts=1)
         self.epoch, self.batch, self.batches = 0, 0, len(share)
+        self.first = len(share) // 2 if is_resumed else 0
         self.loader = iter(
             StreamedTrainLoader(split, share, Augment(0, flip=True), 0.08, self.stretch)
         )
@@ -53,11 +56,11 @@ class Batches:
         return Stretch(self.epoch, self.batch, self.batches, self.epochs)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for place in range(self.batches):
+        for place in range(self.first, self.batches):
             self.batch = place
             batch = next(self.loader)
             yield batch.images, batch.labels
-        self.epoch += 1
+        self.epoch, self.first = self.epoch + 1, 0
 
 
 def pack(source: str, target: str) -> None:
@@ -69,4 +72,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "pack":
         pack(*sys.argv[2:])
     else:
-        run(lambda root, mode, cache: Batches(root, int(sys.argv[4])))
+        run(lambda root, mode, cache: Batches(root, int(sys.argv[4]), mode == "resumed"))

@@ -102,7 +102,9 @@ class Fetcher:
     Samples are asked for up to 8 batches ahead. With a sample those of its block come along that
     the same request can bring and that this rank needs later in the epoch, and are kept until then;
     where the budget does not allow that, only those of the nearer batches do (more requests, not
-    more memory). Used by one thread, in the process that decodes; blocks on storage.
+    more memory). The first batch of a run that goes on in the middle of an epoch, where all blocks
+    that are mixed are under way, has its samples read alone, and so comes as soon as that of a
+    start. Used by one thread, in the process that decodes; blocks on storage.
 
     Args:
         manifest: The split; its container is "bytes" or "parquet".
@@ -200,8 +202,11 @@ class Fetcher:
         ids = np.arange(self._edges[block], self._edges[block + 1])
         place = epoch.place[ids]
         wanted = place >= batch
-        if self._horizon is not None:
-            wanted &= place <= batch + self._horizon
+        horizon = self._horizon
+        if (epoch.number, batch) == (self.stretch.epoch, self.stretch.batch) and batch:
+            horizon = 0 if self._rows is None and not self._reads_whole else horizon
+        if horizon is not None:
+            wanted &= place <= batch + horizon
         new = {
             j for j in ids[wanted].tolist() if j not in epoch.requests and j not in epoch.planned
         }
@@ -209,7 +214,7 @@ class Fetcher:
             ids = np.array(sorted(new), dtype=np.int64)
         manifest = self.manifest
         ids = ids[np.lexsort((manifest.offset[ids], manifest.file_index[ids]))]
-        gap_samples = 2 if self._horizon is None else 0
+        gap_samples = 2 if horizon is None else 0
         runs: Iterable[tuple[storage.Span | None, np.ndarray]] = [(None, ids)]
         if self._rows is None:
             runs = plan_spans(manifest, ids, gap_samples)
