@@ -197,7 +197,8 @@ def _comparisons(
             name: statistics.median([_rate(run, 1) for run in good])
             for (name, delay), runs in results.items()
             if delay == delay_ms and (name.startswith("folders") == (kind == "folders"))
-            if not name.startswith("limit") and (good := [run for run in runs if "images" in run])
+            if not name.startswith("limit") and not name.endswith("resumed")
+            if (good := [run for run in runs if "images" in run])
         }
         peers = {name: rate for name, rate in rates.items() if "lightship" not in name}
         if not peers:

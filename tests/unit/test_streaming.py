@@ -302,7 +302,7 @@ class TestFetching:
         size = [sum(span.end - span.start for span in spans) for spans in (whole, rest)]
         assert size[1] < 0.5 * size[0]
 
-    @pytest.mark.parametrize("first", [1, 5, 11])
+    @pytest.mark.parametrize("first", [1, 2, 4])
     def test_the_first_batch_of_a_resumed_run_costs_no_more(
         self, manifest, monkeypatch, first: int
     ) -> None:
@@ -316,15 +316,13 @@ class TestFetching:
         stretch = Stretch(0, first, len(share), 1)
         mixed_bytes = share.order.mixed_bytes
         fetcher = Fetcher(manifest, manifest.block_edges(), share, stretch, 2**30, mixed_bytes)
-        begin, sizes = fetcher._reads.begin, []
+        begin, spans = fetcher._reads.begin, []
         monkeypatch.setattr(
-            fetcher._reads,
-            "begin",
-            lambda span: (sizes.append(span.end - span.start), begin(span))[1],
+            fetcher._reads, "begin", lambda span: (spans.append(span), begin(span))[1]
         )
         next(iter(fetcher))
         fetcher.close()
-        return sum(sizes)
+        return sum(span.end - span.start for span in spans)
 
     def test_single_files_are_read_when_they_are_needed(self, files, tmp_path, monkeypatch) -> None:
         manifest = sources.scan(put(str(tmp_path), files))["train"]
