@@ -42,7 +42,7 @@ ARMS = {
     "folders: ImageFolder over s3fs batched": Arm("s3fs", "folders", "batches"),
     "folders: ImageFolder over s3fs": Arm("s3fs", "folders", "each"),
     "lightship packed": Arm("lightship", "lightship", "packed"),
-    "lightship packed, resumed": Arm("lightship", "lightship", "resumed"),
+    "lightship packed resumed": Arm("lightship", "lightship", "resumed"),
     "folders: lightship": Arm("lightship", "folders", "folders"),
 }
 

@@ -1,6 +1,5 @@
 """Fetching: the bytes of the batches to come, read ahead in blocks within a memory budget."""
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from lightship.data.read import plan_spans, read_samples, samples_of
 from lightship.exits import DataError, LightshipError
 from lightship.storage.ahead import ReadAhead
 
-_AHEAD_BATCHES = 8
+_MOST_BATCHES_AHEAD = 16
 _HORIZON_SHARE = 0.5
 _ROW_GROUPS_AT_ONCE = 4
 
@@ -99,7 +98,8 @@ class _Epoch:
 class Fetcher:
     """The bytes of a rank's batches, in order.
 
-    Samples are asked for up to 8 batches ahead. With a sample those of its block come along that
+    Samples are asked for a batch ahead, and for one more (up to 16) each time that a batch had to
+    be waited for. With a sample those of its block come along that
     the same request can bring and that this rank needs later in the epoch, and are kept until then;
     where the budget does not allow that, only those of the nearer batches do (more requests, not
     more memory). The first batch of a run that goes on in the middle of an epoch, where all blocks
@@ -146,10 +146,9 @@ class Fetcher:
     def __iter__(self) -> Iterator[FetchedBatch]:
         ahead: deque[tuple[_Epoch, int]] = deque()
         upcoming = self._upcoming()
-        for most in itertools.count(1):  # the first batch need not wait for what others need
-            while len(ahead) < min(most, _AHEAD_BATCHES) and (
-                not ahead or self.held_bytes < self.budget_bytes
-            ):
+        most = 1
+        while True:
+            while len(ahead) < most and (not ahead or self.held_bytes < self.budget_bytes):
                 following = next(upcoming, None)
                 if following is None:
                     break
@@ -157,6 +156,8 @@ class Fetcher:
                 self._ask(*following)
             if not ahead:
                 return
+            if not self._is_there(*ahead[0]):
+                most = min(most + 1, _MOST_BATCHES_AHEAD)
             yield self._take(*ahead.popleft())
 
     def release(self, fetched: FetchedBatch) -> None:
@@ -232,6 +233,11 @@ class Fetcher:
 
     def _read_one_by_one(self, run: np.ndarray) -> dict[int, Raw]:
         return dict(read_samples(self.manifest, run))
+
+    def _is_there(self, epoch: _Epoch, batch: int) -> bool:
+        """Whether a batch that was asked for need not be waited for."""
+        ids = epoch.ids[batch].tolist()
+        return all(i == NOT_COUNTED or epoch.requests[i].future.done() for i in ids)
 
     def _take(self, epoch: _Epoch, batch: int) -> FetchedBatch:
         """The bytes of a batch that was asked for. Blocks until they are there."""

@@ -193,6 +193,9 @@ class S3(Async):
         super().__init__(fs)
         self.obstore = ObstoreS3.where_possible(fs)
 
+    def reads_at_once(self, limits: Limits) -> int:
+        return (2 if self.obstore else 1) * limits.in_flight  # one costs it next to nothing
+
     def connect(self, patience: Patience, path: str) -> None:
         super().connect(patience, path)
         if self.obstore:
