@@ -228,7 +228,7 @@ class S3(Async):
             return obstore.read(path, start, end)
         # Without the limit it would ask for the size first: a HEAD for each object.
         data = super().get(patience, path, start, end, max_concurrency=1)
-        if obstore:
+        if obstore and patience.tries:
             obstore.s3fs_could()
         return data
 
