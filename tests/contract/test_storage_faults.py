@@ -236,9 +236,11 @@ def test_a_failed_upload_leaves_nothing(proxy: FaultProxy, s3: S3Server) -> None
 
 @pytest.mark.usefixtures("short_deadline")
 def test_writes_that_cannot_succeed_end(proxy: FaultProxy, s3: S3Server) -> None:
+    url = s3.url("new")
+    assert not storage.exists(url)  # the client is built: within half a second a try must answer
     proxy.plan("status", methods=("PUT",))
     with pytest.raises(StorageTimeout, match=r"last: SlowDown: .*broken here"):
-        storage.write_bytes(s3.url("new"), b"1")
+        storage.write_bytes(url, b"1")
 
 
 def test_listing_and_lookups_survive(proxy: FaultProxy, stored: str) -> None:
