@@ -2,8 +2,8 @@
 
 In Rust and off Python's lock a GET costs a sixth, and a page of a listing a tenth, of what they
 cost by s3fs. It is only the first try: what goes wrong in it is tried again by s3fs, whose errors
-retry.py understands. Its endpoint, region and credentials are those that s3fs has found, so there is one place to set
-them; where s3fs is set up in a way that this cannot follow, s3fs reads alone.
+retry.py understands. Its endpoint, region and credentials are those that s3fs has found, so there
+is one place to set them; where s3fs is set up in a way that this cannot follow, s3fs reads alone.
 """
 
 import asyncio
