@@ -183,7 +183,9 @@ class Async(Remote):
             reading = self.fs._cat_file(path, **how)
         else:
             reading = self.fs._cat_file(path, start=start, end=end, **how)
-        return result_of(asyncio.run_coroutine_threadsafe(reading, self.fs.loop), patience)
+        # Without grace: who waits for this call gives it, and gives up after that.
+        future = asyncio.run_coroutine_threadsafe(reading, self.fs.loop)
+        return result_of(future, patience, grace_s=0.0)
 
 
 class S3(Async):
