@@ -63,7 +63,8 @@ class RunConfig:
     """The most optimizer steps that a kill may lose: a save begins each half of them, and training
     waits for one that is not durable at the whole. Default: no bound in steps."""
     checkpoint_every_s: float | None = bounded(600.0, 1, None, "seconds", free=True)
-    """The most seconds of training that a kill may lose (and a step), kept in the same way."""
+    """The most seconds of training that a kill may lose, kept in the same way: and a step, or
+    eight where several processes must agree."""
     keep_last: int = bounded(2, 1, 1000, "checkpoints", free=True)
     """How many of the newest checkpoints are kept, beside the best."""
 
