@@ -55,7 +55,7 @@ class Pod:
         documents = [renamed(each, self.name) for each in documents]
         path.write_text(yaml.safe_dump_all([*documents, self._played()]))
         network = f"{NETWORK}:" + ",".join(f"alias={alias}" for alias in self.aliases)
-        podman("kube", "play", "--network", network, str(path), cwd=path.parent)
+        podman("kube", "play", "--network", network, path.name, cwd=path.parent)
 
     def _played(self) -> dict[str, Any]:
         """The Pod for podman 4.3, which does less than a kubelet.
