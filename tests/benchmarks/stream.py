@@ -1,6 +1,7 @@
 """Training images read from S3 by lightship and its peers, beside the limit of decoding alone.
 
 COUNT=5000 RUNS=1 EPOCHS=2 LATENCIES=0,20,80 ARMS="limit,webdataset" EPOCH_LIMIT_S=120 make bench
+SPLIT_CORES=1 gives the server a half of the cores, and the arms, the limit too, the other.
 """
 
 import itertools
@@ -17,7 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.benchmarks import stream_images, stream_peers
-from tests.benchmarks.stream_measure import EPOCH_LIMIT_S, EPOCHS, Arm, Result, failure, measure
+from tests.benchmarks.stream_measure import (
+    EPOCH_LIMIT_S, EPOCHS, SPLIT_CORES, Arm, Result, cores, failure, measure,
+)  # fmt: skip
 from tests.benchmarks.table import machine, print_table, spread
 from tests.s3 import S3Server
 
@@ -55,6 +58,7 @@ def main() -> None:
         raise SystemExit(2)
     folder = stream_images.image_folder(CACHE, COUNT, stream_peers.photographs())
     results: dict[tuple[str, int], list[Result]] = {}
+    os.sched_setaffinity(0, cores()[0])
     with S3Server(metrics=True) as s3:
         roots = {"memory": str(folder)}
         failed = {name: why for name in names if (why := _provide(ARMS[name], folder, s3, roots))}
@@ -133,7 +137,11 @@ def _print_results(results: dict[tuple[str, int], list[Result]], folder: Path) -
     print("process with empty caches each; two workers or threads; the same decoder in all peers.")
     print("Cold: start-up included. Requests and bytes: of all epochs, by the server's count;")
     print("litdata and mosaicml-streaming keep on the local disk what the others read again.")
-    print("Server and client share the cores; added latency: a proxy on them too (0: no proxy).")
+    if SPLIT_CORES:
+        print("Half of the cores are the server's, the others the arm's (the limit's, too).")
+    else:
+        print("Server and arm share the cores.")
+    print("Added latency: a proxy on the server's cores (0: no proxy).")
     for line in [*_notes(results), *_comparisons(results, limit)]:
         print(line)
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.s3 import S3Server
 EPOCHS = int(os.environ.get("EPOCHS", "2"))
 EPOCH_LIMIT_S = float(os.environ.get("EPOCH_LIMIT_S", "120"))
 START_LIMIT_S = 120.0
+SPLIT_CORES = os.environ.get("SPLIT_CORES", "") not in ("", "0")
 SAMPLE_S = 1.0  # reading the page tables of a large process takes a while
 Result = dict[str, Any]
 """What an arm printed, with what the harness saw of it; or {"failed": why} or {"not_run": why}."""
@@ -35,6 +37,19 @@ class Arm:
     reads: str
     mode: str = ""
     peer: str = ""
+
+
+def cores() -> tuple[set[int], set[int]]:
+    """Those of the server and the proxy before it, and those of the arms.
+
+    The same for both, unless SPLIT_CORES asks for a half each: a bucket's own work is not done on
+    the machine that trains.
+    """
+    every = sorted(os.sched_getaffinity(os.getppid()))
+    if not SPLIT_CORES:
+        return set(every), set(every)
+    assert len(every) > 1, "SPLIT_CORES needs two cores"
+    return set(every[: len(every) // 2]), set(every[len(every) // 2 :])
 
 
 @contextmanager
@@ -62,6 +77,7 @@ def measure(arm: Arm, root: str, s3: S3Server, delay_ms: int) -> Result:
             process = subprocess.Popen(
                 command, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True,
                 start_new_session=True,
+                preexec_fn=partial(os.sched_setaffinity, 0, cores()[1]),
             )  # fmt: skip
             result = _watch(process, s3, before)
             stderr.seek(0)
