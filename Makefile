@@ -5,11 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCK := docker/locks/dev.lock
 READY := $(VENV)/.ready
+XLA := $(VENV)-xla
+XLA_LOCK := docker/locks/xla-dev.lock
 RESOLVE = $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-header --quiet
 IMAGE := --extra parquet --extra gcs --extra hf --extra obstore
 
-.PHONY: help setup train test test-dist test-container chaos lint format bench lock clean
+.PHONY: help setup train test test-dist test-xla test-container chaos lint format bench lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,10 +28,19 @@ train: $(READY) ## train and test on the embedded handwritten digits
 	$(BIN)/lightship fit --config digits
 
 test: $(READY) ## all tests that need no root, GPU or internet
-	$(BIN)/python -m pytest --ignore=tests/dist --ignore=tests/container
+	$(BIN)/python -m pytest --ignore=tests/dist --ignore=tests/xla --ignore=tests/container
 
 test-dist: $(READY) ## the tests of many processes (kills, lost nodes): they want an idle machine
 	$(BIN)/python -m pytest tests/dist
+
+test-xla: $(XLA)/.ready ## the tests on XLA's CPU runtime, in an environment of their own (torch 2.9)
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/xla
+
+$(XLA)/.ready: $(XLA_LOCK) pyproject.toml
+	$(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(XLA_LOCK)
+	$(XLA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
 
 test-container: $(READY) ## build the image and run the Kubernetes Job on podman (needs root)
 	$(BIN)/python -m pytest tests/container
@@ -59,8 +70,9 @@ lock: ## resolve the dependencies anew, with hashes: of the tests and of each im
 		--no-emit-package triton --no-emit-package cuda-bindings --no-emit-package cuda-pathfinder
 	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt $(IMAGE) \
 		--no-emit-package triton --output-file docker/locks/xla.lock
+	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt --group dev --output-file $(XLA_LOCK)
 	$(RESOLVE) docker/locks/build.txt --output-file docker/locks/build.lock
 
 clean: ## remove what the targets above made (not the runs)
-	rm -rf $(VENV) $(VENV)-lock build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lock $(XLA) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ change what is learned.
 import dataclasses
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -173,7 +174,7 @@ class TrainerConfig:
     max_steps: int = bounded(-1, -1, None, "steps", free=True)
     """Optimizer steps; -1: no bound."""
     accelerator: str = free("auto")
-    """auto, cpu, gpu, tpu, ..."""
+    """auto, cpu, gpu, tpu (or another XLA device that PJRT_DEVICE names), ..."""
     devices: str = free("auto")
     """auto, or how many on this node. Several nodes: see torchrun's PET_* variables."""
     precision: str = "32-true"
@@ -202,6 +203,13 @@ class TrainerConfig:
     """What the best checkpoint is best at, and what early stopping watches."""
     early_stopping_patience: int = bounded(0, 0, None, "validations", free=True)
     """Stop after so many validations without a better monitor; 0: never."""
+
+    @property
+    def is_on_tpu(self) -> bool:
+        """Whether PyTorch/XLA drives the devices."""
+        return self.accelerator == "tpu" or (
+            self.accelerator == "auto" and os.environ.get("PJRT_DEVICE") == "TPU"
+        )
 
 
 @dataclass

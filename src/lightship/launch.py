@@ -35,8 +35,10 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
         _pack(command)
     elif _is_worker():
         _work(command)
-    elif _is_tpu(command.config) or _is_done(command):
+    elif _is_done(command):
         _run(command)
+    elif command.config.trainer.is_on_tpu:
+        (_work if _is_one_of_several_tpu_hosts() else _run)(command)
     else:
         processes = _processes_here(command.config)
         if processes > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1"):
@@ -142,11 +144,22 @@ def _is_worker() -> bool:
     return False
 
 
-def _is_tpu(config: Config) -> bool:
-    accelerator = config.trainer.accelerator
-    return accelerator == "tpu" or (
-        accelerator == "auto" and os.environ.get("PJRT_DEVICE") == "TPU"
-    )
+def _is_one_of_several_tpu_hosts() -> bool:
+    """Whether GKE made this process one of several hosts; completes torchrun's variables.
+
+    One process a host drives all of its chips (see devices.py); a slice may be one of several.
+    """
+    given = os.environ
+    names = given.get("TPU_WORKER_HOSTNAMES", "localhost").split(",")
+    hosts = len(names) * int(given.get("MEGASCALE_NUM_SLICES", "1"))
+    if hosts == 1:
+        return False
+    host = int(given.get("MEGASCALE_SLICE_ID", "0")) * len(names) + int(given["TPU_WORKER_ID"])
+    first = given.get("MEGASCALE_COORDINATOR_ADDRESS", names[0]).partition(":")[0]
+    given |= {"RANK": str(host), "WORLD_SIZE": str(hosts), "GROUP_RANK": str(host)}
+    given |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": first}
+    given["MASTER_PORT"] = given.get("PET_MASTER_PORT", "29500")
+    return True
 
 
 def _is_done(command: Command) -> bool:

@@ -2,32 +2,48 @@
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pickle import UnpicklingError
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 
+from lightship import devices
 from lightship.exits import ConfigError
 
 
 def take_snapshot(value: Any) -> Any:
-    """A copy on the CPU that later steps cannot change."""
+    """A copy on the CPU that later steps cannot change. Blocks for the device."""
+    tensors = list(_tensors(value))
+    device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+    return _rebuilt(value, iter(devices.of(device).copies(tensors)))
+
+
+def _rebuilt(value: Any, copies: Iterator[torch.Tensor]) -> Any:
+    """`value` with the copies in the place of its tensors, which come in the order of _tensors."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        return next(copies)
     if isinstance(value, dict):
         copied = copy.copy(value)  # of the same kind, with the _metadata of a state_dict
-        copied.update({key: take_snapshot(item) for key, item in value.items()})
+        copied.update({key: _rebuilt(item, copies) for key, item in value.items()})
         return copied
     if isinstance(value, (list, tuple)):
-        return type(value)(take_snapshot(item) for item in value)
+        return type(value)(_rebuilt(item, copies) for item in value)
     return value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 def to_bytes(snapshot: dict[str, Any]) -> memoryview:
     """The file's content, as `torch.save` writes it, while other threads go on. Blocks."""
-    memory = _Memory(_tensor_bytes(snapshot))
+    memory = _Memory(sum(t.numel() * t.element_size() for t in _tensors(snapshot)))
     torch.save(snapshot, cast(BinaryIO, memory))  # all of a file that torch calls
     return memory.written()
 
@@ -86,11 +102,3 @@ class _Memory:
     def written(self) -> memoryview:
         """All of it, uncopied."""
         return self._bytes[: self._end].data
-
-
-def _tensor_bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(map(_tensor_bytes, value.values()))
-    return sum(map(_tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightship import ranks
+from lightship import devices, ranks
 from lightship.callbacks.heartbeat import build_heartbeat
 from lightship.callbacks.progress import Progress, build_progress
 from lightship.config import Config
@@ -51,9 +51,7 @@ def build_trainer(
     parts = asked.accumulate_grad_batches
     try:
         return Trainer(
-            accelerator=asked.accelerator,
-            **_placement(config),
-            precision=asked.precision,  # type: ignore[arg-type]
+            **_placement(config, checkpoint_io),
             max_epochs=asked.max_epochs,
             max_steps=asked.max_steps,
             accumulate_grad_batches=parts,
@@ -68,7 +66,6 @@ def build_trainer(
             sync_batchnorm=asked.sync_batchnorm,
             callbacks=[*build_heartbeat(), *callbacks],
             logger=loggers or False,
-            plugins=[checkpoint_io] if checkpoint_io else [],
             enable_checkpointing=checkpoint_io is not None,
             use_distributed_sampler=False,  # order.py is the sampler
             enable_progress_bar=False,  # callbacks/progress.py is the bar
@@ -83,13 +80,24 @@ def build_trainer(
         raise ConfigError(f"Lightning refuses {flags}: {str(error).splitlines()[0]}") from None
 
 
-def _placement(config: Config) -> dict[str, Any]:
-    """The Trainer's devices, nodes and strategy, as launch.py has started this process."""
+def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, Any]:
+    """The Trainer's devices, nodes, strategy and plugins, as launch.py has started this process."""
     asked = config.trainer
+    plugins: list[Any] = [checkpoint_io] if checkpoint_io else []
+    if asked.is_on_tpu:
+        if config.model.compile != "none":
+            raise ConfigError(
+                f"--model.compile {config.model.compile}: XLA compiles all by itself; set none"
+            )
+        placed = devices.xla_arguments(asked.devices, asked.precision)
+        return {**placed, "plugins": [*placed["plugins"], *plugins]}
+    common = {
+        "accelerator": asked.accelerator,
+        "precision": asked.precision,
+        "plugins": plugins,
+    }
     if not ranks.is_open():
-        on_tpu = asked.accelerator == "tpu"
-        auto: str | int = "auto" if on_tpu else 1
-        return {"devices": auto if asked.devices == "auto" else int(asked.devices)}
+        return {**common, "devices": 1 if asked.devices == "auto" else int(asked.devices)}
     if asked.sync_batchnorm and not torch.cuda.is_available():
         raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for the CPU")
     here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -100,7 +108,7 @@ def _placement(config: Config) -> dict[str, Any]:
         broadcast_buffers=False,  # callbacks/buffers.py, outside the step
     )
     nodes = int(os.environ["WORLD_SIZE"]) // here
-    return {"devices": here, "num_nodes": nodes, "strategy": strategy}
+    return {**common, "devices": here, "num_nodes": nodes, "strategy": strategy}
 
 
 def evaluate(

@@ -19,7 +19,14 @@ from pathlib import Path
 
 from tests.benchmarks import stream_images, stream_peers
 from tests.benchmarks.stream_measure import (
-    EPOCH_LIMIT_S, EPOCHS, SPLIT_CORES, Arm, Result, cores, failure, measure,
+    EPOCH_LIMIT_S,
+    EPOCHS,
+    SPLIT_CORES,
+    Arm,
+    Result,
+    cores,
+    failure,
+    measure,
 )  # fmt: skip
 from tests.benchmarks.table import machine, print_table, spread
 from tests.s3 import S3Server

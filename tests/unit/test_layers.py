@@ -14,19 +14,21 @@ ALLOWED = {
     "agent": {"exits"},
     "shared_memory": {"exits"},
     "batch": set(),
+    "devices": {"exits"},
     "config": {"exits"},
     "storage": {"exits"},
-    "payload": {"exits"},
+    "payload": {"exits", "devices"},
     "checkpoint": {"exits", "storage", "payload"},
-    "data": {"exits", "batch", "config", "ranks", "storage"},
-    "model": {"exits", "batch", "storage"},
+    "data": {"exits", "batch", "config", "devices", "ranks", "storage"},
+    "model": {"exits", "batch", "devices", "storage"},
     "tracking": {"exits", "storage"},
     "report": {"exits", "storage"},
     "output": {"exits", "config", "storage", "checkpoint"},
-    "callbacks": {"exits", "batch", "checkpoint", "storage", "tracking", "model"},
+    "callbacks": {"exits", "batch", "checkpoint", "devices", "storage", "tracking", "model"},
 }
 TOP = {"cli", "launch", "run", "measure", "trainer", "__main__", "__init__"}
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
+SOLE_IMPORTERS |= {"torch_xla": "devices"}
 LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
 IMPORTED_WHERE_USED = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn"}

@@ -2,6 +2,7 @@
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 
 class SameBuffers(Callback):
@@ -14,6 +15,6 @@ class SameBuffers(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send them, rank by rank the same."""
-        if trainer.world_size > 1 and dist.is_initialized():
+        if isinstance(trainer.strategy, DDPStrategy):  # on XLA there is one of each for all ranks
             for buffer in pl_module.net.buffers():  # type: ignore[union-attr]
                 dist.broadcast(buffer, src=0)

@@ -5,8 +5,9 @@ import random
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightship import devices
 
 
 class StepSeeding(Callback):
@@ -29,7 +30,4 @@ class StepSeeding(Callback):
         key = int.from_bytes(digest, "little")
         random.seed(key)
         np.random.seed(key & 0xFFFFFFFF)
-        torch.default_generator.manual_seed(key)
-        device = pl_module.device
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index or 0].manual_seed(key)
+        devices.of(pl_module.device).seed(key)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightship import devices
+
 
 class Throughput(Callback):
     """Logs training every `log_every_n_steps` optimizer steps, at each epoch's end and at the end.
@@ -89,9 +91,9 @@ class Throughput(Callback):
             "throughput/data_wait": self._waited_s / wall_s,
             "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
         }
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            metrics["memory/max_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        peak_bytes = devices.of(trainer.strategy.root_device).peak_bytes()
+        if peak_bytes is not None:
+            metrics["memory/max_gib"] = peak_bytes / 2**30
         for logger in trainer.loggers:
             logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, trainer.global_step)
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightship import ranks, storage
+from lightship import devices, ranks, storage
 from lightship.batch import Batch
 from lightship.config import DataConfig
 from lightship.data import read, sources
@@ -260,7 +260,15 @@ class ImageData(LightningDataModule):
             mixup_alpha=config.mixup_alpha,
             cutmix_alpha=config.cutmix_alpha,
         )
-        per_device = config.global_batch_size // trainer.world_size // self.accumulate
+        chips = devices.of(trainer.strategy.root_device).chips
+        per_device, rest = divmod(
+            config.global_batch_size, trainer.world_size * chips * self.accumulate
+        )
+        if chips > 1 and rest:
+            raise ConfigError(
+                f"--data.global_batch_size {config.global_batch_size} is not divisible by the "
+                f"{trainer.world_size * chips} devices (and {self.accumulate} parts)"
+            )
         if augment.mixes and per_device % 2:
             raise ConfigError(
                 f"mixup and cutmix mix pairs: the device's batch is {per_device} "
@@ -316,7 +324,8 @@ class ImageData(LightningDataModule):
 
     def _eval_loader(self, split: str) -> ResidentEvalLoader | StreamedEvalLoader:
         assert self.trainer is not None
-        trainer, size = self.trainer, self.config.eval_batch_size
+        trainer = self.trainer
+        size = self.config.eval_batch_size * devices.of(trainer.strategy.root_device).chips
         share = EvalShare(len(self.manifests[split]), size, trainer.global_rank, trainer.world_size)
         source = self._split(split)
         if isinstance(source, ResidentSplit):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
 from lightship.data.order import EvalShare, TrainShare
@@ -60,7 +61,7 @@ class ResidentTrainLoader:
     ) -> None:
         self.split, self.share, self.augment = split, share, augment
         self.position = position
-        self._epoch_ids: tuple[int, Tensor] | None = None
+        self._epoch_rows: tuple[int, Callable[[int], Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.share)
@@ -68,14 +69,14 @@ class ResidentTrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             epoch, index = self.position()
-            yield self.augment(self.split.take(self._ids_of(epoch)[index]), epoch)
+            yield self.augment(self.split.take(self._ids_of(epoch)(index)), epoch)
 
-    def _ids_of(self, epoch: int) -> Tensor:
-        """This rank's ids in an epoch, [batches, B], moved to the device once an epoch."""
-        if self._epoch_ids is None or self._epoch_ids[0] != epoch:
+    def _ids_of(self, epoch: int) -> Callable[[int], Tensor]:
+        """This rank's ids in an epoch: of batch k, [B] on the device."""
+        if self._epoch_rows is None or self._epoch_rows[0] != epoch:
             ids = torch.tensor(self.share.epoch(epoch))
-            self._epoch_ids = epoch, ids.to(self.split.labels.device)
-        return self._epoch_ids[1]
+            self._epoch_rows = epoch, devices.of(self.split.labels.device).rows(ids)
+        return self._epoch_rows[1]
 
 
 class ResidentEvalLoader:
@@ -83,13 +84,13 @@ class ResidentEvalLoader:
 
     def __init__(self, split: ResidentSplit, share: EvalShare) -> None:
         self.split, self.share = split, share
-        self.ids = torch.from_numpy(share.epoch(0)).to(split.labels.device)
+        self.ids = devices.of(split.labels.device).rows(torch.from_numpy(share.epoch(0)))
 
     def __len__(self) -> int:
         return len(self.share)
 
     def __iter__(self) -> Iterator[Batch]:
-        for ids in self.ids:
+        for ids in map(self.ids, range(len(self))):
             batch = self.split.take(ids.clamp(min=0))
             labels = torch.where(ids < 0, NOT_COUNTED, batch.labels)
             yield batch._replace(labels=labels, ids=ids)

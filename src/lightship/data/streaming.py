@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
@@ -144,12 +144,12 @@ class _Stream:
     """One worker and the batches it makes, in order."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
-        self.task, self.device = task, device
+        self.task = task
         self.following = task.stretch.epoch, task.stretch.batch
         self.worker = Worker.start(task.manifest.root)
         self.connection, slots = self.worker.begin(task)
         self.slots = torch.from_numpy(slots.pixels)
-        self._is_pinned = device.type == "cuda" and _pin(self.slots)
+        self.uploads = devices.of(device).uploads(self.slots)
         self._labels = torch.from_numpy(task.manifest.label)
         # Slots lent out, oldest first, each with what tells when its copy is done.
         self._lent: deque[tuple[int, Any]] = deque()
@@ -174,23 +174,14 @@ class _Stream:
         ids = torch.from_numpy(told.ids)
         labels = torch.where(ids < 0, NOT_COUNTED, self._labels[ids.clamp(min=0)])
         labels[list(told.bad)] = NOT_COUNTED
-        images = self.slots[told.slot].permute(0, 3, 1, 2)
-        if self.device.type == "cpu":
-            self._lent.append((told.slot, None))
-            return Batch(images, labels, ids)
-        batch = Batch(*(part.to(self.device, non_blocking=True) for part in (images, labels, ids)))
-        copied = torch.cuda.Event() if self._is_pinned else None
-        if copied is not None:
-            copied.record()
+        (pixels, labels, ids), copied = self.uploads.begin(self.slots[told.slot], labels, ids)
         self._lent.append((told.slot, copied))
-        return batch
+        return Batch(pixels.permute(0, 3, 1, 2), labels, ids)
 
     def close(self) -> None:
         """Want no more."""
         self.connection.close()
-        if self._is_pinned:
-            torch.cuda.synchronize(self.device)
-            torch.cuda.cudart().cudaHostUnregister(self.slots.data_ptr())
+        self.uploads.close()
 
     def _give_back(self) -> None:
         """Return the slots that are done with; waits for the oldest if none is left to write."""
@@ -227,9 +218,3 @@ class _Stream:
             raise failure
         assert isinstance(told, Decoded), "nobody takes more than there are"
         return told
-
-
-def _pin(slots: Tensor) -> bool:
-    """Make memory that a GPU copies from without the CPU's help; whether that worked."""
-    size_bytes = slots.numel()
-    return int(torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), size_bytes, 0)) == 0

@@ -7,15 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightship import devices
 from lightship.batch import NOT_COUNTED
 
 MAX_CONFUSION_CLASSES = 2048
 """Beyond this a confusion matrix (int64, 32 MiB here) is neither kept nor readable."""
-
-
-def widest_float(device: torch.device) -> torch.dtype:
-    """The dtype that sums are kept in: float64, or float32 where the device lacks it."""
-    return torch.float32 if device.type in ("mps", "xla") else torch.float64
 
 
 class EvalMetrics(Metric):
@@ -42,7 +38,7 @@ class EvalMetrics(Metric):
     confusion: Tensor
 
     def __init__(self, num_classes: int, with_confusion: bool = False) -> None:
-        # Torchmetrics knows of other ranks only through torch.distributed, which TPUs do not use.
+        # Torchmetrics knows of other ranks only through torch.distributed, which XLA does without.
         super().__init__(dist_sync_fn=self._summed, distributed_available_fn=self._has_peers)
         self.sum_over_ranks: Callable[[Tensor], Tensor] | None = None
         self.num_classes = num_classes
@@ -71,7 +67,7 @@ class EvalMetrics(Metric):
         safe_labels = labels.clamp(min=0)
         predicted = logits.argmax(1)
         losses = F.cross_entropy(logits, labels, ignore_index=NOT_COUNTED, reduction="none")
-        self.loss_sum = self.loss_sum + losses.sum(dtype=widest_float(logits.device))
+        self.loss_sum = self.loss_sum + losses.sum(dtype=devices.of(logits.device).widest_float)
         self.support.scatter_add_(0, safe_labels, counted)
         self.hits.scatter_add_(0, safe_labels, counted * (predicted == labels))
         if self.num_classes > 5:
@@ -95,7 +91,7 @@ class EvalMetrics(Metric):
             loss, acc, top5 (only if C > 5) and num_samples: scalars; support: [C] int64;
             per_class_acc: [C]; confusion, if kept: [C, C] int64, rows are true classes.
         """
-        wide = widest_float(self.support.device)
+        wide = devices.of(self.support.device).widest_float
         hits, support = self.hits.to(wide), self.support.to(wide)
         num_samples = support.sum()
         results = {

@@ -11,9 +11,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.exits import ConfigError
-from lightship.model.metrics import EvalMetrics, widest_float
+from lightship.model.metrics import EvalMetrics
 from lightship.model.optim import build_optimizer, build_schedule
 from lightship.model.zoo import build_net
 
@@ -131,7 +132,9 @@ class ImageClassifier(LightningModule):
         total = losses.sum()
         sums = torch.stack((total.detach(), hits.sum(), counted.sum()))
         if self._train_sums is None:
-            self._train_sums = torch.zeros(3, dtype=widest_float(sums.device), device=sums.device)
+            wide = devices.of(sums.device).widest_float
+            # Moved there and not made there, which on XLA would be a step of its own to compile.
+            self._train_sums = torch.zeros(3, dtype=wide).to(sums.device, non_blocking=True)
         self._train_sums += sums
         return total / len(batch.labels)
 

@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightship import devices
+from lightship.model.traced_optim import ADAM_BETAS, ADAM_EPS, TracedOptimizer
+
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
-_ADAM_BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
@@ -43,7 +45,15 @@ def build_optimizer(
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim >= 2 else 0.0
             members[id(parameter) in matrices, decay].append(parameter)
-    fused &= all(p.device.type in _FUSED_DEVICES for group in members.values() for p in group)
+    kinds = {p.device for group in members.values() for p in group}
+    if any(devices.of(kind).compiles_steps for kind in kinds):
+        rest = "adamw" if name == "muon" else name
+        traced = [
+            {"params": params, "weight_decay": decay, "rule": "muon" if orthogonal else rest}
+            for (orthogonal, decay), params in members.items()
+        ]
+        return TracedOptimizer(traced, lr, momentum, orthogonalize)
+    fused &= all(kind.type in _FUSED_DEVICES for kind in kinds)
     groups: list[dict[str, Any]] = [
         {"params": params, "weight_decay": decay}
         | ({"orthogonal": orthogonal} if name == "muon" else {})
@@ -58,7 +68,7 @@ def build_optimizer(
         )
     assert name in ("adam", "adamw"), name
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=lr, betas=_ADAM_BETAS, eps=_ADAM_EPS, fused=use_fused)
+    return kind(groups, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=use_fused)
 
 
 def _hidden_matrices(net: nn.Module) -> list[nn.Parameter]:
@@ -150,11 +160,11 @@ class Muon(Optimizer):
             [state["step"] for state in states],
             fused=group["fused"] or None,
             amsgrad=False,
-            beta1=_ADAM_BETAS[0],
-            beta2=_ADAM_BETAS[1],
+            beta1=ADAM_BETAS[0],
+            beta2=ADAM_BETAS[1],
             lr=group["lr"],
             weight_decay=group["weight_decay"],
-            eps=_ADAM_EPS,
+            eps=ADAM_EPS,
             maximize=False,
         )
 
@@ -170,7 +180,8 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         The same shape and dtype. Coefficients and scheme: Keller Jordan's Muon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    work = matrices.bfloat16() if _has_bf16_units(matrices.device) else matrices.float()
+    # bfloat16 suffices (ibid.), where it is fast.
+    work = matrices.bfloat16() if devices.has_bf16_units(matrices.device) else matrices.float()
     tall = work.shape[1] > work.shape[2]
     if tall:
         work = work.mT
@@ -179,13 +190,6 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
         gram = work @ work.mT
         work = torch.baddbmm(work, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), work, beta=a)
     return (work.mT if tall else work).to(matrices.dtype).contiguous()
-
-
-def _has_bf16_units(device: torch.device) -> bool:
-    """Whether bfloat16, which suffices (ibid.), is fast: some CPUs only emulate it."""
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type in ("cuda", "xla")
 
 
 def lr_scale(

@@ -1,0 +1,396 @@
+"""What differs between the CPU, CUDA and XLA (TPUs): the one file that asks which it is.
+
+XLA runs nothing at once: operations are recorded, and compiled and run when the record is cut. So
+every record must be like an earlier one (static shapes, no number of the step inside it), and it is
+cut at the same places of every step. All chips of a host are driven by one process: tensors are
+those of the global batch, the compiler spreads them over the chips and puts in the sums over them
+(GSPMD, Xu et al. 2021, arXiv:2105.04663), so that nothing above this file counts chips.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.accelerators import Accelerator
+from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+
+from lightship.exits import ConfigError
+
+
+class Device:
+    """The CPU, and any device that needs no more care than it does.
+
+    Attributes:
+        device: Torch's.
+        chips: How many of them this process drives as one.
+        widest_float: The dtype that sums are kept in.
+        compiles_steps: Whether a number that changes from step to step must come as a tensor.
+    """
+
+    chips = 1
+    widest_float = torch.float64
+    compiles_steps = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def seed(self, key: int) -> None:
+        """Seed the generators that a step on this device draws from."""
+        torch.default_generator.manual_seed(key)
+
+    def rows(self, table: Tensor) -> Callable[[int], Tensor]:
+        """What gives row k of `table` [N, B] (on the CPU) on the device, without waiting for it."""
+        return table.to(self.device).__getitem__
+
+    def uploads(self, slots: Tensor) -> "Uploads":
+        """What moves parts of `slots`, memory that is written again and again, to the device."""
+        return Uploads(self.device)
+
+    def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies on the CPU, which later steps do not change. Blocks."""
+        return [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+
+    def peak_bytes(self) -> int | None:
+        """Most memory in tensors so far, where the device counts it."""
+        return None
+
+
+class Uploads:
+    """Moves batches to a device from memory that is written again when a copy is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
+        """The parts on the device (on the CPU: themselves), and what tells when they are copied.
+
+        That has `query()` and `synchronize()`; None: they are, or need not be.
+        """
+        return [part.to(self.device) for part in parts], None
+
+    def close(self) -> None:
+        """No more will be moved. Blocks for what is under way."""
+
+
+class CudaDevice(Device):
+    """A GPU."""
+
+    def seed(self, key: int) -> None:
+        """Seed the CPU's generator and this GPU's alone."""
+        super().seed(key)
+        torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+    def uploads(self, slots: Tensor) -> Uploads:
+        """Copies that go on beside the computation."""
+        return CudaUploads(self.device, slots)
+
+    def peak_bytes(self) -> int | None:
+        """Most memory in tensors so far."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+class CudaUploads(Uploads):
+    """Copies from pinned memory, where it can be pinned, without the CPU's help."""
+
+    def __init__(self, device: torch.device, slots: Tensor) -> None:
+        super().__init__(device)
+        self.slots = slots
+        pinned = torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), slots.numel(), 0)
+        self.is_pinned = int(pinned) == 0
+
+    def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
+        """As `Uploads.begin`, in the order of the current stream."""
+        moved = [part.to(self.device, non_blocking=True) for part in parts]
+        if not self.is_pinned:
+            return moved, None
+        copied = torch.cuda.Event()
+        copied.record()
+        return moved, copied
+
+    def close(self) -> None:
+        """Wait for the copies, and let go of the memory."""
+        if self.is_pinned:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.cudart().cudaHostUnregister(self.slots.data_ptr())
+
+
+class XlaDevice(Device):
+    """The TPU chips of this host as one device, or one of XLA's other runtimes."""
+
+    widest_float = torch.float32  # a TPU emulates float64
+    compiles_steps = True
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.mesh = _mesh()
+        self.chips = _runtime().addressable_runtime_device_count() if self.mesh else 1
+
+    def seed(self, key: int) -> None:
+        """Seed the CPU's generator and the device's, whose seed is data and not compiled in."""
+        import torch_xla
+
+        super().seed(key)
+        torch_xla._XLAC._xla_set_rng_seed(key, str(self.device))
+
+    def rows(self, table: Tensor) -> Callable[[int], Tensor]:
+        """Each row is uploaded: cut from a table, its number would be compiled in."""
+        return lambda index: self.upload(table[index])
+
+    def uploads(self, slots: Tensor) -> Uploads:
+        """Uploads that are spread over the chips; XLA copies first, then sends beside the step."""
+        return XlaUploads(self)
+
+    def upload(self, part: Tensor) -> Tensor:
+        """This host's rows of a tensor [B, ...], spread over the chips."""
+        import torch_xla.core.xla_model as xm
+        import torch_xla.distributed.spmd as xs
+
+        if self.mesh is None:
+            return part.to(self.device)
+        axes = ("data", *[None] * (part.ndim - 1))
+        spread = xs.ShardingSpec(self.mesh, axes, minibatch=_runtime().process_count() > 1)
+        return xm.send_cpu_data_to_device([part], self.device, input_sharding=spread)[0]
+
+    def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Fetched together: one by one each would wait for the device."""
+        import torch_xla
+
+        of_device = [tensor for tensor in tensors if tensor.device.type == "xla"]
+        fetched = iter(torch_xla._XLAC._xla_get_cpu_tensors([t.detach() for t in of_device]))
+        return [
+            next(fetched) if tensor.device.type == "xla" else tensor.detach().clone()
+            for tensor in tensors
+        ]
+
+
+class XlaUploads(Uploads):
+    """See `XlaDevice.upload`."""
+
+    def __init__(self, device: XlaDevice) -> None:
+        super().__init__(device.device)
+        self.upload = device.upload
+
+    def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
+        """As `Uploads.begin`; what is sent is copied first."""
+        return [self.upload(part) for part in parts], None
+
+
+@functools.cache
+def of(device: torch.device) -> Device:
+    """What this kind of device does in its own way."""
+    kinds = {"cuda": CudaDevice, "xla": XlaDevice, "mps": MpsDevice}
+    return kinds.get(device.type, Device)(device)
+
+
+class MpsDevice(Device):
+    """Apple's GPUs."""
+
+    widest_float = torch.float32  # there is no other
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bfloat16 is fast: some CPUs only emulate it."""
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type in ("cuda", "xla")
+
+
+# Lightning on XLA
+
+
+def xla_arguments(devices: str, precision: str) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer for all chips of this host (or, with "1", one).
+
+    Lightning's own XLA strategies start processes of their own for the chips, after the run has
+    read its data and opened its tracking; they do not cut a validation's record, take no URL for a
+    checkpoint and no bf16-mixed.
+
+    Raises:
+        ConfigError: There is no XLA, no device, not so many, or no such precision.
+    """
+    try:
+        _start_xla(devices)
+    except ImportError as error:
+        raise ConfigError(
+            f"--trainer.accelerator tpu needs PyTorch/XLA ({error}): pip install lightship[tpu]"
+        ) from None
+    plugins: dict[str, list[Precision]] = {
+        "32-true": [],
+        "bf16-mixed": [MixedPrecision("bf16-mixed", "xla")],
+        "bf16-true": [HalfPrecision("bf16-true")],
+    }
+    if precision not in plugins:
+        raise ConfigError(
+            f"--trainer.precision {precision}: an XLA device takes {', '.join(plugins)}"
+        )
+    return {
+        "accelerator": XlaAccelerator(),
+        "strategy": XlaStrategy(),
+        "devices": 1,
+        "plugins": plugins[precision],
+        "inference_mode": False,  # some of XLA's operations refuse inference tensors; no_grad does
+    }
+
+
+def _start_xla(devices: str) -> None:
+    # As they stand, 0 and 1 would be compiled in where other numbers are data: a learning rate
+    # that reaches one of them would compile the step anew.
+    os.environ.setdefault("XLA_NO_SPECIAL_SCALARS", "1")
+    runtime = _runtime()
+    try:
+        there = runtime.addressable_runtime_device_count()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"--trainer.accelerator tpu: PJRT_DEVICE={runtime.device_type()} has no device "
+            f"({reason})"
+        ) from None
+    if devices not in ("auto", "1", str(there)):
+        raise ConfigError(
+            f"--trainer.devices {devices}: this host has {there} XLA devices; give auto, 1 or that"
+        )
+    hosts = dist.get_world_size() if dist.is_initialized() else 1
+    if runtime.process_count() != hosts:
+        raise ConfigError(
+            f"the job has {hosts} hosts, the XLA runtime sees {runtime.process_count()}: "
+            "TPU_WORKER_HOSTNAMES and TPU_WORKER_ID do not fit the slice"
+        )
+    if (devices != "1" and there > 1) or hosts > 1:
+        runtime.use_spmd()
+
+
+def _runtime() -> Any:
+    import torch_xla.runtime
+
+    return torch_xla.runtime
+
+
+@functools.cache
+def _mesh() -> Any:
+    """All chips of the job in a row; None where one is driven alone."""
+    import torch_xla.distributed.spmd as xs
+
+    return xs.get_1d_mesh("data") if _runtime().is_spmd() else None
+
+
+class XlaAccelerator(Accelerator):
+    """What Lightning asks of a kind of devices."""
+
+    def setup_device(self, device: torch.device) -> None:
+        """Nothing to do."""
+
+    def teardown(self) -> None:
+        """Nothing to do."""
+
+    def get_device_stats(self, device: Any) -> dict[str, Any]:
+        """None that could be had without waiting for the device."""
+        return {}
+
+    @staticmethod
+    def parse_devices(devices: Any) -> Any:
+        """As they are."""
+        return devices
+
+    @staticmethod
+    def get_parallel_devices(devices: Any) -> list[torch.device]:
+        """The one that stands for all chips."""
+        return [torch.device("xla", 0)]
+
+    @staticmethod
+    def auto_device_count() -> int:
+        """The one that stands for all chips."""
+        return 1
+
+    @staticmethod
+    def is_available() -> bool:
+        """It is: `xla_arguments` has seen to that."""
+        return True
+
+    @staticmethod
+    def name() -> str:
+        """Lightning's name for XLA devices."""
+        return "tpu"
+
+
+class XlaStrategy(SingleDeviceStrategy):
+    """One process a host; a tensor on the device is the same, or a part of the same, on all hosts.
+
+    The record is cut where a batch begins, so that reading and augmenting it is one program, and
+    after each optimizer step and each batch of an evaluation.
+    """
+
+    strategy_name = "lightship_xla"
+
+    def __init__(self) -> None:
+        import torch_xla
+
+        super().__init__(torch_xla.device())
+        if dist.is_initialized():
+            self.world_size, self.global_rank = dist.get_world_size(), dist.get_rank()
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this host writes and logs."""
+        return self.global_rank == 0
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the other hosts."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """What host `src` has."""
+        if self.world_size == 1:
+            return obj
+        told = [obj]
+        dist.broadcast_object_list(told, src)
+        return told[0]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The batch is there."""
+        cut()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward, backward and the optimizer's step: one program."""
+        result = super().optimizer_step(*args, **kwargs)
+        cut()
+        return result
+
+    def on_validation_start(self) -> None:
+        """What callbacks did to the weights is not part of the first batch."""
+        cut()
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """One program a batch, and not one of all batches."""
+        result = super().validation_step(*args, **kwargs)
+        cut()
+        return result
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As `validation_step`."""
+        result = super().test_step(*args, **kwargs)
+        cut()
+        return result
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As `validation_step`."""
+        result = super().predict_step(*args, **kwargs)
+        cut()
+        return result
+
+    def teardown(self) -> None:
+        """Let the module go back to the CPU, all of it at once."""
+        cut()
+        super().teardown()
+
+
+def cut() -> None:
+    """Have XLA run what it has recorded; does not wait for it."""
+    import torch_xla
+
+    torch_xla.sync()
