@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from lightship import storage
@@ -207,3 +210,23 @@ def _opcodes(value: Any) -> Iterator[bytes]:
         yield b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
         yield from _opcodes(value.tobytes())
         yield b"tb"
+
+
+REAL_CIFAR10 = Path(
+    os.environ.get("CIFAR10_TAR", Path(__file__).parents[2] / "shared/data/cifar10-jpeg.tar.xz")
+)
+
+
+def real_cifar10(**per_class: int) -> Files:
+    """Class folders of the first images of each class and split; skips the test without them."""
+    if not REAL_CIFAR10.exists():
+        pytest.skip(f"no real images: set CIFAR10_TAR to a tar of them (looked at {REAL_CIFAR10})")
+    found: Files = {}
+    with tarfile.open(REAL_CIFAR10) as archive:
+        for member in archive:
+            if member.isfile():
+                split, name, image = member.name.split("/")[-3:]
+                if int(Path(image).stem) < per_class[split]:
+                    found[f"{split}/{name}/{image}"] = archive.extractfile(member).read()  # type: ignore[union-attr]
+    assert len(found) == 10 * sum(per_class.values())
+    return found

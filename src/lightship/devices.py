@@ -365,6 +365,10 @@ class XlaStrategy(SingleDeviceStrategy):
         """What callbacks did to the weights is not part of the first batch."""
         cut()
 
+    def on_validation_end(self) -> None:
+        """As `on_validation_start`, before the next training batch."""
+        cut()
+
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """One program a batch, and not one of all batches."""
         result = super().validation_step(*args, **kwargs)

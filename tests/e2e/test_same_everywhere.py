@@ -1,20 +1,13 @@
 """One set of images from a folder, a zip, a tar and S3: the same samples, order and weights."""
 
-import os
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from tests.images import little_set, put, tarred, zipped
+from tests.images import little_set, put, real_cifar10, tarred, zipped
 
 from lightship import cli
 from lightship.checkpoint import CheckpointStore
-
-REAL_IMAGES = Path(
-    os.environ.get("CIFAR10_TAR", Path(__file__).parents[3] / "shared/data/cifar10-jpeg.tar.xz")
-)
-PER_CLASS = {"train": 12, "test": 4}
 
 
 @pytest.fixture(scope="module", params=["noise", "CIFAR-10"])
@@ -22,17 +15,7 @@ def files(request) -> dict[str, bytes]:
     """Class folders: of noise, and a slice of real CIFAR-10 where its archive is at hand."""
     if request.param == "noise":
         return little_set(("train", "test"), per_class=12, size_px=(32, 32), image_format="jpeg")
-    if not REAL_IMAGES.exists():
-        pytest.skip(f"no real images: set CIFAR10_TAR to a tar of them (looked at {REAL_IMAGES})")
-    found: dict[str, bytes] = {}
-    with tarfile.open(REAL_IMAGES) as archive:
-        for member in archive:
-            if member.isfile():
-                split, name, image = member.name.split("/")[-3:]
-                if int(Path(image).stem) < PER_CLASS[split]:
-                    found[f"{split}/{name}/{image}"] = archive.extractfile(member).read()
-    assert len(found) == 10 * sum(PER_CLASS.values())
-    return found
+    return real_cifar10(train=12, test=4)
 
 
 def weights(output: str, root: str) -> dict[str, torch.Tensor]:

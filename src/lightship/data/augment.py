@@ -102,7 +102,8 @@ def uniform(ids: Tensor, seed: int, epoch: int, draws: int = _DRAWS) -> Tensor:
 
 def _shift(bits: Tensor, places: int) -> Tensor:
     """Logical right shift of int64 (torch's own is arithmetic)."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)
+    # Not `>>`: XLA (2.9) makes a division of it, which rounds negative numbers the other way.
+    return torch.bitwise_right_shift(bits, places) & ((1 << (64 - places)) - 1)
 
 
 def is_flipped(draws: Tensor) -> Tensor:

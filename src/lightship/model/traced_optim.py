@@ -1,8 +1,8 @@
 """The optimizers for devices that compile a step: numbers that change from step to step are data.
 
-torch.optim hands them over as Python numbers, which XLA uploads one by one and keeps apart by value
-only: where two of them meet (a learning rate that falls to 0, a decay that rounds to 1), the step is
-another program and is compiled anew.
+torch.optim hands them over as Python numbers, which XLA uploads one by one and tells apart by their
+value: where two of them meet (a learning rate that falls to 0, a decay that rounds to 1), the step
+is another program and is compiled anew.
 """
 
 import math
