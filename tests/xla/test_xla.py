@@ -1,6 +1,7 @@
 """The ordinary entry on XLA: what it trains, how often it compiles, and that it survives."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -54,12 +55,13 @@ def trace(output: Path) -> list[dict]:
     return [json.loads(line) for line in output.with_suffix(".trace").read_text().splitlines()]
 
 
+# In fp32 all through: Muon iterates in bfloat16, and Adam's first steps make much of last bits.
 SETS = {
-    "digits": ["--config=digits"],
+    "digits": ["--config=digits", "--optim.name=adamw", "--optim.lr=0.0001"],
     "cifar10": [
         "--data.global_batch_size=50", "--data.crop_padding_px=4", "--data.flip=true",
         "--data.cutout_px=6", "--data.mixup_alpha=0.2", "--model.channels_last=true",
-        "--optim.name=adamw", "--optim.lr=0.001", "--optim.weight_decay=0.05",
+        "--optim.name=adamw", "--optim.lr=0.0001", "--optim.weight_decay=0.05",
         "--optim.schedule=cosine", "--trainer.gradient_clip_val=1",
     ],
     "sgd": [
@@ -120,7 +122,7 @@ def test_compiles_once_and_a_quiet_step_fetches_nothing(more: list[str], tmp_pat
     assert train[2 * parts - 1]["compiled"] == train[10 * parts - 1]["compiled"]
     assert train[12 * parts - 1]["compiled"] == rows[-1]["compiled"]
     quiet = 0
-    for before, after in zip(train, train[1:], strict=False):
+    for before, after in itertools.pairwise(train):
         same_epoch = (before["step"] - 1) // 10 == (after["step"] - 1) // 10
         if same_epoch and after["step"] % 5 and before["step"] % 5:
             quiet += 1
@@ -170,13 +172,15 @@ def test_streamed_as_from_memory(undisturbed: Path, tmp_path: Path) -> None:
     assert differences(one["state_dict"], other["state_dict"]) == []
 
 
-def test_several_chips_come_to_what_one_does(undisturbed: Path, tmp_path: Path) -> None:
+def test_several_chips_come_to_what_one_does(tmp_path: Path) -> None:
     """One process drives them; the compiler spreads the batch and sums over them (GSPMD)."""
-    fit(tmp_path / "run", *LITTLE, CPU_NUM_DEVICES=str(CHIPS))
-    one, other = losses(undisturbed), losses(tmp_path / "run")
+    flags = [*LITTLE, "--optim.name=sgd", "--optim.lr=0.02"]
+    fit(tmp_path / "one", *flags)
+    fit(tmp_path / "run", *flags, CPU_NUM_DEVICES=str(CHIPS))
+    one, other = losses(tmp_path / "one"), losses(tmp_path / "run")
     assert max(abs(a - b) for a, b in zip(one, other, strict=True)) < 1e-3, (one, other)
     print(f"losses on 1 and {CHIPS} devices: {one} {other}")
-    before, after = results(undisturbed), results(tmp_path / "run")
+    before, after = results(tmp_path / "one"), results(tmp_path / "run")
     assert before["test/num_samples"] == after["test/num_samples"] == 360
     assert abs(before["test/acc"] - after["test/acc"]) <= 0.01
     rows = [row for row in trace(tmp_path / "run") if row["kind"] == "train"]
