@@ -41,6 +41,8 @@ def pod_specs(name: str) -> list[dict[str, Any]]:
             specs.append(each["spec"])
         elif "template" in each.get("spec", {}):
             specs.append(each["spec"]["template"]["spec"])
+        for part in each.get("spec", {}).get("replicatedJobs", ()):  # a JobSet
+            specs.append(part["template"]["spec"]["template"]["spec"])
     return specs
 
 
