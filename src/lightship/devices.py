@@ -4,7 +4,7 @@ XLA runs nothing at once: operations are recorded, and compiled and run when the
 every record must be like an earlier one (static shapes, no number of the step inside it), and it is
 cut at the same places of every step. All chips of a host are driven by one process: tensors are
 those of the global batch, the compiler spreads them over the chips and puts in the sums over them
-(GSPMD, Xu et al. 2021, arXiv:2105.04663), so that nothing above this file counts chips.
+(GSPMD, Xu et al. 2021, arXiv:2105.04663). Above this file only a batch's size counts chips.
 """
 
 import functools
@@ -43,13 +43,17 @@ class Device:
         """Seed the generators that a step on this device draws from."""
         torch.default_generator.manual_seed(key)
 
+    def upload(self, part: Tensor) -> Tensor:
+        """This process's rows of a batch, [B, ...], on the device (on the CPU: themselves)."""
+        return part.to(self.device)
+
     def rows(self, table: Tensor) -> Callable[[int], Tensor]:
         """What gives row k of `table` [N, B] (on the CPU) on the device, without waiting for it."""
         return table.to(self.device).__getitem__
 
     def uploads(self, slots: Tensor) -> "Uploads":
         """What moves parts of `slots`, memory that is written again and again, to the device."""
-        return Uploads(self.device)
+        return Uploads(self)
 
     def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copies on the CPU, which later steps do not change. Blocks."""
@@ -63,15 +67,15 @@ class Device:
 class Uploads:
     """Moves batches to a device from memory that is written again when a copy is done."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, to: Device) -> None:
+        self.to = to
 
     def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
-        """The parts on the device (on the CPU: themselves), and what tells when they are copied.
+        """The parts on the device, and what tells when they are copied.
 
         That has `query()` and `synchronize()`; None: they are, or need not be.
         """
-        return [part.to(self.device) for part in parts], None
+        return [self.to.upload(part) for part in parts], None
 
     def close(self) -> None:
         """No more will be moved. Blocks for what is under way."""
@@ -87,7 +91,7 @@ class CudaDevice(Device):
 
     def uploads(self, slots: Tensor) -> Uploads:
         """Copies that go on beside the computation."""
-        return CudaUploads(self.device, slots)
+        return CudaUploads(self, slots)
 
     def peak_bytes(self) -> int | None:
         """Most memory in tensors so far."""
@@ -97,15 +101,15 @@ class CudaDevice(Device):
 class CudaUploads(Uploads):
     """Copies from pinned memory, where it can be pinned, without the CPU's help."""
 
-    def __init__(self, device: torch.device, slots: Tensor) -> None:
-        super().__init__(device)
+    def __init__(self, to: Device, slots: Tensor) -> None:
+        super().__init__(to)
         self.slots = slots
         pinned = torch.cuda.cudart().cudaHostRegister(slots.data_ptr(), slots.numel(), 0)
         self.is_pinned = int(pinned) == 0
 
     def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
         """As `Uploads.begin`, in the order of the current stream."""
-        moved = [part.to(self.device, non_blocking=True) for part in parts]
+        moved = [part.to(self.to.device, non_blocking=True) for part in parts]
         if not self.is_pinned:
             return moved, None
         copied = torch.cuda.Event()
@@ -115,7 +119,7 @@ class CudaUploads(Uploads):
     def close(self) -> None:
         """Wait for the copies, and let go of the memory."""
         if self.is_pinned:
-            torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(self.to.device)
             torch.cuda.cudart().cudaHostUnregister(self.slots.data_ptr())
 
 
@@ -141,12 +145,8 @@ class XlaDevice(Device):
         """Each row is uploaded: cut from a table, its number would be compiled in."""
         return lambda index: self.upload(table[index])
 
-    def uploads(self, slots: Tensor) -> Uploads:
-        """Uploads that are spread over the chips; XLA copies first, then sends beside the step."""
-        return XlaUploads(self)
-
     def upload(self, part: Tensor) -> Tensor:
-        """This host's rows of a tensor [B, ...], spread over the chips."""
+        """Spread over the chips; XLA copies first, then sends beside the step."""
         import torch_xla.core.xla_model as xm
         import torch_xla.distributed.spmd as xs
 
@@ -168,16 +168,10 @@ class XlaDevice(Device):
         ]
 
 
-class XlaUploads(Uploads):
-    """See `XlaDevice.upload`."""
+class MpsDevice(Device):
+    """Apple's GPUs."""
 
-    def __init__(self, device: XlaDevice) -> None:
-        super().__init__(device.device)
-        self.upload = device.upload
-
-    def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
-        """As `Uploads.begin`; what is sent is copied first."""
-        return [self.upload(part) for part in parts], None
+    widest_float = torch.float32  # there is no other
 
 
 @functools.cache
@@ -185,12 +179,6 @@ def of(device: torch.device) -> Device:
     """What this kind of device does in its own way."""
     kinds = {"cuda": CudaDevice, "xla": XlaDevice, "mps": MpsDevice}
     return kinds.get(device.type, Device)(device)
-
-
-class MpsDevice(Device):
-    """Apple's GPUs."""
-
-    widest_float = torch.float32  # there is no other
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -250,11 +238,13 @@ def _start_xla(devices: str) -> None:
             f"--trainer.accelerator tpu: PJRT_DEVICE={runtime.device_type()} has no device "
             f"({reason})"
         ) from None
-    if devices not in ("auto", "1", str(there)):
-        raise ConfigError(
-            f"--trainer.devices {devices}: this host has {there} XLA devices; give auto, 1 or that"
-        )
     hosts = dist.get_world_size() if dist.is_initialized() else 1
+    choices = ["auto", str(there)] if hosts > 1 else ["auto", "1", str(there)]
+    if devices not in choices:
+        raise ConfigError(
+            f"--trainer.devices {devices}: each of {hosts} hosts has {there} XLA devices; give "
+            f"{' or '.join(choices)}"
+        )
     if runtime.process_count() != hosts:
         raise ConfigError(
             f"the job has {hosts} hosts, the XLA runtime sees {runtime.process_count()}: "

@@ -154,6 +154,8 @@ def _is_one_of_several_tpu_hosts() -> bool:
     hosts = len(names) * int(given.get("MEGASCALE_NUM_SLICES", "1"))
     if hosts == 1:
         return False
+    if "TPU_WORKER_ID" not in given:
+        raise ConfigError(f"TPU_WORKER_HOSTNAMES names {hosts} hosts, TPU_WORKER_ID none of them")
     host = int(given.get("MEGASCALE_SLICE_ID", "0")) * len(names) + int(given["TPU_WORKER_ID"])
     first = given.get("MEGASCALE_COORDINATOR_ADDRESS", names[0]).partition(":")[0]
     given |= {"RANK": str(host), "WORLD_SIZE": str(hosts), "GROUP_RANK": str(host)}

@@ -24,6 +24,7 @@ EPOCHS = int(os.environ.get("EPOCHS", "2"))
 EPOCH_LIMIT_S = float(os.environ.get("EPOCH_LIMIT_S", "120"))
 START_LIMIT_S = 120.0
 SPLIT_CORES = os.environ.get("SPLIT_CORES", "") not in ("", "0")
+_CORES = sorted(os.sched_getaffinity(0))  # before this process is given a part of them
 SAMPLE_S = 1.0  # reading the page tables of a large process takes a while
 Result = dict[str, Any]
 """What an arm printed, with what the harness saw of it; or {"failed": why} or {"not_run": why}."""
@@ -45,11 +46,10 @@ def cores() -> tuple[set[int], set[int]]:
     The same for both, unless SPLIT_CORES asks for a half each: a bucket's own work is not done on
     the machine that trains.
     """
-    every = sorted(os.sched_getaffinity(os.getppid()))
     if not SPLIT_CORES:
-        return set(every), set(every)
-    assert len(every) > 1, "SPLIT_CORES needs two cores"
-    return set(every[: len(every) // 2]), set(every[len(every) // 2 :])
+        return set(_CORES), set(_CORES)
+    assert len(_CORES) > 1, "SPLIT_CORES needs two cores"
+    return set(_CORES[: len(_CORES) // 2]), set(_CORES[len(_CORES) // 2 :])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The manifests against Kubernetes' schemas, its security standard and lightship's contract."""
 
 import copy
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ VERSIONS = [v for v in all_versions() if int(v.split(".")[1]) >= 33]
 
 def training(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The training Job's spec, and its container."""
-    [job] = of_kind(name, "Job")
+    jobs = [job for each in rendered(name) for job in jobs_of(each) if job["kind"] == "Job"]
+    [job] = jobs
     [container] = job["spec"]["template"]["spec"]["containers"]
     return job["spec"], container
 
 
-def is_a_plain_job(name: str) -> bool:
+def is_on_gpus(name: str) -> bool:
+    """By torchrun's variables; a TPU's hosts are told by GKE."""
     return "tpu" not in name
 
 
@@ -39,9 +42,17 @@ def jobs_of(each: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_what_is_promised_is_there() -> None:
-    assert "k8s/job.yaml" in ALONE
+    assert {"k8s/job.yaml", "k8s/tpu.yaml"} <= set(ALONE)
     overlays = {Path(name).name for name in OVERLAYS}
-    assert overlays >= {"single-gpu", "spot", "kueue", "local-s3", "cpu"}
+    assert overlays >= {
+        "single-gpu",
+        "spot",
+        "kueue",
+        "local-s3",
+        "cpu",
+        "tpu-multihost",
+        "tpu-multislice",
+    }
     assert len(VERSIONS) >= 5, VERSIONS
 
 
@@ -104,7 +115,7 @@ def test_the_checker_finds_what_is_not_restricted(path: str, value: Any) -> None
     assert violations(spec)
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+@pytest.mark.parametrize("name", TRAINING)
 def test_the_jobs_reactions_are_those_of_the_exit_codes(name: str) -> None:
     spec, container = training(name)
     reactions = {"fail at once": "FailJob", "retry, not counted": "Ignore"}
@@ -127,7 +138,7 @@ def test_the_jobs_reactions_are_those_of_the_exit_codes(name: str) -> None:
     assert order.index(("FailJob", False)) < order.index(("Ignore", True))
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+@pytest.mark.parametrize("name", TRAINING)
 def test_what_the_api_server_asks_of_a_job(name: str) -> None:
     """Rules that no schema holds."""
     spec, container = training(name)
@@ -143,7 +154,7 @@ def test_what_the_api_server_asks_of_a_job(name: str) -> None:
             assert container["resources"]["limits"][resource] == amount
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+@pytest.mark.parametrize("name", [n for n in TRAINING if is_on_gpus(n)])
 def test_the_parts_of_a_job_agree(name: str) -> None:
     spec, container = training(name)
     pod, variables = spec["template"]["spec"], environment(container)
@@ -176,7 +187,7 @@ def test_the_parts_of_a_job_agree(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINING if is_a_plain_job(n)])
+@pytest.mark.parametrize("name", TRAINING)
 def test_the_command_is_one_that_lightship_takes(name: str, tmp_path: Path) -> None:
     _, container = training(name)
     [config] = of_kind(name, "ConfigMap")
@@ -186,10 +197,31 @@ def test_the_command_is_one_that_lightship_takes(name: str, tmp_path: Path) -> N
     command = cli.parse(arguments)
     assert command is not None
     assert command.name == "fit"
-    assert str(command.config.run.output).startswith("s3://")
+    assert str(command.config.run.output).startswith(("s3://", "gs://"))
     nodes, gpus = training(name)[0]["completions"], container["resources"]["limits"]
-    ranks = nodes * int(gpus.get("nvidia.com/gpu", 1))
+    ranks = nodes * int(gpus.get("nvidia.com/gpu", gpus.get("google.com/tpu", 1)))
     assert command.config.data.global_batch_size % ranks == 0
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINING if not is_on_gpus(n)])
+def test_the_parts_of_a_tpu_job_agree(name: str) -> None:
+    spec, container = training(name)
+    pod, variables = spec["template"]["spec"], environment(container)
+    assert variables["PJRT_DEVICE"] == "TPU"
+    assert spec["completions"] == spec["parallelism"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    chips = math.prod(int(side) for side in topology.split("x"))
+    assert chips == spec["completions"] * int(container["resources"]["limits"]["google.com/tpu"])
+    assert {port["containerPort"] for port in container["ports"]} == {8471, 8431}
+    services = of_kind(name, "Service")
+    assert bool(services) == ("subdomain" in pod), "a JobSet makes both itself"
+    for service in services:
+        assert service["metadata"]["name"] == pod["subdomain"]
+        assert service["spec"]["clusterIP"] == "None"
+        [job] = of_kind(name, "Job")
+        assert service["spec"]["selector"] == {
+            "batch.kubernetes.io/job-name": job["metadata"]["name"]
+        }
 
 
 def test_spot_loses_less() -> None:
@@ -223,7 +255,7 @@ def test_everything_the_image_writes_is_mounted() -> None:
     assert len(paths) >= 9
     for path in paths:
         assert any(path == place or path.startswith(place + "/") for place in places), path
-    for name in (n for n in TRAINING if is_a_plain_job(n)):
+    for name in TRAINING:
         spec, container = training(name)
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         emptied = {v["name"] for v in spec["template"]["spec"]["volumes"] if "emptyDir" in v}

@@ -193,7 +193,7 @@ def test_filters_are_moved_as_matrices_in_any_memory_order() -> None:
 def test_orthogonalize_keeps_directions_and_evens_lengths(
     shape: tuple[int, int, int], in_bf16: bool, rounding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optim, "_has_bf16_units", lambda device: in_bf16)
+    monkeypatch.setattr(optim.devices, "has_bf16_units", lambda device: in_bf16)
     torch.manual_seed(5)
     matrices = torch.randn(shape)
     result = orthogonalize(matrices)

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -12,7 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightship.batch import Batch
+from lightship.data.augment import Augment
 from tests.images import put, real_cifar10
 from tests.runs import differences, last_state
 
@@ -57,11 +61,11 @@ def trace(output: Path) -> list[dict]:
 
 # In fp32 all through: Muon iterates in bfloat16, and Adam's first steps make much of last bits.
 SETS = {
-    "digits": ["--config=digits", "--optim.name=adamw", "--optim.lr=0.0001"],
+    "digits": ["--config=digits", "--optim.name=sgd", "--optim.lr=0.05"],
     "cifar10": [
         "--data.global_batch_size=50", "--data.crop_padding_px=4", "--data.flip=true",
         "--data.cutout_px=6", "--data.mixup_alpha=0.2", "--model.channels_last=true",
-        "--optim.name=adamw", "--optim.lr=0.0001", "--optim.weight_decay=0.05",
+        "--optim.name=adamw", "--optim.lr=0.0002", "--optim.weight_decay=0.05",
         "--optim.schedule=cosine", "--trainer.gradient_clip_val=1",
     ],
     "sgd": [
@@ -88,10 +92,25 @@ def test_the_same_curve_as_eager(name: str, cifar: str, tmp_path: Path) -> None:
     apart = [abs(a - b) for a, b in zip(eager, xla, strict=True)]
     print(f"{name}: losses of 20 steps differ by {max(apart[:20]):.1e} at most")
     assert max(apart[:20]) < 1e-3, apart
+    assert max(eager) - min(eager) > 0.05, "they have to move for their distance to tell anything"
+
+
+@pytest.mark.parametrize(("name", "least"), [("digits", 0.95), ("cifar10", 0.3)])
+def test_learns_as_much_as_eager(name: str, least: float, tmp_path: Path) -> None:
+    flags = ["--config=digits", "--trainer.max_epochs=4"]
+    if name == "cifar10":
+        images = put(str(tmp_path / "images"), real_cifar10(train=300, test=50))
+        flags = [f"--data.root={images}", "--data.flip=true", "--data.crop_padding_px=4"]
+        flags += ["--optim.lr=0.001", "--trainer.max_epochs=4"]
+    for accelerator in ("cpu", "tpu"):
+        fit(tmp_path / accelerator, *flags, f"--trainer.accelerator={accelerator}")
     one, other = results(tmp_path / "cpu"), results(tmp_path / "tpu")
     print(f"{name}: test accuracy {one['test/acc']:.4f} eager, {other['test/acc']:.4f} on XLA")
     assert one["test/num_samples"] == other["test/num_samples"]
-    assert abs(one["test/acc"] - other["test/acc"]) <= 0.03
+    assert min(one["test/acc"], other["test/acc"]) >= least
+    # Two standard deviations of the difference of two shares of so many images.
+    noise = 2 * math.sqrt(2 * one["test/acc"] * (1 - one["test/acc"]) / one["test/num_samples"])
+    assert abs(one["test/acc"] - other["test/acc"]) <= noise
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,22 @@ def test_compiles_once_and_a_quiet_step_fetches_nothing(more: list[str], tmp_pat
     assert train[-2]["sent"] - train[-3]["sent"] <= 6
 
 
+@pytest.mark.parametrize(
+    "kind", ["crop_padding_px=3", "flip=1", "cutout_px=6", "mixup_alpha=0.2", "cutmix_alpha=1"]
+)
+def test_the_same_augmentation(kind: str) -> None:
+    name, _, value = kind.partition("=")
+    augment = Augment(seed=3, **{name: type(getattr(Augment, name))(float(value))})
+    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    ids, labels = torch.arange(64) * 7919, torch.arange(64) % 10
+    here = augment(Batch(pixels, labels, ids), epoch=5)
+    there = augment(Batch(*(part.to("xla") for part in (pixels, labels, ids))), epoch=5)
+    assert not torch.equal(here.images, pixels)
+    for one, other in zip(here, there, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, other.cpu(), atol=1e-3, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -151,6 +186,21 @@ def test_killed_and_resumed_as_if_never(step: int, undisturbed: Path, tmp_path: 
     told = fit(output, *LITTLE)
     assert ", from step " in told
     assert differences(last_state(str(undisturbed)), last_state(str(output))) == []
+
+
+@pytest.mark.parametrize(("first", "then"), [("tpu", "cpu"), ("cpu", "tpu")])
+def test_goes_on_on_another_device(first: str, then: str, tmp_path: Path) -> None:
+    flags = ["--config=digits", *SHORT, "--run.checkpoint_every_steps=4", "--optim.lr=0.0002"]
+    flags += ["--optim.name=adamw", "--trainer.log_every_n_steps=1"]
+    fit(tmp_path / "whole", *flags, f"--trainer.accelerator={then}")
+    fit(
+        tmp_path / "run", *flags, f"--trainer.accelerator={first}", code=-signal.SIGKILL,
+        LIGHTSHIP_TEST_KILL_AT_STEP="12",
+    )  # fmt: skip
+    fit(tmp_path / "run", *flags, f"--trainer.accelerator={then}")
+    whole, run = losses(tmp_path / "whole"), losses(tmp_path / "run")
+    assert len(whole) == len(run) == 30
+    assert max(abs(a - b) for a, b in zip(whole, run, strict=True)) < 1e-3
 
 
 def test_asked_to_stop(undisturbed: Path, tmp_path: Path) -> None:
@@ -184,7 +234,9 @@ def test_several_chips_come_to_what_one_does(tmp_path: Path) -> None:
     assert before["test/num_samples"] == after["test/num_samples"] == 360
     assert abs(before["test/acc"] - after["test/acc"]) <= 0.01
     rows = [row for row in trace(tmp_path / "run") if row["kind"] == "train"]
-    assert rows[11]["compiled"] == rows[-1]["compiled"]
+    # Weights that EMA has put back carry another note of how they are spread: one epoch more.
+    assert rows[1]["compiled"] == rows[9]["compiled"]
+    assert rows[20]["compiled"] == rows[-1]["compiled"]
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ class ImageClassifier(LightningModule):
         results = self.evaluation.compute()
         self.evaluation.reset()
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self.eval_metrics = {name: value.cpu() for name, value in results.items()}
+            results = self.eval_metrics = {name: value.cpu() for name, value in results.items()}
         self.log_dict({f"{split}/{name}": results[name] for name in names if name in results})
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:

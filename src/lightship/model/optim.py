@@ -37,8 +37,27 @@ def build_optimizer(
         fused: Use the fused kernels where the device has them.
 
     Returns:
-        An optimizer; with muon one object that also moves what is no hidden matrix.
+        An optimizer; with muon one object that also moves what is no hidden matrix. What it loads
+        may come from a device for which another kernel, or another class, does the same.
     """
+    optimizer = _build(net, name, lr, momentum, weight_decay, fused)
+    optimizer.register_load_state_dict_pre_hook(_keep_settings)
+    return optimizer
+
+
+def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Take from a checkpoint a group's parameters and rate; how to move them is this run's."""
+    kept = ("params", "lr", "initial_lr")
+    groups = [
+        {**ours, **{name: group[name] for name in kept if name in group}}
+        for ours, group in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    return {**state, "param_groups": groups}
+
+
+def _build(
+    net: nn.Module, name: str, lr: float, momentum: float, weight_decay: float, fused: bool
+) -> Optimizer:
     matrices = {id(matrix) for matrix in _hidden_matrices(net)} if name == "muon" else set()
     members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in net.parameters():

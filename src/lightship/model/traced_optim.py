@@ -21,8 +21,8 @@ class TracedOptimizer(Optimizer):
     """Adam, AdamW, SGD (Nesterov) and Muon, as torch.optim and optim.py have them.
 
     Each group's numbers of the step are reckoned on the host, in double precision as there, and
-    sent in one piece. A state's names and meanings are theirs too, so that a run may go on on
-    another kind of device.
+    sent in one piece. A state's names and meanings are theirs too, and a group's settings are this
+    run's and not the checkpoint's, so that a run may go on on another kind of device.
 
     Args:
         groups: Parameter groups, each with `rule` (adam, adamw, sgd, muon) and `weight_decay`.
@@ -49,11 +49,10 @@ class TracedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         members = [[p for p in g["params"] if p.grad is not None] for g in self.param_groups]
-        numbers = torch.tensor(
-            [self._numbers(*pair) for pair in zip(self.param_groups, members, strict=True)]
-        )
+        pairs = list(zip(self.param_groups, members, strict=True))
+        numbers = torch.tensor([self._numbers(g, self._advance(g, params)) for g, params in pairs])
         sent = numbers.to(self.param_groups[0]["params"][0].device, non_blocking=True)
-        for index, (group, params) in enumerate(zip(self.param_groups, members, strict=True)):
+        for index, (group, params) in enumerate(pairs):
             rate, decay, spread = sent[index, 0], sent[index, 1], sent[index, 2]
             if group["rule"] == "muon":
                 self._step_muon(group, params, rate, decay)
@@ -65,15 +64,22 @@ class TracedOptimizer(Optimizer):
                     self._step_adam(group, param, rate, decay, spread)
         return loss
 
-    def _numbers(self, group: dict[str, Any], params: list[Tensor]) -> tuple[float, float, float]:
-        """What the step multiplies an update by, a weight by, and divides Adam's deviation by."""
-        lr, decay, spread = group["lr"], 1 - group["lr"] * group["weight_decay"], 1.0
-        if group["rule"] in ("adam", "adamw") and params:
+    def _advance(self, group: dict[str, Any], params: list[Tensor]) -> float:
+        """Count the step in Adam's state (on the CPU, where reading it is no wait)."""
+        steps = 0.0
+        if group["rule"] in ("adam", "adamw"):
             for param in params:
                 count = self.state[param].setdefault("step", torch.zeros(()))
                 count += 1
-            lr /= 1 - ADAM_BETAS[0] ** count.item()  # of the CPU: no wait for the device
-            spread = math.sqrt(1 - ADAM_BETAS[1] ** count.item())
+                steps = count.item()  # a group's parameters have all been moved as often
+        return steps
+
+    def _numbers(self, group: dict[str, Any], steps: float) -> tuple[float, float, float]:
+        """What the step multiplies an update by, a weight by, and divides Adam's deviation by."""
+        lr, decay, spread = group["lr"], 1 - group["lr"] * group["weight_decay"], 1.0
+        if steps:
+            lr /= 1 - ADAM_BETAS[0] ** steps
+            spread = math.sqrt(1 - ADAM_BETAS[1] ** steps)
         return lr, decay, spread
 
     def _kept(self, param: Tensor, name: str) -> Tensor:
