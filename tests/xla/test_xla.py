@@ -61,7 +61,9 @@ def trace(output: Path) -> list[dict]:
 
 # In fp32 all through: Muon iterates in bfloat16, and Adam's first steps make much of last bits.
 SETS = {
-    "digits": ["--config=digits", "--optim.name=sgd", "--optim.lr=0.05"],
+    "digits": [
+        "--config=digits", "--optim.name=adamw", "--optim.lr=0.0002", "--optim.warmup_fraction=0",
+    ],
     "cifar10": [
         "--data.global_batch_size=50", "--data.crop_padding_px=4", "--data.flip=true",
         "--data.cutout_px=6", "--data.mixup_alpha=0.2", "--model.channels_last=true",
@@ -69,8 +71,8 @@ SETS = {
         "--optim.schedule=cosine", "--trainer.gradient_clip_val=1",
     ],
     "sgd": [
-        "--config=digits", "--optim.name=sgd", "--optim.lr=0.02", "--data.cutmix_alpha=1",
-        "--trainer.accumulate_grad_batches=2",
+        "--config=digits", "--optim.name=sgd", "--optim.lr=0.1", "--optim.warmup_fraction=0",
+        "--data.cutmix_alpha=1", "--trainer.accumulate_grad_batches=2",
     ],
 }  # fmt: skip
 
@@ -92,7 +94,7 @@ def test_the_same_curve_as_eager(name: str, cifar: str, tmp_path: Path) -> None:
     apart = [abs(a - b) for a, b in zip(eager, xla, strict=True)]
     print(f"{name}: losses of 20 steps differ by {max(apart[:20]):.1e} at most")
     assert max(apart[:20]) < 1e-3, apart
-    assert max(eager) - min(eager) > 0.05, "they have to move for their distance to tell anything"
+    assert max(eager) - min(eager) > 0.02, "they have to move for their distance to tell anything"
 
 
 @pytest.mark.parametrize(("name", "least"), [("digits", 0.95), ("cifar10", 0.3)])
@@ -234,8 +236,9 @@ def test_several_chips_come_to_what_one_does(tmp_path: Path) -> None:
     assert before["test/num_samples"] == after["test/num_samples"] == 360
     assert abs(before["test/acc"] - after["test/acc"]) <= 0.01
     rows = [row for row in trace(tmp_path / "run") if row["kind"] == "train"]
-    # Weights that EMA has put back carry another note of how they are spread: one epoch more.
-    assert rows[1]["compiled"] == rows[9]["compiled"]
+    # Weights that were fetched, or put back by EMA, carry another note of how they are spread: the
+    # step and the validation are compiled twice.
+    assert rows[11]["compiled"] == rows[19]["compiled"]
     assert rows[20]["compiled"] == rows[-1]["compiled"]
 
 

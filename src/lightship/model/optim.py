@@ -42,6 +42,7 @@ def build_optimizer(
     """
     optimizer = _build(net, name, lr, momentum, weight_decay, fused)
     optimizer.register_load_state_dict_pre_hook(_keep_settings)
+    optimizer.register_load_state_dict_post_hook(_lay_like_parameters)
     return optimizer
 
 
@@ -53,6 +54,17 @@ def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
         for ours, group in zip(optimizer.param_groups, state["param_groups"], strict=True)
     ]
     return {**state, "param_groups": groups}
+
+
+def _lay_like_parameters(optimizer: Optimizer) -> None:
+    """Give the state the parameters' own memory order, which fused kernels take for granted.
+
+    A state from a device that knows no channels_last would otherwise be read in the wrong order.
+    """
+    for param, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == param.shape:
+                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def _build(
