@@ -267,3 +267,28 @@ def test_no_optimizer_reads_from_the_device(name: str) -> None:
         net(torch.zeros(4, 3, 12, 12, device="meta")).sum().backward()
         optimizer.step()
     assert all(p in optimizer.state for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+def test_a_state_in_another_memory_order_moves_the_weights_alike(name: str) -> None:
+    """As it comes from a device that knows no channels_last; fused kernels read memory in order."""
+
+    def stepped(reorder: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3)))
+        net.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(net, name, lr=0.1)
+        images = torch.randn(2, 4, 8, 8)
+        for step in range(3):
+            if step == 2 and reorder:
+                state = optimizer.state_dict()
+                for kept in state["state"].values():
+                    kept |= {k: v.contiguous() for k, v in kept.items() if torch.is_tensor(v)}
+                optimizer = build_optimizer(net, name, lr=0.1)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            net(images).square().mean().backward()
+            optimizer.step()
+        return net[1].weight.detach()
+
+    assert torch.equal(stepped(reorder=True), stepped(reorder=False))
