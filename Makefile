@@ -70,7 +70,7 @@ lock: ## resolve the dependencies anew, with hashes: of the tests and of each im
 		--no-emit-package triton --no-emit-package cuda-bindings --no-emit-package cuda-pathfinder
 	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt $(IMAGE) \
 		--no-emit-package triton --output-file docker/locks/xla.lock
-	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt --group dev --output-file $(XLA_LOCK)
+	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt --group test --output-file $(XLA_LOCK)
 	$(RESOLVE) docker/locks/build.txt --output-file docker/locks/build.lock
 
 clean: ## remove what the targets above made (not the runs)
