@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -20,10 +19,13 @@ from lightship.callbacks.throughput import Throughput
 from lightship.cli import Command
 from lightship.config import Config
 from lightship.data.module import ImageData
+from lightship.examine import examine
 from lightship.exits import ConfigError
 from lightship.model.module import ImageClassifier
 from lightship.output import RunOutput, Start, shown_config
-from lightship.report import ReportData, environment_facts, write_report
+from lightship.report import ReportData, Shown, write_report
+from lightship.report.environment import environment_facts
+from lightship.starts import record_start
 from lightship.tracking import MetricsTable, Tracker, run_id, start_tracking, upload_offline_run
 from lightship.trainer import build_data, build_trainer, evaluate, numbers_line, start_progress
 
@@ -79,6 +81,8 @@ def _fit(command: Command, stop: StopRequest) -> None:
         return tracking_id
 
     tracking_id = ranks.from_rank_0(track)
+    step = start.step if start else 0
+    starts = ranks.from_rank_0(lambda: record_start(output.url, step, ranks.world_size()))
     table = MetricsTable(output.url, store.check_fence)
 
     callbacks = [
@@ -118,11 +122,22 @@ def _fit(command: Command, stop: StopRequest) -> None:
     if split:
         model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
         numbers |= evaluate(config, data, model, split, progress)
+    examined = examine(model, data, split) if split else {}
     skipped = ranks.gather(data.skipped)
     if not ranks.is_first():
         return
-    told = sorted({line for each in skipped for line in each})
-    report = _report_data(config, data, model, table, numbers, split, environment, told)
+    report = ReportData(
+        title=storage.base_name(output.url),
+        config=shown_config(config),
+        rows=table.rows,
+        final=numbers,
+        class_names=model.class_names,
+        predictions=_examples(config, data, model, split) if split else [],
+        environment=environment,
+        skipped=sorted({line for each in skipped for line in each}),
+        starts=starts,
+        **examined,
+    )
     write_report(output.url, report)
     if tracker:
         final = {name: value for name, value in numbers.items() if not name.startswith("val/")}
@@ -183,38 +198,24 @@ def _prediction_logger(
     return [PredictionLogger(*examples, data.class_names, tracker)]
 
 
-def _report_data(
-    config: Config,
-    data: ImageData,
-    model: ImageClassifier,
-    table: MetricsTable,
-    numbers: dict[str, float],
-    split: str | None,
-    environment: dict[str, Any],
-    skipped: list[str],
-) -> ReportData:
-    """What the report shows: above all what the best checkpoint makes of the evaluated split."""
-    predictions = []
-    if split and config.run.log_images:
-        images, labels, _ = data.examples(split, config.run.log_images)
-        with torch.no_grad():
-            shares = model.eval().cpu()(images).float().softmax(1)
-        for image, label, share in zip(images, labels, shares, strict=True):
-            guess = int(share.argmax())
-            names = model.class_names[int(label)], model.class_names[guess]
-            predictions.append((image.permute(1, 2, 0).numpy(), *names, float(share[guess])))
-    confusion = model.eval_metrics.get("confusion") if split else None
-    return ReportData(
-        title=storage.base_name(str(config.run.output)),
-        config=shown_config(config),
-        rows=table.rows,
-        final=numbers,
-        class_names=model.class_names,
-        confusion=None if confusion is None else confusion.numpy(),
-        predictions=predictions,
-        environment=environment,
-        skipped=skipped,
-    )
+def _examples(config: Config, data: ImageData, model: ImageClassifier, split: str) -> list[Shown]:
+    """What the best checkpoint makes of a few fixed images of the evaluated split."""
+    if not config.run.log_images:
+        return []
+    images, labels, ids = data.examples(split, config.run.log_images)
+    with torch.no_grad():
+        shares = model.eval().cpu()(images).float().softmax(1)
+    names, manifest = model.class_names, data.manifests[split]
+    return [
+        Shown(
+            image.permute(1, 2, 0).numpy(),
+            names[int(label)],
+            names[int(share.argmax())],
+            float(share.max()),
+            path=manifest.name(int(id)),
+        )
+        for image, label, id, share in zip(images, labels, ids, shares, strict=True)
+    ]
 
 
 def _first_line(config: Config, data: ImageData, model: ImageClassifier, step: int | None) -> str:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from lightship import storage
-from lightship.report import ReportData, environment_facts, git_commit, write_report
+from lightship.report import Calibration, Confused, ReportData, Shown, write_report
+from lightship.report.environment import environment_facts, git_commit
 
 HOSTILE = ["<script>alert(1)</script>", '" onload="alert(2)', "$\\frac{", "a\nb", "犬" * 40]
 
@@ -64,7 +65,23 @@ def report_data(names, **changes):
         "class_names": names,
         "confusion": confusion,
         "predictions": [
-            (image, names[0], names[i % 2], 0.5 + i / 20) for i, image in enumerate(images)
+            Shown(image, names[0], names[i % 2], 0.5 + i / 20) for i, image in enumerate(images)
+        ],
+        "hardest": [Shown(images[1], names[0], names[1], 0.9, 7.25, "<i>file</i>.png")],
+        "confused": [
+            Confused(names[0], names[1], 19, [Shown(images[2], names[0], names[1], 0.8, 1.5)])
+        ],
+        "calibration": Calibration([10, 0, 30], [0.2, 0.0, 0.9], [0.4, 0.0, 0.8]),
+        "starts": [
+            {
+                "began": "2026-01-02T03:04:05+00:00",
+                "step": step,
+                "processes": 2,
+                "trained_s": 1.0,
+                "steps_again": step // 10,
+                "lost_s": 61.4,
+            }
+            for step in (0, 70)
         ],
         "environment": environment_facts(),
         "skipped": ["s3://bucket/<u>bad</u>.png: truncated"],
@@ -85,7 +102,7 @@ def test_the_page_needs_nothing_else_and_escapes_every_name(tmp_path):
     assert not {"script", "link", "iframe", "em", "u"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     addresses = page.values("src", "href", "srcset", "xlink:href")
-    assert len(addresses) == 6
+    assert len(addresses) == 8  # six predictions, the hardest, one of a confused pair
     assert all(address.startswith("data:image/png;base64,") for address in addresses)
     assert "@import" not in html
     assert "url(" not in html
@@ -131,7 +148,26 @@ def test_the_numbers_are_plain_json(tmp_path):
     assert first["num_samples"] == data.confusion[0].sum()
     assert first["acc"] == pytest.approx(data.confusion[0, 0] / data.confusion[0].sum())
     assert numbers["environment"]["torch"]
+    assert numbers["calibration"]["error"] == pytest.approx((10 * 0.2 + 30 * 0.1) / 40)
+    assert numbers["hardest"] == [
+        {"true": HOSTILE[0], "guess": HOSTILE[1], "probability": 0.9, "loss": 7.25,
+         "path": "<i>file</i>.png"}
+    ]  # fmt: skip
+    assert numbers["starts"][1]["steps_again"] == 7
     assert numbers["config"]["data"]["root"] is None
+
+
+def test_restarts_and_calibration_are_told(tmp_path):
+    page, html, _ = write(tmp_path, report_data(HOSTILE))
+    assert "1 restart" in page.text
+    assert "2026-01-02 03:04:05" in page.text
+    assert "61 s" in page.text
+    assert "12.5%" in page.text.partition("Calibration")[2].partition("\n")[0]
+    assert html.count('<rect class="bar"') == 2  # an empty bin has no bar
+    alone = report_data(HOSTILE)
+    alone.starts = alone.starts[:1]
+    page, _, _ = write(tmp_path / "alone", alone)
+    assert "restart" not in page.text
 
 
 def test_what_is_empty_is_left_out(tmp_path):

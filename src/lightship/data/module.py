@@ -217,26 +217,38 @@ class ImageData(LightningDataModule):
         labels = self.manifests[split].label[ids]
         return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(ids)
 
+    def images(self, split: str, ids: np.ndarray) -> dict[int, np.ndarray]:
+        """The pixels of some samples by id, [S, S, 3] uint8, without those that cannot be read.
+
+        This rank alone; blocks.
+        """
+        images, readable = self._read(split, ids)
+        return dict(zip(readable.tolist(), images.transpose(0, 2, 3, 1), strict=True))
+
     def _evenly(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         """([K, 3, S, S] uint8, [K] ids): the readable ones of `count` ids at even distances."""
         if (split, count) not in self._spread:
-            manifest = self.manifests[split]
-            ids = np.linspace(0, len(manifest) - 1, min(count, len(manifest))).astype(np.int64)
-            self.prepare(split)
-            if split in self._decoded:
-                images, bad = (array[ids] for array in self._decoded[split])
-            else:
-                most = 1.0 if self.config.on_error == "skip" else None
-                images, bad_samples = read.decode_all(
-                    manifest,
-                    ids,
-                    image_size_px=self.image_size_px,
-                    threads=self._threads(),
-                    max_bad_fraction=most,
-                )
-                bad = np.isin(ids, list(bad_samples.told))
-            self._spread[split, count] = images[~bad], ids[~bad]
+            size = len(self.manifests[split])
+            ids = np.linspace(0, size - 1, min(count, size)).astype(np.int64)
+            self._spread[split, count] = self._read(split, ids)
         return self._spread[split, count]
+
+    def _read(self, split: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """([K, 3, S, S] uint8, [K] ids): the readable ones of `ids`."""
+        self.prepare(split)
+        if split in self._decoded:
+            images, bad = (array[ids] for array in self._decoded[split])
+        else:
+            most = 1.0 if self.config.on_error == "skip" else None
+            images, bad_samples = read.decode_all(
+                self.manifests[split],
+                ids,
+                image_size_px=self.image_size_px,
+                threads=self._threads(),
+                max_bad_fraction=most,
+            )
+            bad = np.isin(ids, list(bad_samples.told))
+        return images[~bad], ids[~bad]
 
     def train_dataloader(self) -> ResidentTrainLoader | StreamedTrainLoader:
         """Training batches from wherever the trainer stands."""

@@ -16,6 +16,7 @@ from lightship.batch import NOT_COUNTED, Batch
 from lightship.exits import ConfigError
 from lightship.model.metrics import EvalMetrics
 from lightship.model.optim import build_optimizer, build_schedule
+from lightship.model.outcomes import Outcomes
 from lightship.model.zoo import build_net
 
 # EvalMetrics has summed over the ranks; averaging equal values again would only round them.
@@ -79,6 +80,7 @@ class ImageClassifier(LightningModule):
         self._shift = -torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1) / deviation
         self.evaluation = EvalMetrics(len(class_names), with_confusion=True)
         self.eval_metrics: dict[str, Tensor] = {}
+        self.outcomes = Outcomes()
         self._train_sums: Tensor | None = None
         self._has_peers = False
 
@@ -184,11 +186,17 @@ class ImageClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a validation batch."""
-        self.evaluation.update(self._log_probabilities(batch.images), batch.labels)
+        self._evaluate(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a test batch."""
-        self.evaluation.update(self._log_probabilities(batch.images), batch.labels)
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> None:
+        scores = self._log_probabilities(batch.images)
+        self.evaluation.update(scores, batch.labels)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.outcomes.add(batch, scores)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/acc and (with more than five classes) val/top5, over all ranks."""

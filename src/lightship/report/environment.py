@@ -1,0 +1,50 @@
+"""What a run ran on: versions, device, processors, commit."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def environment_facts() -> dict[str, Any]:
+    """Versions, device, processors and git commit of this process, as plain values. Any rank."""
+    import torch
+
+    packages = ("lightship", "torch", "torchvision", "lightning")
+    facts: dict[str, Any] = {"python": platform.python_version()}
+    facts |= {package: importlib.metadata.version(package) for package in packages}
+    if torch.cuda.is_available():
+        facts |= {
+            "device": torch.cuda.get_device_name(),
+            "gpu_count": torch.cuda.device_count(),
+            "cuda": torch.version.cuda,
+        }
+    else:
+        facts["device"] = _processor_name()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    facts["cpu_count"] = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    facts["world_size"] = int(os.environ.get("WORLD_SIZE", "1"))
+    facts["platform"] = platform.platform()
+    facts["git_commit"] = git_commit()
+    return facts
+
+
+def git_commit(timeout_s: float = 5.0) -> str | None:
+    """Commit checked out in the working directory; None without git, a repository or an answer."""
+    command = ["git", "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor_name() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
