@@ -88,8 +88,8 @@ def cpu(limits: Limits, processes: int, decode_threads: int) -> Finding:
             "warn",
             f"{told}; {processes} processes",
             "they wait for each other's turn",
-            f"raise the CPU limit (resources.limits.cpu, docker run --cpus) to {processes} or more, "
-            "or start fewer processes (--trainer.devices)",
+            f"raise the CPU limit (resources.limits.cpu, docker run --cpus) to {processes} or "
+            "more, or start fewer processes (--trainer.devices)",
         )
     share = max(1, int(cpus / processes))
     threads = decode_threads or max(1, seen // processes)
@@ -138,7 +138,7 @@ def _own_paths(path: Path) -> dict[str, str]:
     """Controller ("" for version 2) -> this process's cgroup."""
     if not path.exists():
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for line in path.read_text().splitlines():
         _, controllers, cgroup = line.split(":", 2)
         found |= dict.fromkeys(controllers.split(","), cgroup)

@@ -50,7 +50,7 @@ def examine(command: Command, is_worker: bool) -> None:
         _storage_deadline(),
         printing.table(names, command.config.run.log_format) as show,
     ):
-        for check, finding in run(checks, _imports):
+        for check, finding in run(checks, asked.imported):
             show(check.name, finding)
             if finding.status == "fail" and first is None:
                 first = check.name, finding
@@ -65,7 +65,7 @@ def _imports() -> None:
 
     import lightship.agent
     import lightship.launch
-    import lightship.run
+    import lightship.run  # noqa: F401 (all of a fit)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
@@ -93,6 +93,7 @@ class Examination:
 
     def __init__(self, command: Command, is_worker: bool) -> None:
         self.config, self.wrong, self.is_worker = command.config, command.wrong, is_worker
+        self.imported = Once(_imports)
         self.first = Once(self._first_samples)
         self.trial = Once(self._trial)
         self.exchanged = Once(self._exchange)
@@ -102,8 +103,30 @@ class Examination:
         config, url = self.config, str(self.config.run.output)
         trainer = config.trainer
         asked = [
-            Check("configuration", self._configuration, "", "", 25, "warn"),
-            Check("packages", python_and_torch.packages, "", "", needs_imports=False),
+            Check(
+                "configuration",
+                self._configuration,
+                "a fit may end at once",
+                "see what is late below",
+                25,
+                "warn",
+                needs_imports=not self.wrong,
+            ),
+            Check(
+                "packages",
+                python_and_torch.packages,
+                "nothing can be trained",
+                "pip install lightship in a new environment",
+                needs_imports=False,
+            ),
+            Check(
+                "imports",
+                self._imports,
+                "nothing can be trained",
+                "pip install lightship in a new environment, on a local disk",
+                25,
+                needs_imports=False,
+            ),
             Check(
                 "GPU driver",
                 lambda: python_and_torch.driver_here(trainer.accelerator),
@@ -119,13 +142,26 @@ class Examination:
                 "docker run --gpus all, in Kubernetes resources.limits nvidia.com/gpu",
                 20,
             ),
-            Check("CPU", self._cpu, "", ""),
-            Check("memory limit", self._memory_limit, "", ""),
+            Check(
+                "CPU",
+                self._cpu,
+                "how many cores there are is not known",
+                "see imports",
+                20,
+            ),
+            Check(
+                "memory limit",
+                self._memory_limit,
+                "how much memory there is is not known",
+                "see imports",
+                20,
+            ),
             Check(
                 "/dev/shm",
                 self._shared_memory,
                 "NCCL ends with a bus error in its first exchange",
                 "docker run --shm-size=1g, in Kubernetes an emptyDir of medium Memory at /dev/shm",
+                20,
             ),
             Check(
                 "rendezvous",
@@ -189,6 +225,7 @@ class Examination:
                 self._disk,
                 "the archive cannot be fetched",
                 "correct --data.root",
+                20,
             ),
         ]
         if not self.wrong:
@@ -196,7 +233,7 @@ class Examination:
         unknown = skipped("the configuration is not valid")
         return [
             check
-            if check.name in ("configuration", "packages", "GPU driver")
+            if check.name in ("configuration", "packages", "imports", "GPU driver")
             else Check(check.name, lambda: unknown, "", "", needs_imports=False)
             for check in asked
         ]
@@ -229,6 +266,10 @@ class Examination:
             return self.processes
         except ConfigError:
             return 1  # the check of GPUs tells of it
+
+    def _imports(self) -> Finding:
+        self.imported()
+        return Finding("ok", "all that a fit imports", "the packages load")
 
     def _configuration(self) -> Finding:
         from lightship.doctor.configuration import valid

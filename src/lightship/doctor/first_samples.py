@@ -35,7 +35,7 @@ class FirstSamples:
     Attributes:
         told: What the images lie in.
         spans: What to read to learn the speed; at most about 16 MiB.
-        image_bytes: Mean size of a stored image; None: not known (an archive that is fetched whole).
+        image_bytes: Mean size of a stored image; None: not known.
         images: A few images' bytes, to be decoded.
         encoding: Of these (`Manifest.encoding`).
         count: Images of the training split, where an index or a table of contents tells.
@@ -99,8 +99,8 @@ def _listed(url: str) -> FirstSamples:
     if parquet:
         return _in_parquet(url, parquet[0], sizes[parquet[0]])
     raise DataError(
-        f"--data.root {storage.redact(url)}: the first {len(sizes)} files are {seen(sizes)}; looked "
-        "for class folders of images, .tar shards, .parquet files or a CIFAR archive"
+        f"--data.root {storage.redact(url)}: the first {len(sizes)} files are {seen(sizes)}; "
+        "looked for class folders of images, .tar shards, .parquet files or a CIFAR archive"
     )
 
 
@@ -141,7 +141,8 @@ def _of_manifest(manifest: Manifest, told: str) -> FirstSamples:
 
 
 def _single_files(url: str, paths: list[str], sizes: dict[str, int]) -> FirstSamples:
-    spans, total = [], 0
+    spans: list[storage.Span] = []
+    total = 0
     for path in paths:
         if spans and total + sizes[path] > _SPANS_BYTES:
             break
@@ -154,7 +155,9 @@ def _single_files(url: str, paths: list[str], sizes: dict[str, int]) -> FirstSam
 def _in_tar(url: str, size_bytes: int) -> FirstSamples:
     """A tar, known by its first MiB alone."""
     head = storage.read_range(url, 0, min(size_bytes, _HEAD_BYTES))
-    is_gzipped, images, lengths = head.startswith(b"\x1f\x8b"), [], []
+    is_gzipped = head.startswith(b"\x1f\x8b")
+    images: list[bytes] = []
+    lengths: list[int] = []
     if is_gzipped:
         try:
             head = zlib.decompressobj(31).decompress(head, 4 * _HEAD_BYTES)

@@ -55,15 +55,15 @@ def estimate(config: Config, trial: Trial, room: Room, data_bytes: int) -> Findi
         there = room.host_bytes
     widest = f"training batch of {batch}" if is_training else f"evaluation {data.eval_batch_size}"
     told = (
-        f"about {needed / _GIB:.1f} of {there / _GIB:.1f} GiB a {where}: {trial.parameters / 1e6:.2f}"
-        f" M parameters and their state {trial.fixed_bytes / _GIB:.2f}, {widest} "
-        f"{max(training, evaluation) / _GIB:.2f}, data {data_bytes / _GIB:.2f}"
+        f"about {needed / _GIB:.1f} of {there / _GIB:.1f} GiB a {where}: "
+        f"{trial.parameters / 1e6:.2f} M parameters and their state {trial.fixed_bytes / _GIB:.2f}, "
+        f"{widest} {max(training, evaluation) / _GIB:.2f}, data {data_bytes / _GIB:.2f}"
     )
     if room.processes > 1 and room.gpu_bytes is None:
         told += f" ({room.processes} processes)"
     smaller = (
-        f"--trainer.accumulate_grad_batches {2 * config.trainer.accumulate_grad_batches} or more, or "
-        "a smaller --data.global_batch_size"
+        f"--trainer.accumulate_grad_batches {2 * config.trainer.accumulate_grad_batches} or more, "
+        "or a smaller --data.global_batch_size"
         if is_training
         else f"--data.eval_batch_size {max(1, data.eval_batch_size // 4)} (results do not change)"
     )

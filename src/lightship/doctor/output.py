@@ -11,9 +11,9 @@ from lightship.doctor.check import Finding
 from lightship.exits import ConfigError, LightshipError
 
 _FIX = (
-    "give the pod's identity, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL), "
-    "the rights to read, write and delete there; a local path must be on a writable volume; or give "
-    "another --run.output"
+    "give the pod's identity, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the rights to read, "
+    "write and delete there; a local path must be on a writable volume; or give another "
+    "--run.output"
 )
 
 
@@ -28,7 +28,7 @@ def writable(url: str) -> Finding:
 
 
 def run_there(config: Config) -> Finding:
-    """What a fit finds at the output: nothing, a run it goes on with, or one that it must not touch.
+    """What a fit finds at the output: nothing, a run to go on with, or one not to be touched.
 
     Reads only; blocks.
     """

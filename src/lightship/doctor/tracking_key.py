@@ -44,7 +44,7 @@ def wandb_key(mode: str) -> Finding:
 
 
 def _wrong_form(key: str) -> str:
-    """What is wrong with a key, by the rules of wandb 0.31 (wbauth/validation.py); '' if nothing."""
+    """What is wrong with a key, by the rules of wandb 0.31 (wbauth); '' if nothing."""
     secret = key.partition("-")[2] or key
     if _JWT.fullmatch(key):
         return ""

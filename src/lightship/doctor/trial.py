@@ -51,7 +51,7 @@ def try_steps(config: Config, size_px: int, classes: int, device: torch.device) 
     """
     net = build_net(config.model.net, classes, size_px)
     if config.model.channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)
     kind, _, mixed = config.trainer.precision.partition("-")
     dtype = _DTYPES.get(kind, torch.float32)
     if mixed == "true" and dtype != torch.float32:

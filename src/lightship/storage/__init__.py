@@ -51,7 +51,8 @@ __all__ = [
     "Data", "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
     "cache_path", "cached_download", "check_writable", "download", "exists", "is_private",
     "is_remote", "join", "list_files", "local_path", "make_ready", "modified_s", "open_binary",
-    "read_bytes", "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
+    "read_bytes", "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes",
+    "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}

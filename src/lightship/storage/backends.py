@@ -55,7 +55,7 @@ class Local:
     def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
         if os.path.isfile(path):
             return [FileInfo("", os.path.getsize(path))]
-        found = []
+        found: list[FileInfo] = []
         folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
         while folders and (most is None or len(found) < most):
             folder, prefix, above = folders.pop()
