@@ -336,7 +336,10 @@ class Examination:
         count = self._processes_or_one()
 
         def needed_per_s() -> float | None:
-            trial = self.trial()
+            try:
+                trial = self.trial()
+            except ConfigError:
+                return None  # the check of the model tells of it
             if trial is None or trial.images_per_s is None:
                 return None
             # On a CPU the processes share the cores that one has had alone.

@@ -56,8 +56,9 @@ def estimate(config: Config, trial: Trial, room: Room, data_bytes: int) -> Findi
     widest = f"training batch of {batch}" if is_training else f"evaluation {data.eval_batch_size}"
     told = (
         f"about {needed / _GIB:.1f} of {there / _GIB:.1f} GiB a {where}: "
-        f"{trial.parameters / 1e6:.2f} M parameters and their state {trial.fixed_bytes / _GIB:.2f}, "
-        f"{widest} {max(training, evaluation) / _GIB:.2f}, data {data_bytes / _GIB:.2f}"
+        f"{trial.parameters / 1e6:.2f} M parameters and their state "
+        f"{trial.fixed_bytes / _GIB:.2f}, {widest} {max(training, evaluation) / _GIB:.2f}, "
+        f"data {data_bytes / _GIB:.2f}"
     )
     if room.processes > 1 and room.gpu_bytes is None:
         told += f" ({room.processes} processes)"
