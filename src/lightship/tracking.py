@@ -357,7 +357,7 @@ def known_settings(mode: str) -> "wandb.Settings":
 
     try:
         return wandb.setup(settings=wandb.Settings(silent=True)).settings
-    except ValueError as error:
+    except (ValueError, wandb.Error) as error:
         told = " ".join(str(error).split())
         raise ConfigError(
             f"a WANDB_* variable or wandb's settings file is wrong: {told}"

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import http.server
+import io
 import json
 import re
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from tests.faults import FaultProxy
 from tests.images import little_set, put
 from tests.s3 import KEYS, S3Server, free_ports
@@ -60,6 +62,7 @@ class Lab:
 def lab(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "8")
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    wandb.teardown()  # it reads its variables once in a process
     for name in ("PET_NNODES", "PET_RDZV_ENDPOINT", "PET_MASTER_ADDR", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return Lab(tmp_path, s3, monkeypatch)
@@ -315,7 +318,9 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "a W&B key cut short": (lambda lab: wandb_key(lab, "a" * 39), "fail", "has 39 characters",
                             "set WANDB_API_KEY"),
     "a W&B key with a newline": (lambda lab: wandb_key(lab, "a" * 40 + " "), "fail",
-                                 "characters other than", "set WANDB_API_KEY"),
+                                 "whitespace", r"correct the WANDB_\* variable"),
+    "a W&B key with quotes": (lambda lab: wandb_key(lab, "'" + "a" * 40 + "'"), "fail",
+                              "characters other than", "set WANDB_API_KEY"),
     "a W&B key that is refused": (lambda lab: wandb_key(lab, "b" * 40), "fail",
                                   r"refuses the key \(401\)", "make a key"),
     "no W&B server": (nobodys_wandb, "warn", "does not answer as W&B does",
@@ -381,7 +386,9 @@ def test_sound_things_are_ok(lab: Lab) -> None:
     assert python_and_torch.driver("gpu", "12.6", (12, 4), "/nowhere").status == "ok"
     assert container.memory(container.Limits(None, 8 * GIB, "cgroup v2"), 2).status == "ok"
     assert memory(lab, WIDE, 80, on_gpu=True).status == "ok"
-    assert lab.finding("data", images(lab), "--data.image_size_px=8").status == "ok"
+    net = "--model.net=tests.own_nets:pooled_linear"
+    assert lab.finding("data", images(lab), net).status == "ok"
+    assert lab.finding("model memory", images(lab), net).status == "ok"
     assert lab.finding("output", f"--run.output={lab.s3.url('run')}").status == "ok"
     assert lab.finding("clock", f"--run.output={lab.s3.url('run')}").status == "ok"
     assert wandb_key(lab, "a" * 40).status == "ok"
@@ -483,6 +490,21 @@ def test_lines_are_aligned(capsys) -> None:
         "                        fix: z",
         "skipped  last           because",
     ]
+
+
+def test_a_terminal_has_a_table() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with printing.table(list(FINDINGS), "auto", stream) as show:
+        for name, finding in FINDINGS.items():
+            show(name, finding)
+    text = stream.getvalue()
+    assert "\x1b[" in text
+    for word in ("what it means", "a longer name", "because", "skipped", "z"):
+        assert word in text
 
 
 def test_json_lines_hold_everything(capsys) -> None:

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lightship import storage
 from lightship.cli import Command
 from lightship.doctor import (
     collectives,
@@ -44,19 +46,21 @@ def examine(command: Command, is_worker: bool) -> None:
     checks = asked.checks()
     if is_worker and os.environ["LOCAL_RANK"] != "0":
         checks = [check for check in checks if check.name == "all-reduce"]
+        opened: AbstractContextManager[printing.Show] = nullcontext(lambda name, finding: None)
+    else:
+        names = [check.name for check in checks]
+        opened = printing.table(names, command.config.run.log_format)
     first: tuple[str, Finding] | None = None
-    names = [check.name for check in checks]
-    with (
-        _storage_deadline(),
-        printing.table(names, command.config.run.log_format) as show,
-    ):
-        for check, finding in run(checks, asked.imported):
+    with _storage_deadline(), opened as show:
+        for check, told in run(checks, asked.imported):
+            finding = replace(told, found=storage.redact(told.found))
             show(check.name, finding)
             if finding.status == "fail" and first is None:
                 first = check.name, finding
     if first is not None:
         name, finding = first
-        raise ConfigError(" ".join(f"{name}: {finding.found}; fix: {finding.fix}".split()))
+        fix = f"; fix: {finding.fix}" if finding.fix else ""
+        raise ConfigError(" ".join(f"{name}: {finding.found}{fix}".split()))
 
 
 def _imports() -> None:
@@ -208,7 +212,7 @@ class Examination:
                 "W&B key",
                 lambda: tracking_key.wandb_key(config.run.tracking),
                 "a fit ends at once with code 78",
-                "pip install wandb, or say --run.tracking none",
+                "correct the WANDB_* variable, pip install wandb, or say --run.tracking none",
                 20,
                 "warn",
             ),

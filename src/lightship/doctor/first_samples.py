@@ -78,7 +78,10 @@ def find_first_samples(data: DataConfig) -> FirstSamples:
 
 
 def _listed(url: str) -> FirstSamples:
-    files = storage.list_files(url, _LISTED)
+    try:
+        files = storage.list_files(url, _LISTED)
+    except storage.NotFound as error:
+        raise DataError(f"--data.root {storage.redact(url)}: nothing is there ({error})") from error
     if [file.path for file in files] == [""]:
         return _in_one_file(url, files[0].size_bytes)
     sizes = {file.path: file.size_bytes for file in files if not is_ignored(file.path)}
