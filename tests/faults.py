@@ -3,6 +3,7 @@
 Faults: "status" (an error answer), "reset" (half of the body, then a TCP reset), "stall" (half of
 the body, then silence), "short" and "long" (a body one byte off, with headers that agree with it),
 "flip" (a body of the right length with one wrong bit), "flip told" (beside the server's check sum),
+"slow" (every answer `SLOW_S` late), "hour ahead" (by the server's clock it is an hour later),
 "deaf" (a request's body is neither asked for nor taken).
 """
 
@@ -14,10 +15,13 @@ import socket
 import struct
 import sys
 import threading
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+SLOW_S = 1.0
 _HOP_HEADERS = ("connection", "transfer-encoding", "content-length", "keep-alive", "expect")
 
 
@@ -120,6 +124,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("short", "long"):
             answer = answer[:-1] if fault == "short" else answer + b"?"
             length, headers = len(answer), [h for h in headers if h[0].lower() != "content-range"]
+        if fault == "slow":
+            proxy.closing.wait(SLOW_S)
+        if fault == "hour ahead":
+            headers = [(name, _an_hour_later(name, value)) for name, value in headers]
         if fault.startswith("flip") and answer:
             if fault == "flip":
                 headers = [h for h in headers if "checksum" not in h[0].lower()]
@@ -177,3 +185,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _an_hour_later(name: str, value: str) -> str:
+    """A header that tells a time, an hour later; others as they are."""
+    if name.lower() not in ("date", "last-modified"):
+        return value
+    later = parsedate_to_datetime(value) + timedelta(hours=1)
+    return format_datetime(later, usegmt=True)

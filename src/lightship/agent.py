@@ -98,7 +98,7 @@ def run_agent(processes: int, arguments: Sequence[str], is_resumable: bool) -> N
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
     logging.getLogger("torch.distributed.elastic").propagate = False
     log_path = Path(os.environ.get("PET_LOG_DIR") or tempfile.mkdtemp(prefix="lightship-"))
-    settings = _settings(processes, log_path, is_resumable)
+    settings = launch_settings(processes, log_path, is_resumable)
     logs = _Logs(log_path, processes)
     handler = _rendezvous(settings)
     spec = WorkerSpec(
@@ -145,7 +145,7 @@ def run_agent(processes: int, arguments: Sequence[str], is_resumable: bool) -> N
             shutil.rmtree(log_path, ignore_errors=True)
 
 
-def _settings(processes: int, log_path: Path, is_resumable: bool) -> LaunchConfig:
+def launch_settings(processes: int, log_path: Path, is_resumable: bool) -> LaunchConfig:
     """What the PET_* variables say, read by torchrun's own parser, with our defaults."""
     given = torchrun.parse_args(["lightship"])
     given.nproc_per_node, given.log_dir = str(processes), str(log_path)

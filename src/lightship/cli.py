@@ -25,9 +25,12 @@ COMMANDS = {
     "fit": "train, then test the best checkpoint; the same command again resumes",
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split, exactly",
+    "doctor": "check all that can be checked before a fit with these flags",
     "predict": "write a table of predictions for images without labels",
     "pack": "write images of any layout as tar shards with an index; the same again resumes",
 }
+_FROM_THE_START = ("fit", "doctor")
+"""Commands that need no run at run.output."""
 SECTIONS = {
     "run": config.RunConfig,
     "data": config.DataConfig,
@@ -46,12 +49,14 @@ class Command:
         config: Checked configuration.
         ckpt_path: `best`, `last` or the URL of a checkpoint; None: the command's own choice.
         predictions: Where predict writes its table; None: under run.output.
+        wrong: Why doctor's configuration is not valid; it tells of it among its checks.
     """
 
     name: str
     config: Config
     ckpt_path: str | None = None
     predictions: str | None = None
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     if name == "pack":
         return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])
-    if name != "fit":
+    if name not in _FROM_THE_START:
         sources = [*_kept_config(flags), *sources]
     elif not sources and not any(_is_flag(flag, "data.root") for flag in flags):
         sources = ["digits"]  # the embedded data set with the settings that suit it
@@ -316,13 +321,19 @@ def _kept_config(flags: list[str]) -> list[str]:
 
 def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
     settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
-    config.check(settings)
+    wrong = ""
+    try:
+        config.check(settings)
+    except ConfigError as error:
+        if name != "doctor":
+            raise
+        wrong = str(error)
     if settings.run.output is None:
-        if name != "fit":
+        if name not in _FROM_THE_START:
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
         title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
         settings.run.output = f"runs/{title}-{config.identity_hash(settings)}"
-    return Command(name, settings, namespace.ckpt_path, namespace.get("predictions"))
+    return Command(name, settings, namespace.ckpt_path, namespace.get("predictions"), wrong)
 
 
 def _is_flag(item: str, *names: str) -> bool:

@@ -33,6 +33,10 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     """
     if isinstance(command, PackCommand):
         _pack(command)
+    elif command.name == "doctor":
+        from lightship.doctor.examine import examine
+
+        examine(command, is_worker=_is_worker())
     elif _is_worker():
         _work(command)
     elif _is_done(command):
@@ -40,14 +44,14 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     elif command.config.trainer.is_on_tpu:
         (_work if _is_one_of_several_tpu_hosts() else _run)(command)
     else:
-        processes = _processes_here(command.config)
+        processes = processes_here(command.config)
         if processes > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1"):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _stopped_early)
             from lightship import shared_memory
             from lightship.agent import run_agent
 
-            if _is_on_gpus(command.config.trainer.accelerator):
+            if is_on_gpus(command.config.trainer.accelerator):
                 shared_memory.check(processes)
             os.environ[_AGENT_PID] = str(os.getpid())
             run_agent(processes, arguments, is_resumable=command.name == "fit")
@@ -102,7 +106,7 @@ def _work(command: Command) -> None:
 
     trainer = command.config.trainer
     try:
-        ranks.open_group(trainer.timeout_s, _is_on_gpus(trainer.accelerator))
+        ranks.open_group(trainer.timeout_s, is_on_gpus(trainer.accelerator))
         _run(command)
         ranks.close_group()
     except BaseException as error:
@@ -170,13 +174,14 @@ def _is_done(command: Command) -> bool:
     return command.name == "fit" and storage.exists(storage.join(str(output), "DONE"))
 
 
-def _is_on_gpus(accelerator: str) -> bool:
+def is_on_gpus(accelerator: str) -> bool:
+    """Whether each process drives a GPU."""
     import torch
 
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def _processes_here(config: Config) -> int:
+def processes_here(config: Config) -> int:
     """Processes on this node: --trainer.devices, else PET_NPROC_PER_NODE, else all GPUs, else 1.
 
     Raises:
@@ -190,7 +195,7 @@ def _processes_here(config: Config) -> int:
         return 1
     import torch
 
-    gpus = torch.cuda.device_count() if _is_on_gpus(config.trainer.accelerator) else 0
+    gpus = torch.cuda.device_count() if is_on_gpus(config.trainer.accelerator) else 0
     if wanted == "auto":
         return gpus or 1
     if not wanted.isdecimal():

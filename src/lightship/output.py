@@ -52,7 +52,7 @@ class RunOutput:
         """
         if not storage.exists(self.at("DONE")):
             return False
-        self._refuse_another_run("a finished run")
+        self.refuse_another_run("a finished run")
         numbers = json.loads(storage.read_bytes(self.at("DONE")))
         shown = [f"{key} {numbers[key]:.4f}" for key in ("test/acc", "val/acc") if key in numbers]
         report = storage.redact(self.at("report", "report.html"))
@@ -85,7 +85,7 @@ class RunOutput:
         where = f"--run.output {storage.redact(self.url)}"
         commits = list(store.commits())
         if commits:
-            self._refuse_another_run(f"a run at step {commits[-1].step}")
+            self.refuse_another_run(f"a run at step {commits[-1].step}")
         commit = store.best() if ckpt_path == "best" else store.newest()
         start = None
         if commit is not None:
@@ -130,7 +130,7 @@ class RunOutput:
             for path in storage.local_path(self.url).rglob(".*.lightship-tmp"):
                 path.unlink(missing_ok=True)
 
-    def _refuse_another_run(self, what: str) -> None:
+    def refuse_another_run(self, what: str) -> None:
         """Raise ConfigError if this output already holds a run and the settings forbid that."""
         where = f"--run.output {storage.redact(self.url)} holds {what}"
         if self.config.run.resume == "never":

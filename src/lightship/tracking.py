@@ -2,7 +2,6 @@
 
 import csv
 import io
-import netrc
 import os
 import secrets
 import string
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
@@ -19,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightship import storage
 from lightship.exits import ConfigError
+from lightship.wandb_key import find_key
 
 if TYPE_CHECKING:
     import wandb
@@ -283,26 +282,11 @@ def start_tracking(
     """
     if mode == "none":
         return None
-    # W&B's reports about itself would start two threads here, and hold the exit of a process whose
-    # server does not answer for 20 s. Read when wandb is imported.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(
-            f"--run.tracking {mode} needs wandb, which is not installed ({error}); install it or "
-            "set --run.tracking none"
-        ) from error
-
-    try:
-        known = wandb.setup(settings=wandb.Settings(silent=True)).settings
-    except ValueError as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(
-            f"a WANDB_* variable or wandb's settings file is wrong: {told}"
-        ) from error
+    known = known_settings(mode)
     if known.mode == "disabled":
         return None
+    import wandb
+
     environment = environment or {}
     scratch_path.mkdir(parents=True, exist_ok=True)
 
@@ -336,7 +320,7 @@ def start_tracking(
     why_offline = "as asked"
     run = None
     if mode == "auto" and known.mode not in ("offline", "dryrun"):
-        why_offline = _missing_key(known.base_url, known.api_key or known.identity_token_file)
+        _, why_offline = find_key(known.base_url, known.api_key or known.identity_token_file)
         if not why_offline:
             try:
                 run = init("online")
@@ -354,18 +338,30 @@ def start_tracking(
     return tracker
 
 
-def _missing_key(base_url: str, key: str | None) -> str:
-    """Why there is no key for `base_url`, or '' if there is one."""
-    if key:
-        return ""
-    host = urlsplit(base_url).netloc
+def known_settings(mode: str) -> "wandb.Settings":
+    """W&B's own settings, of environment and files. Blocks for the import; asks no server.
+
+    Raises:
+        ConfigError: wandb is not installed, or its settings are not valid.
+    """
+    # W&B's reports about itself would start two threads here, and hold the exit of a process whose
+    # server does not answer for 20 s. Read when wandb is imported.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        found = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except FileNotFoundError:
-        found = None
-    except (netrc.NetrcParseError, OSError) as error:
-        return f"netrc cannot be read: {error}"
-    return "" if found else f"no key: WANDB_API_KEY is not set and netrc has no entry for {host}"
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"--run.tracking {mode} needs wandb, which is not installed ({error}); install it or "
+            "set --run.tracking none"
+        ) from error
+
+    try:
+        return wandb.setup(settings=wandb.Settings(silent=True)).settings
+    except (ValueError, wandb.Error) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(
+            f"a WANDB_* variable or wandb's settings file is wrong: {told}"
+        ) from error
 
 
 def upload_offline_run(scratch_path: Path, output_url: str) -> list[str]:

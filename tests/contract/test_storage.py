@@ -47,6 +47,12 @@ class ReadContract(abc.ABC):
         inner = storage.list_files(storage.join(tree_url, "train", "cat"))
         assert inner == [FileInfo("1.jpg", 10240), FileInfo("2.jpg", 3)]
 
+    def test_lists_some_files_without_looking_for_all(self, tree_url: str) -> None:
+        some = storage.list_files(tree_url, most=1)
+        assert 1 <= len(some) < len(TREE)
+        assert set(some) <= {FileInfo(path, len(data)) for path, data in TREE.items()}
+        assert storage.list_files(storage.join(tree_url, "z"), most=1) == [FileInfo("", 3000)]
+
     def test_lists_a_single_file_as_itself(self, tree_url: str) -> None:
         assert storage.list_files(storage.join(tree_url, "train/cat/2.jpg")) == [FileInfo("", 3)]
 
@@ -127,6 +133,13 @@ class StorageContract(ReadContract):
     @pytest.fixture
     @abc.abstractmethod
     def url(self) -> object: ...
+
+    def test_tells_when_a_file_was_written(self, url: str) -> None:
+        new, before_s = storage.join(url, "new"), time.time()
+        storage.write_bytes(new, b"1")
+        assert before_s - 2 <= storage.modified_s(new) <= time.time() + 2
+        with pytest.raises(NotFound):
+            storage.modified_s(storage.join(url, "nothing"))
 
     @pytest.fixture
     def tree_url(self, url: str) -> str:

@@ -21,13 +21,14 @@ ALLOWED = {
     "checkpoint": {"exits", "storage", "payload"},
     "data": {"exits", "batch", "config", "devices", "ranks", "storage"},
     "model": {"exits", "batch", "devices", "storage"},
-    "tracking": {"exits", "storage"},
+    "wandb_key": set(),
+    "tracking": {"exits", "storage", "wandb_key"},
     "report": {"exits", "storage"},
     "starts": {"storage"},
     "output": {"exits", "config", "storage", "checkpoint"},
     "callbacks": {"exits", "batch", "checkpoint", "devices", "storage", "tracking", "model"},
 }
-TOP = {"cli", "launch", "run", "measure", "examine", "trainer", "__main__", "__init__"}
+TOP = {"cli", "launch", "run", "measure", "examine", "trainer", "doctor", "__main__", "__init__"}
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
 SOLE_IMPORTERS |= {"torch_xla": "devices"}
 LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]

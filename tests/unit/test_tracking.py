@@ -191,6 +191,12 @@ def test_a_wrong_wandb_variable_is_the_users_error(tmp_path, monkeypatch):
         start(tmp_path)
 
 
+def test_a_wandb_key_with_a_newline_is_the_users_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY + "\n")
+    with pytest.raises(ConfigError, match="whitespace"):
+        start(tmp_path)
+
+
 def test_many_classes_become_a_table_of_pairs(tmp_path):
     tracker, _ = start(tmp_path, "offline")
     confusion = np.diag([5] * 60)

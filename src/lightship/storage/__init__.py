@@ -50,8 +50,9 @@ from lightship.storage.urls import base_name, is_private, is_remote, join, local
 __all__ = [
     "Data", "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
     "cache_path", "cached_download", "check_writable", "download", "exists", "is_private",
-    "is_remote", "join", "list_files", "local_path", "make_ready", "open_binary", "read_bytes",
-    "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
+    "is_remote", "join", "list_files", "local_path", "make_ready", "modified_s", "open_binary",
+    "read_bytes", "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes",
+    "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
@@ -188,13 +189,15 @@ def make_ready(url: str) -> None:
     in_daemon(connect)
 
 
-def list_files(url: str) -> list[FileInfo]:
+def list_files(url: str, most: int | None = None) -> list[FileInfo]:
     """Every file under `url`, sorted by path; for a single file, one entry with an empty path.
+
+    With `most` it stops looking where it has that many (or some more), for who needs examples.
 
     Raises:
         NotFound: nothing is there; an empty folder counts as nothing, as object stores have none.
     """
-    found = _run(url, "files")
+    found = _run(url, "files", most)
     if not found:
         raise NotFound(f"{redact(url)} is empty or does not exist")
     return sorted(found, key=lambda file: file.path)
@@ -215,6 +218,11 @@ def size_bytes(url: str) -> int:
     if size is None:
         raise NotFound(f"{redact(url)} is a folder; a file was expected")
     return size
+
+
+def modified_s(url: str) -> float:
+    """When the file was written by the storage's own clock, in Unix time. Raises NotFound."""
+    return _run(url, "modified")
 
 
 def read_bytes(url: str) -> bytes:

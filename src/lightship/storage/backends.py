@@ -52,12 +52,12 @@ class Local:
     def reads_at_once(self, limits: Limits) -> int:
         return limits.threads
 
-    def files(self, patience: Patience, path: str) -> list[FileInfo]:
+    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
         if os.path.isfile(path):
             return [FileInfo("", os.path.getsize(path))]
-        found = []
+        found: list[FileInfo] = []
         folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
-        while folders:
+        while folders and (most is None or len(found) < most):
             folder, prefix, above = folders.pop()
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -75,6 +75,9 @@ class Local:
 
     def size(self, patience: Patience, path: str) -> int | None:
         return None if os.path.isdir(path) else os.stat(path).st_size
+
+    def modified(self, patience: Patience, path: str) -> float:
+        return os.stat(path).st_mtime
 
     def read(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
         with open(path, "rb", buffering=0 if end is None else -1) as file:
@@ -113,18 +116,26 @@ class Remote:
     def reads_at_once(self, limits: Limits) -> int:
         return limits.threads
 
-    def files(self, patience: Patience, path: str) -> list[FileInfo]:
+    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
         info = self.fs.info(path)
         if info["type"] != "directory":
             return [FileInfo("", _size(info) or 0)]
-        found = self.fs.find(path, detail=True).items()
-        return [FileInfo(name.removeprefix(path).lstrip("/"), i["size"]) for name, i in found]
+        found = {} if most else self.fs.find(path, detail=True)
+        for folder in self.fs.walk(path, detail=True) if most else ():
+            found |= {each["name"]: each for each in folder[2].values()}
+            if most and len(found) >= most:
+                break
+        names = ((name.removeprefix(path).lstrip("/"), i["size"]) for name, i in found.items())
+        return [FileInfo(*each) for each in names]
 
     def connect(self, patience: Patience, path: str) -> None:
         self.fs.exists(path)
 
     def size(self, patience: Patience, path: str) -> int | None:
         return _size(self.fs.info(path))
+
+    def modified(self, patience: Patience, path: str) -> float:
+        return self.fs.modified(path).timestamp()
 
     def read(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
         if self.is_archive and self.size(patience, path) is None:
@@ -203,8 +214,8 @@ class S3(Async):
         if self.obstore:
             self.obstore.connect(path)
 
-    def files(self, patience: Patience, path: str) -> list[FileInfo]:
-        if self.obstore and not patience.tries and self.obstore.may_try():
+    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
+        if self.obstore and not most and not patience.tries and self.obstore.may_try():
             with contextlib.suppress(FirstTryFailed):
                 if found := self.obstore.files(patience, path):
                     return [FileInfo(*each) for each in found]
@@ -212,12 +223,13 @@ class S3(Async):
         prefix = key.rstrip("/") + "/" if key else ""
         listed: list[FileInfo] = []
         where: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        where |= {"MaxKeys": min(most, 1000)} if most else {}
         while True:
             page = self.call(patience, 0, "list_objects_v2", **where)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # what consoles put where a folder shall show
                     listed.append(FileInfo(entry["Key"][len(prefix) :], entry["Size"]))
-            if not page.get("IsTruncated"):
+            if not page.get("IsTruncated") or (most and len(listed) >= most):
                 break
             where["ContinuationToken"] = page["NextContinuationToken"]
         if not listed and key and (size := self.size(patience, path)) is not None:

@@ -1,0 +1,210 @@
+"""The first samples at --data.root, found without listing or scanning all of it."""
+
+import io
+import tarfile
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from lightship import storage
+from lightship.config import DataConfig
+from lightship.data.manifest import Manifest, load_manifests
+from lightship.data.pixels import decode
+from lightship.data.read import plan_spans, read_samples
+from lightship.data.shards import INDEX
+from lightship.data.sources import NAMED_ROOTS, scan
+from lightship.data.sources_cifar import ENCODING, cifar_files
+from lightship.data.sources_parquet import scan_parquet
+from lightship.data.sources_parts import is_ignored, is_image, seen
+from lightship.exits import DataError
+
+_LISTED = 256
+_SPANS_BYTES = 16 * 2**20
+_PIECE_BYTES = 4 * 2**20  # as the stream's blocks
+_HEAD_BYTES = 2 * 2**20
+_DECODED = 16
+_TARS = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class FirstSamples:
+    """What a look at the first files shows.
+
+    Attributes:
+        told: What the images lie in.
+        spans: What to read to learn the speed; at most about 16 MiB.
+        image_bytes: Mean size of a stored image; None: not known.
+        images: A few images' bytes, to be decoded.
+        encoding: Of these (`Manifest.encoding`).
+        count: Images of the training split, where an index or a table of contents tells.
+        classes: Number of classes, likewise.
+        whole_bytes: Size of an archive that is fetched whole before anything else.
+    """
+
+    told: str
+    spans: list[storage.Span]
+    image_bytes: float | None = None
+    images: list[bytes] = field(default_factory=list)
+    encoding: str = "image"
+    count: int | None = None
+    classes: int | None = None
+    whole_bytes: int | None = None
+
+    def size_px(self) -> int | None:
+        """Side of the first image; None if there is none to look at. Raises DataError."""
+        return decode(self.images[0], self.encoding).shape[-1] if self.images else None
+
+
+def find_first_samples(data: DataConfig) -> FirstSamples:
+    """Look at the first files, a few hundred of a listing at most. Blocks.
+
+    Raises:
+        LightshipError: Nothing is there, or it is no data set.
+    """
+    if data.root == "digits":
+        return _of_manifest(scan("digits")["train"], "the embedded digits")
+    url, md5 = NAMED_ROOTS.get(data.root, (data.root, data.root_md5))
+    if md5 and storage.is_remote(url):
+        kept = storage.cache_path(md5.lower(), storage.base_name(url))
+        if not kept.exists():
+            size = storage.size_bytes(url)
+            return FirstSamples("an archive", _pieces(url, size), whole_bytes=size)
+        url = str(kept)
+    if url.startswith(("http://", "https://")) and not storage.base_name(url).count("."):
+        return _indexed(url)
+    return _listed(url)
+
+
+def _listed(url: str) -> FirstSamples:
+    try:
+        files = storage.list_files(url, _LISTED)
+    except storage.NotFound as error:
+        raise DataError(f"--data.root {storage.redact(url)}: nothing is there ({error})") from error
+    if [file.path for file in files] == [""]:
+        return _in_one_file(url, files[0].size_bytes)
+    sizes = {file.path: file.size_bytes for file in files if not is_ignored(file.path)}
+    if INDEX in sizes:
+        return _indexed(url)
+    if cifar := cifar_files(list(sizes)):
+        # Its pickles are read whole; rows of 3,073 bytes.
+        path = max(cifar.values(), key=lambda path: sizes[path])
+        pieces = _pieces(storage.join(url, path), sizes[path])
+        return FirstSamples("a CIFAR python archive, unpacked", pieces, 3073.0, encoding=ENCODING)
+    images = [path for path in sizes if is_image(path)]
+    tars = [path for path in sizes if path.lower().endswith(_TARS)]
+    parquet = [path for path in sizes if path.lower().endswith(".parquet")]
+    if images:
+        return _single_files(url, images, sizes)
+    if tars:
+        return _in_tar(storage.join(url, tars[0]), sizes[tars[0]])
+    if parquet:
+        return _in_parquet(url, parquet[0], sizes[parquet[0]])
+    raise DataError(
+        f"--data.root {storage.redact(url)}: the first {len(sizes)} files are {seen(sizes)}; "
+        "looked for class folders of images, .tar shards, .parquet files or a CIFAR archive"
+    )
+
+
+def _in_one_file(url: str, size_bytes: int) -> FirstSamples:
+    head = storage.read_range(url, 0, min(size_bytes, 512))
+    if head.startswith(b"PK\x03\x04") and "::" not in url:
+        return _listed(f"zip://::{url}")
+    if head.startswith(b"PAR1"):
+        return _in_parquet(url, "", size_bytes)
+    return _in_tar(url, size_bytes)
+
+
+def _indexed(url: str) -> FirstSamples:
+    """Packed shards, whose index tells all."""
+    manifests = load_manifests(storage.join(url, INDEX))
+    split = "train" if "train" in manifests else min(manifests)
+    return _of_manifest(replace(manifests[split], root=url), "packed shards")
+
+
+def _of_manifest(manifest: Manifest, told: str) -> FirstSamples:
+    most = int(np.searchsorted(np.cumsum(manifest.length), _SPANS_BYTES)) + 1
+    ids = np.arange(min(most, len(manifest)))
+    in_place = ids[np.lexsort((manifest.offset[ids], manifest.file_index[ids]))]
+    images = []
+    for _, data in read_samples(manifest, ids[:_DECODED]):
+        if isinstance(data, DataError):
+            raise data
+        images.append(data)
+    return FirstSamples(
+        told,
+        [span for span, _ in plan_spans(manifest, in_place)],
+        float(manifest.length[ids].mean()),
+        images,
+        manifest.encoding,
+        len(manifest),
+        len(manifest.class_names),
+    )
+
+
+def _single_files(url: str, paths: list[str], sizes: dict[str, int]) -> FirstSamples:
+    spans: list[storage.Span] = []
+    total = 0
+    for path in paths:
+        if spans and total + sizes[path] > _SPANS_BYTES:
+            break
+        total += sizes[path]
+        spans.append(storage.Span(storage.join(url, path), 0, sizes[path]))
+    images = [data for data in storage.read_spans(spans[:_DECODED]) if isinstance(data, bytes)]
+    return FirstSamples("one file an image", spans, total / len(spans), images)
+
+
+def _in_tar(url: str, size_bytes: int) -> FirstSamples:
+    """A tar, known by its first MiB alone."""
+    head = storage.read_range(url, 0, min(size_bytes, _HEAD_BYTES))
+    is_gzipped = head.startswith(b"\x1f\x8b")
+    images: list[bytes] = []
+    lengths: list[int] = []
+    if is_gzipped:
+        try:
+            head = zlib.decompressobj(31).decompress(head, 4 * _HEAD_BYTES)
+        except zlib.error as error:
+            raise DataError(f"{storage.redact(url)} is a damaged gzip file ({error})") from error
+    try:
+        with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as tar:
+            for member in iter(partial(_next, tar), None):
+                if member.isfile() and is_image(member.name) and not is_ignored(member.name):
+                    lengths.append(member.size)
+                    data = head[member.offset_data : member.offset_data + member.size]
+                    if len(data) == member.size and len(images) < _DECODED:
+                        images.append(data)
+    except tarfile.TarError as error:
+        raise DataError(
+            f"--data.root {storage.redact(url)} is one file of {size_bytes} bytes and no tar, zip "
+            f"or Parquet ({error})"
+        ) from error
+    mean = float(np.mean(lengths)) if lengths else None
+    if is_gzipped:
+        # Read from its beginning to its end before training, whatever is in it.
+        return FirstSamples("a gzipped tar", _pieces(url, size_bytes), None, images,
+                            whole_bytes=size_bytes)  # fmt: skip
+    return FirstSamples("tar shards", _pieces(url, size_bytes), mean, images)
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; None at the end, or where the head ends within one."""
+    try:
+        return tar.next()
+    except tarfile.ReadError:
+        if not tar.getmembers():
+            raise
+        return None
+
+
+def _in_parquet(url: str, file: str, size_bytes: int) -> FirstSamples:
+    (part,) = scan_parquet(url, [file], storage.redact(url), labelled=False).parts
+    where = storage.join(url, file) if file else url
+    mean = float(np.mean(part.length)) if len(part.length) else None
+    return FirstSamples("Parquet", _pieces(where, size_bytes), mean)
+
+
+def _pieces(url: str, size_bytes: int) -> list[storage.Span]:
+    """The first 16 MiB of a file in blocks."""
+    ends = range(0, min(size_bytes, _SPANS_BYTES), _PIECE_BYTES)
+    return [storage.Span(url, at, min(at + _PIECE_BYTES, size_bytes)) for at in ends]
