@@ -33,6 +33,10 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     """
     if isinstance(command, PackCommand):
         _pack(command)
+    elif command.name == "export":  # one process is enough, however many trained
+        from lightship.export import export
+
+        export(command)
     elif _is_worker():
         _work(command)
     elif _is_done(command):

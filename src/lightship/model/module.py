@@ -170,7 +170,7 @@ class ImageClassifier(LightningModule):
             "train/acc": hits / count if count else nan,
         }
 
-    def _log_probabilities(self, images: Tensor) -> Tensor:
+    def log_probabilities(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C] float32.
 
         With test_flip, of the mean of both views' probabilities: unlike the mean of logits it is
@@ -184,11 +184,11 @@ class ImageClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a validation batch."""
-        self.evaluation.update(self._log_probabilities(batch.images), batch.labels)
+        self.evaluation.update(self.log_probabilities(batch.images), batch.labels)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a test batch."""
-        self.evaluation.update(self._log_probabilities(batch.images), batch.labels)
+        self.evaluation.update(self.log_probabilities(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/loss, val/acc and (with more than five classes) val/top5, over all ranks."""
@@ -207,7 +207,7 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Each row's id (NOT_COUNTED in padding), [B], and its probabilities, [B, C] float32."""
-        return batch.ids, self._log_probabilities(batch.images).exp()
+        return batch.ids, self.log_probabilities(batch.images).exp()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule over all steps of the trainer."""
