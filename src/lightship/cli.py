@@ -27,6 +27,7 @@ COMMANDS = {
     "test": "measure a checkpoint on the test split, exactly",
     "doctor": "check all that can be checked before a fit with these flags",
     "predict": "write a table of predictions for images without labels",
+    "export": "write a checkpoint as one file that runs without lightship, checked against it",
     "pack": "write images of any layout as tar shards with an index; the same again resumes",
 }
 _FROM_THE_START = ("fit", "doctor")
@@ -49,6 +50,8 @@ class Command:
         config: Checked configuration.
         ckpt_path: `best`, `last` or the URL of a checkpoint; None: the command's own choice.
         predictions: Where predict writes its table; None: under run.output.
+        export: Where export writes its file; None: under run.output.
+        format: One of config.EXPORTS.
         wrong: Why doctor's configuration is not valid; it tells of it among its checks.
     """
 
@@ -56,6 +59,8 @@ class Command:
     config: Config
     ckpt_path: str | None = None
     predictions: str | None = None
+    export: str | None = None
+    format: str = "torch"
     wrong: str = ""
 
 
@@ -206,6 +211,10 @@ def build_parser(name: str) -> ArgumentParser:
             type=str | None,
             help="URL of the table, .csv or .jsonl (default: RUN.OUTPUT/predictions.csv)",
         )
+    if name == "export":
+        parser.add_argument("--format", type=str, default="torch", help="torch (.pt2) or onnx")
+        where = "URL of the file (default: under RUN.OUTPUT/export/)"
+        parser.add_argument("--export", type=str | None, help=where)
     for section, fields in SECTIONS.items():
         parser.add_class_arguments(fields, section)
     for action in parser._actions:
@@ -333,7 +342,11 @@ def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
         title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
         settings.run.output = f"runs/{title}-{config.identity_hash(settings)}"
-    return Command(name, settings, namespace.ckpt_path, namespace.get("predictions"), wrong)
+    kind = namespace.get("format", "torch")
+    if kind not in config.EXPORTS:
+        raise UsageError(f"--format is '{kind}'; it must be one of {', '.join(config.EXPORTS)}")
+    urls = namespace.get("predictions"), namespace.get("export")
+    return Command(name, settings, namespace.ckpt_path, *urls, format=kind, wrong=wrong)
 
 
 def _is_flag(item: str, *names: str) -> bool:

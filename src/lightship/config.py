@@ -19,6 +19,8 @@ import yaml
 
 from lightship.exits import ConfigError
 
+EXPORTS = {"torch": "model.pt2", "onnx": "model.onnx"}
+"""Formats of `lightship export`, and the file's name where none is given."""
 _MIN, _MAX, _FREE, _UNIT = "at_least", "at_most", "free", "unit"
 
 

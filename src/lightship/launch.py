@@ -37,6 +37,10 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
         from lightship.doctor.examine import examine
 
         examine(command, is_worker=_is_worker())
+    elif command.name == "export":  # one process is enough, however many trained
+        from lightship.export import export
+
+        export(command)
     elif _is_worker():
         _work(command)
     elif _is_done(command):

@@ -9,9 +9,9 @@ import torch
 
 from lightship import ranks, storage
 from lightship.cli import Command
-from lightship.exits import ConfigError, DataError
-from lightship.model.module import ImageClassifier
+from lightship.exits import DataError
 from lightship.output import RunOutput
+from lightship.restored import load_model
 from lightship.trainer import build_data, build_trainer, evaluate, numbers_line, start_progress
 
 
@@ -30,7 +30,7 @@ def predict(command: Command) -> None:
     config = command.config
     progress = start_progress(config)
     output = RunOutput(config, progress.note)
-    model = _load_model(command, output)
+    model = load_model(command, progress.note)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
     data.load_unlabelled()
@@ -61,7 +61,7 @@ def _measure(command: Command, split: str) -> None:
     config = command.config
     progress = start_progress(config)
     output = RunOutput(config, progress.note)
-    model = _load_model(command, output)
+    model = load_model(command, progress.note)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
     data.load_manifests(None, need=split)
@@ -76,24 +76,6 @@ def _measure(command: Command, split: str) -> None:
     url = output.at("report", f"{split}.json")
     storage.write_bytes(url, json.dumps(numbers, indent=1).encode())
     progress.note(f"{numbers_line(numbers, split)}; {storage.redact(url)}")
-
-
-def _load_model(command: Command, output: RunOutput) -> ImageClassifier:
-    """The model of `ckpt_path` (best, last or a URL), rebuilt from the checkpoint alone."""
-    choice = command.ckpt_path or "best"
-    store = output.checkpoints()
-    if choice in ("best", "last"):
-        commit = ranks.from_rank_0(store.best if choice == "best" else store.newest)
-        if commit is None:
-            raise ConfigError(f"no good checkpoint under --run.output {storage.redact(output.url)}")
-        checkpoint = store.load_checkpoint(store.url_of(commit))
-    else:
-        checkpoint = store.load_checkpoint(choice)
-    if not {"state_dict", "hyper_parameters"} <= set(checkpoint):
-        raise ConfigError(f"--ckpt_path {storage.redact(choice)} is no checkpoint of lightship's")
-    model = ImageClassifier(**{**checkpoint["hyper_parameters"], "weights": None})
-    model.load_state_dict(checkpoint["state_dict"])
-    return model
 
 
 def _predictions_table(rows: list[tuple[str, list[str], list[float]]], url: str) -> bytes:

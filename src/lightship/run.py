@@ -19,8 +19,8 @@ from lightship.callbacks.throughput import Throughput
 from lightship.cli import Command
 from lightship.config import Config
 from lightship.data.module import ImageData
-from lightship.examine import examine
 from lightship.exits import ConfigError
+from lightship.findings import find_mistakes
 from lightship.model.module import ImageClassifier
 from lightship.output import RunOutput, Start, shown_config
 from lightship.report import ReportData, Shown, write_report
@@ -122,7 +122,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
     if split:
         model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
         numbers |= evaluate(config, data, model, split, progress)
-    examined = examine(model, data, split) if split else {}
+    found = find_mistakes(model, data, split) if split else {}
     skipped = ranks.gather(data.skipped)
     if not ranks.is_first():
         return
@@ -136,7 +136,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
         environment=environment,
         skipped=sorted({line for each in skipped for line in each}),
         starts=starts,
-        **examined,
+        **found,
     )
     write_report(output.url, report)
     if tracker:

@@ -28,12 +28,16 @@ ALLOWED = {
     "output": {"exits", "config", "storage", "checkpoint"},
     "callbacks": {"exits", "batch", "checkpoint", "devices", "storage", "tracking", "model"},
 }
-TOP = {"cli", "launch", "run", "measure", "examine", "trainer", "doctor", "__main__", "__init__"}
+TOP = {
+    "cli", "launch", "run", "findings", "measure", "export", "restored", "doctor", "trainer",
+    "__main__", "__init__",
+}  # fmt: skip
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
-SOLE_IMPORTERS |= {"torch_xla": "devices"}
+SOLE_IMPORTERS |= {"torch_xla": "devices", "onnx": "export", "onnxruntime": "export"}
 LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
 IMPORTED_WHERE_USED = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
+IMPORTED_WHERE_USED |= {"onnx", "onnxscript", "onnxruntime"}
 
 
 def modules() -> dict[str, ast.Module]:

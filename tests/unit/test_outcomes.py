@@ -9,7 +9,7 @@ from tests.images import little_set, put
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.config import DataConfig
 from lightship.data.module import ImageData
-from lightship.examine import examine
+from lightship.findings import find_mistakes
 from lightship.model.module import ImageClassifier
 from lightship.model.outcomes import COLUMNS, Outcomes
 
@@ -36,7 +36,7 @@ def test_outcomes_leave_padding_out_and_start_anew() -> None:
     assert len(outcomes.take()["id"]) == 0
 
 
-def test_examine_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
+def test_it_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     put(str(tmp_path), little_set(["train"], per_class=6, size_px=(16, 16)))
     data = ImageData(DataConfig(root=str(tmp_path), global_batch_size=4, val_fraction=0.0), 0, 1,
                      print)  # fmt: skip
@@ -56,7 +56,7 @@ def test_examine_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     model.outcomes.add(everything, log_shares)
     model.evaluation.update(log_shares, everything.labels)
     model.eval_metrics = model.evaluation.compute()
-    found = examine(model, data, "train")
+    found = find_mistakes(model, data, "train")
     first = found["hardest"][0]
     assert (first.true, first.guess) == (names[0], names[1])
     assert first.path == data.manifests["train"].name(wrong)

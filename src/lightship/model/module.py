@@ -172,7 +172,7 @@ class ImageClassifier(LightningModule):
             "train/acc": hits / count if count else nan,
         }
 
-    def _log_probabilities(self, images: Tensor) -> Tensor:
+    def log_probabilities(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C] float32.
 
         With test_flip, of the mean of both views' probabilities: unlike the mean of logits it is
@@ -193,7 +193,7 @@ class ImageClassifier(LightningModule):
         self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> None:
-        scores = self._log_probabilities(batch.images)
+        scores = self.log_probabilities(batch.images)
         self.evaluation.update(scores, batch.labels)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.outcomes.add(batch, scores)
@@ -215,7 +215,7 @@ class ImageClassifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Each row's id (NOT_COUNTED in padding), [B], and its probabilities, [B, C] float32."""
-        return batch.ids, self._log_probabilities(batch.images).exp()
+        return batch.ids, self.log_probabilities(batch.images).exp()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer, and its schedule over all steps of the trainer."""

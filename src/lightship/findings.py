@@ -17,7 +17,7 @@ Row = tuple[float, int, int, int, float]
 """Loss, id, label, guess, probability."""
 
 
-def examine(model: ImageClassifier, data: ImageData, split: str) -> dict[str, Any]:
+def find_mistakes(model: ImageClassifier, data: ImageData, split: str) -> dict[str, Any]:
     """The fields of ReportData that come from every image of the evaluation just done.
 
     Every rank; blocks for the others, and on rank 0 for the images shown. Ranks send what may be

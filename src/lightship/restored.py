@@ -1,0 +1,47 @@
+"""The model in a checkpoint: what every command on a trained run begins with."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightship import ranks, storage
+from lightship.checkpoint import CheckpointStore
+from lightship.cli import Command
+from lightship.exits import ConfigError
+from lightship.model.module import ImageClassifier
+from lightship.output import RunOutput
+
+
+def load_model(command: Command, say: Callable[[str], None]) -> ImageClassifier:
+    """The model of `ckpt_path`: `load_checkpoint` + `build_model`."""
+    return build_model(load_checkpoint(command, say))
+
+
+def load_checkpoint(command: Command, say: Callable[[str], None]) -> dict[str, Any]:
+    """The checkpoint of `ckpt_path` (best, last or a URL; default: best), verified.
+
+    Every rank; blocks. Only best and last need a run.
+
+    Raises:
+        ConfigError: There is no such checkpoint, or it is not one of lightship's.
+        CheckpointDamaged: It does not match its record.
+    """
+    choice, has_run = command.ckpt_path or "best", command.config.run.output is not None
+    output = RunOutput(command.config, say) if has_run else None
+    store = output.checkpoints() if output else CheckpointStore("", say)
+    if output and choice in ("best", "last"):
+        commit = ranks.from_rank_0(store.best if choice == "best" else store.newest)
+        if commit is None:
+            raise ConfigError(f"no good checkpoint under --run.output {storage.redact(output.url)}")
+        checkpoint = store.load_checkpoint(store.url_of(commit))
+    else:
+        checkpoint = store.load_checkpoint(choice)
+    if not {"state_dict", "hyper_parameters"} <= set(checkpoint):
+        raise ConfigError(f"--ckpt_path {storage.redact(choice)} is no checkpoint of lightship's")
+    return checkpoint
+
+
+def build_model(checkpoint: dict[str, Any]) -> ImageClassifier:
+    """The model, rebuilt from a checkpoint of lightship's alone."""
+    model = ImageClassifier(**{**checkpoint["hyper_parameters"], "weights": None})
+    model.load_state_dict(checkpoint["state_dict"])
+    return model
