@@ -158,6 +158,15 @@ def test_the_jobs_numbers_are_as_told() -> None:
     assert "no step for half an hour, no first step within an hour" in text
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["access denied", "no success within ", "nobody answers at ", "fewer than ", " MiB free"],
+)
+def test_what_is_seen_is_what_is_said(words: str) -> None:
+    assert words.strip() in page("docs/kubernetes.md")
+    assert any(words in path.read_text() for path in (ROOT / "src").rglob("*.py"))
+
+
 def test_every_overlay_is_told_of() -> None:
     text = page("docs/kubernetes.md")
     for path in (ROOT / "k8s/overlays").iterdir():
