@@ -53,6 +53,11 @@ def test_pages_are_short(name: str) -> None:
     assert len(page(name).splitlines()) <= MOST_LINES.get(name, 120)
 
 
+def test_every_page_is_found_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/\w[\w-]*\.md)\)", page("README.md")))
+    assert linked == set(PAGES[1:])
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page(name)):
