@@ -94,6 +94,8 @@ SHORTENED = {
     "--config digits --trainer.devices 2": " --trainer.max_epochs=1",
 }
 READABLE = ("command", "python")
+TOOLS = {"lightship", "python", "cat", "head", "ls"}
+"""What may be called here: on every machine it is there, and the same."""
 DONE_HERE = [
     example
     for example in EXAMPLES
@@ -121,6 +123,12 @@ def test_every_block_is_of_a_kind_that_is_read() -> None:
             assert example.file, f"{example}: the first line must name the file, to be used here"
 
 
+def test_only_tools_that_are_everywhere_are_called() -> None:
+    for example in DONE_HERE:
+        if example.kind == "command":
+            assert _tool_and_rest(example.text)[0] in TOOLS, f"{example}: name it in NOT_HERE"
+
+
 # ---- what cannot be done here, as far as it can be checked --------------------------------------
 
 
@@ -130,7 +138,7 @@ def test_what_is_not_done_is_well_formed(example: Example, desk: Path, tmp_path:
     line = example.text
     for path in re.findall(r"\b(?:k8s|docker)/[\w/.-]+", line):
         assert (ROOT / path).exists(), path
-    tool, _, rest = re.sub(r"^(?:\w+=\S+ )+", "", line).partition(" ")
+    tool, rest = _tool_and_rest(line)
     inside = line.partition(" lightship:")[2].partition(" ")[2]
     if tool == "make":
         _need("make")
@@ -146,6 +154,12 @@ def test_what_is_not_done_is_well_formed(example: Example, desk: Path, tmp_path:
         words.insert(at, "--help")  # then it parses the flags, and does nothing
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def _tool_and_rest(line: str) -> tuple[str, str]:
+    """A command's first word, without variables set before it, and what follows."""
+    tool, _, rest = re.sub(r"^(?:\w+=\S+ )+", "", line).partition(" ")
+    return tool, rest
 
 
 def _need(tool: str) -> None:
