@@ -232,10 +232,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("desk")
     files = _images()
     put(str(path / "images"), files)
-    put(
-        str(path / "new_images"),
-        {"a.jpg": files["test/cat/000.jpeg"], "b.jpg": files["test/ant/000.jpeg"]},
-    )
+    put(str(path / "new_images"), _new(files))
     (path / "my.yaml").write_text(
         "data: {root: images, image_size_px: 32, global_batch_size: 16}\ntrainer: {max_epochs: 1}\n"
     )
@@ -253,14 +250,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stocked(desk: Path, bucket: str) -> None:
-    """The desk's images in the bucket: as a folder and as a zip with a folder `images`."""
+    """The desk's images in the bucket, and in a zip there with a folder `images`."""
     put(f"{bucket}/images", _images())
+    put(f"{bucket}/new_images", _new(_images()))
     archive = shutil.make_archive(str(desk / ".images"), "zip", desk, "images")
     put(bucket, {"images.zip": Path(archive).read_bytes()})
 
 
 def _images() -> dict[str, bytes]:
     return little_set(("train", "test"), per_class=40, image_format="jpeg")
+
+
+def _new(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {"a.jpg": files["test/cat/000.jpeg"], "b.jpg": files["test/ant/000.jpeg"]}
 
 
 @pytest.mark.parametrize("example", DONE_HERE, ids=str)
