@@ -1,7 +1,9 @@
 """All checks of a command, put together and run: the one file that knows what each needs."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +21,7 @@ from lightship.doctor import (
     rendezvous,
     tracking_key,
 )
-from lightship.doctor.check import Check, Finding, Once, run, skipped
+from lightship.doctor.check import Check, Finding, Once, in_daemon, run, skipped
 from lightship.exits import ConfigError, LightshipError
 
 if TYPE_CHECKING:
@@ -29,6 +31,16 @@ if TYPE_CHECKING:
 _STORAGE_DEADLINE_S = 8.0
 """Bound of each call of the storage here, where a fit tries for two minutes."""
 _GUESSED_CLASSES = 1000
+_MEND_REMOTE_DATA = (
+    "correct --data.root, and give the pod's identity, or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
+    "and AWS_ENDPOINT_URL, the right to list and read there"
+)
+_MEND_LOCAL_DATA = (
+    "correct --data.root (a relative path starts at the working directory), in a container mount "
+    "the folder, or mend the file it names"
+)
+_NEED_KNOWN_S = 20.0
+"""How long the check of the data waits for how fast the net trains: a slow net is no slow data."""
 
 
 def examine(command: Command, is_worker: bool) -> None:
@@ -97,6 +109,7 @@ class Examination:
 
     def __init__(self, command: Command, is_worker: bool) -> None:
         self.config, self.wrong, self.is_worker = command.config, command.wrong, is_worker
+        self.begun_s = time.monotonic()
         self.imported = Once(_imports)
         self.first = Once(self._first_samples)
         self.trial = Once(self._trial)
@@ -181,8 +194,7 @@ class Examination:
                 "data",
                 self._data,
                 "a fit ends before its first step",
-                "correct --data.root, and give the pod's identity, or AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, the right to list and read there",
+                _MEND_REMOTE_DATA if storage.is_remote(config.data.root) else _MEND_LOCAL_DATA,
                 25,
             ),
             Check(
@@ -340,10 +352,13 @@ class Examination:
         count = self._processes_or_one()
 
         def needed_per_s() -> float | None:
-            try:
-                trial = self.trial()
-            except ConfigError:
+            trying = in_daemon(self.trial)
+            left_s = self.begun_s + _NEED_KNOWN_S - time.monotonic()
+            if not wait([trying], max(0.0, left_s)).done or isinstance(
+                trying.exception(), ConfigError
+            ):
                 return None  # the check of the model tells of it
+            trial = trying.result()
             if trial is None or trial.images_per_s is None:
                 return None
             # On a CPU the processes share the cores that one has had alone.

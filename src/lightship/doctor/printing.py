@@ -71,7 +71,7 @@ def _print_json(name: str, finding: Finding, stream: TextIO) -> None:
 @contextmanager
 def _rich(console: Console, count: int) -> Iterator[Show]:
     """The table at once at the end; until then what is waited for."""
-    rows = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False)
+    rows = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     rows.add_column("")
     rows.add_column("check", no_wrap=True)
     for title in ("found", "what it means", "fix"):

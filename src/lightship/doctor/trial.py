@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightship.model.zoo import build_net
 _FEW, _MORE = 2, 4  # two batch sizes tell what grows with the batch
 _TIMED_S = 1.5
 _MOST_ON_CPU = 32
+_MOST_STEPS = 20
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -61,17 +63,14 @@ def try_steps(config: Config, size_px: int, classes: int, device: torch.device) 
         _kept_bytes(net, _images(net, count, size_px), autocast) for count in (_FEW, _MORE)
     )
     widest = _widest_bytes(net, _images(net, 1, size_px))
-    net.to(device)
-    step = _stepper(config, net, classes, autocast)
-    state = step(_images(net, _FEW, size_px))
-    images_per_s = _speed(config, net, step, size_px, device)
+    state = _stepper(config, net, classes, autocast)(_images(net, _FEW, size_px))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
     return Trial(
         sum(parameter.numel() for parameter in net.parameters()),
         2 * weights + state + (weights if config.model.ema_decay else 0),
         max(0, more - few) // (_MORE - _FEW),
         widest,
-        images_per_s,
+        _speed(config, net, partial(_stepper, config, net, classes, autocast), size_px, device),
     )
 
 
@@ -140,25 +139,42 @@ def _stepper(
 def _speed(
     config: Config,
     net: nn.Module,
-    step: Callable[[Tensor], int],
+    build_step: Callable[[], Callable[[Tensor], int]],
     size_px: int,
     device: torch.device,
 ) -> float | None:
     count = config.data.global_batch_size // config.trainer.accumulate_grad_batches
-    if device.type == "cpu":
-        count = min(count, _MOST_ON_CPU)
-    images = _images(net, count, size_px)
     try:
-        step(images)  # the first is slower than all others
-        _wait(device)
-        steps, begun_s = 0, time.perf_counter()
-        while steps == 0 or (time.perf_counter() - begun_s < _TIMED_S and steps < 20):
-            step(images)
-            _wait(device)
-            steps += 1
+        net.to(device)
+        step = build_step()
+        return _measured(net, step, count, size_px, device)
     except torch.cuda.OutOfMemoryError:
         return None  # the estimate of memory tells of that
-    return steps * count / (time.perf_counter() - begun_s)
+
+
+def _measured(
+    net: nn.Module,
+    step: Callable[[Tensor], int],
+    count: int,
+    size_px: int,
+    device: torch.device,
+) -> float:
+    if device.type == "cpu":
+        # As many as take half of the time; a CPU is no faster with more.
+        few, begun_s = _images(net, _FEW, size_px), time.perf_counter()
+        step(few)
+        image_s = (time.perf_counter() - begun_s) / _FEW
+        count = min(count, _MOST_ON_CPU, max(_FEW, int(_TIMED_S / 2 / image_s)))
+    images = _images(net, count, size_px)
+    step(images)  # the first is slower than all others
+    _wait(device)
+    times_s: list[float] = []
+    while not times_s or (sum(times_s) < _TIMED_S and len(times_s) < _MOST_STEPS):
+        begun_s = time.perf_counter()
+        step(images)
+        _wait(device)
+        times_s.append(time.perf_counter() - begun_s)
+    return count / min(times_s)  # in the others something else had its turn
 
 
 def _wait(device: torch.device) -> None:
