@@ -17,7 +17,7 @@ import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config
+from lightship import __version__, config, table
 from lightship.config import Config, PackConfig
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 
@@ -199,7 +199,7 @@ def build_parser(name: str) -> ArgumentParser:
         parser.add_argument(
             "--predictions",
             type=str | None,
-            help="URL of the table, .csv or .jsonl (default: RUN.OUTPUT/predictions.csv)",
+            help="URL of the table, .parquet, .csv or .jsonl (default: RUN.OUTPUT/predictions.csv)",
         )
     for section, fields in SECTIONS.items():
         parser.add_class_arguments(fields, section)
@@ -317,12 +317,19 @@ def _kept_config(flags: list[str]) -> list[str]:
 def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
     settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
     config.check(settings)
-    if settings.run.output is None:
+    predictions = namespace.get("predictions")
+    if predictions is not None:
+        table.check_format(predictions, "--predictions")
+    has_model = name == "predict" and namespace.ckpt_path not in (None, "best", "last")
+    if settings.run.output is None and has_model:
+        if predictions is None:
+            raise UsageError("lightship predict needs --predictions, or --run.output to write to")
+    elif settings.run.output is None:
         if name != "fit":
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
         title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
         settings.run.output = f"runs/{title}-{config.identity_hash(settings)}"
-    return Command(name, settings, namespace.ckpt_path, namespace.get("predictions"))
+    return Command(name, settings, namespace.ckpt_path, predictions)
 
 
 def _is_flag(item: str, *names: str) -> bool:

@@ -23,10 +23,14 @@ ALLOWED = {
     "model": {"exits", "batch", "devices", "storage"},
     "tracking": {"exits", "storage"},
     "report": {"exits", "storage"},
+    "table": {"exits"},
+    "parts": {"exits", "storage", "table"},
     "output": {"exits", "config", "storage", "checkpoint"},
-    "callbacks": {"exits", "batch", "checkpoint", "devices", "storage", "tracking", "model"},
-}
-TOP = {"cli", "launch", "run", "measure", "trainer", "__main__", "__init__"}
+    "callbacks": {
+        "exits", "batch", "checkpoint", "devices", "storage", "tracking", "model", "parts", "table",
+    },
+}  # fmt: skip
+TOP = {"cli", "launch", "run", "measure", "predict", "trainer", "__main__", "__init__"}
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
 SOLE_IMPORTERS |= {"torch_xla": "devices"}
 LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
