@@ -1,7 +1,8 @@
 """Tables of predictions: what a row holds, and the formats: CSV, JSON lines, Parquet.
 
-Every format has the columns path, class, probability and top5 and reads back as the same values;
-the same rows make the same bytes. Knows no storage: a table is made in a local file.
+Every format has the columns path, class, probability and top5, which is a list of {class,
+probability}, and reads back as the same values; the same rows make the same bytes. Knows no
+storage: a table is made in a local file.
 """
 
 import csv
@@ -80,8 +81,18 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
+def _values(row: Prediction) -> dict[str, Any]:
+    """A row as the formats hold it."""
+    top5 = [{"class": name, "probability": share} for name, share in row.top5]
+    return {"path": row.path, **top5[0], "top5": top5}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 class _Csv:
-    """The column top5 holds JSON: class names may hold whatever else could part them."""
+    """The column top5 holds JSON."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
@@ -89,9 +100,8 @@ class _Csv:
         self._rows.writerow(COLUMNS)
 
     def add(self, rows: Iterable[Prediction]) -> None:
-        self._rows.writerows(
-            (row.path, *row.top5[0], json.dumps(row.top5, ensure_ascii=False)) for row in rows
-        )
+        for values in map(_values, rows):
+            self._rows.writerow([*list(values.values())[:3], _json(values["top5"])])
 
     def close(self) -> None:
         self._file.close()
@@ -102,17 +112,14 @@ class _JsonLines:
         self._file = path.open("w", encoding="utf-8", newline="")
 
     def add(self, rows: Iterable[Prediction]) -> None:
-        for row in rows:
-            values = (row.path, *row.top5[0], row.top5)
-            line = json.dumps(dict(zip(COLUMNS, values, strict=True)), ensure_ascii=False)
-            self._file.write(f"{line}\n")
+        self._file.writelines(f"{_json(_values(row))}\n" for row in rows)
 
     def close(self) -> None:
         self._file.close()
 
 
 class _Parquet:
-    """top5 is a list of {class, probability}; a row group has 65,536 rows, however they come."""
+    """A row group has 65,536 rows, however they come."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -126,9 +133,8 @@ class _Parquet:
         self._waiting: list[dict[str, Any]] = []
 
     def add(self, rows: Iterable[Prediction]) -> None:
-        for path, top5 in rows:
-            best = [{"class": name, "probability": share} for name, share in top5]
-            self._waiting.append({"path": path, **best[0], "top5": best})
+        for row in rows:
+            self._waiting.append(_values(row))
             if len(self._waiting) == _ROWS_PER_GROUP:
                 self._write_group()
 
