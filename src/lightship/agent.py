@@ -79,13 +79,14 @@ class WorkerFailed(LightshipError):
         return self._code if self._code in _KNOWN else 1
 
 
-def run_agent(processes: int, arguments: Sequence[str], is_resumable: bool) -> None:
+def run_agent(processes: int, arguments: Sequence[str], goes_on_from: str | None) -> None:
     """Run `python -m lightship arguments` so many times here, with the other nodes. Blocks.
 
     Args:
         processes: Workers on this node.
         arguments: Of each worker.
-        is_resumable: Whether a crash is mended by a restart, unless PET_MAX_RESTARTS says.
+        goes_on_from: What a restart goes on from, in words; None: a crash is not mended by one,
+            unless PET_MAX_RESTARTS says.
 
     Raises:
         LightshipError: A worker failed, a peer was lost, a wait expired or somebody asked to stop.
@@ -98,7 +99,7 @@ def run_agent(processes: int, arguments: Sequence[str], is_resumable: bool) -> N
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
     logging.getLogger("torch.distributed.elastic").propagate = False
     log_path = Path(os.environ.get("PET_LOG_DIR") or tempfile.mkdtemp(prefix="lightship-"))
-    settings = launch_settings(processes, log_path, is_resumable)
+    settings = launch_settings(processes, log_path, goes_on_from is not None)
     logs = _Logs(log_path, processes)
     handler = _rendezvous(settings)
     spec = WorkerSpec(
@@ -116,6 +117,7 @@ def run_agent(processes: int, arguments: Sequence[str], is_resumable: bool) -> N
         spec.master_addr, spec.master_port = parse_rendezvous_endpoint(settings.rdzv_endpoint, -1)
     agent = _Agent(spec, logs, shutdown_timeout=settings.shutdown_timeout or 0)
     agent.max_nodes = settings.max_nodes
+    agent.goes_on_from = goes_on_from or "the beginning"
     is_over = False
     try:
         result = agent.run()
@@ -310,6 +312,7 @@ class _Agent(LocalElasticAgent):
     _logs_specs: _Logs
     _said = ""
     max_nodes = 1
+    goes_on_from = ""
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown(timeout=self._shutdown_timeout)
@@ -344,8 +347,8 @@ class _Agent(LocalElasticAgent):
             self._said = said
             how = how_it_ended(failure, said)
             print(
-                f"lightship: rank {rank} ended ({how}); all start again from the newest "
-                f"checkpoint, {self._remaining_restarts} restarts left",
+                f"lightship: rank {rank} ended ({how}); all start again from {self.goes_on_from}, "
+                f"{self._remaining_restarts} restarts left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -78,7 +78,8 @@ class CheckpointStore(CheckpointIO):
     the one before it: callbacks/loss_bound.py keeps that within what the user has set.
 
     Args:
-        url: Folder of the checkpoints, anywhere storage.py reaches.
+        url: Folder of the checkpoints, anywhere storage.py reaches; empty: a run has none, and only
+            `load_checkpoint` is of use.
         say: Prints a line for the user.
         config_hash: Recorded in each commit.
         keep_last: Newest checkpoints kept, beside the best.
@@ -184,7 +185,7 @@ class CheckpointStore(CheckpointIO):
             try:
                 record = Commit.from_bytes(storage.read_bytes(_record_of(url)))
             except (storage.NotFound, storage.Denied):  # how S3 says it to who may not list
-                if url.startswith(f"{self.url}/"):
+                if self.url and url.startswith(f"{self.url}/"):
                     raise CheckpointDamaged(f"{storage.redact(url)} was never committed") from None
                 record = None
             except (ValueError, TypeError):

@@ -1,7 +1,5 @@
 """The entry: parses a command and its configuration, then hands over. Imports no torch."""
 
-import argparse
-import difflib
 import os
 import re
 import signal
@@ -11,34 +9,27 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import jsonargparse
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config
+from lightship import __version__, config, table
 from lightship.config import Config, PackConfig
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
+from lightship.flags import (
+    COMMANDS,
+    SECTIONS,
+    build_pack_parser,
+    build_parser,
+    explain,
+    nearest,
+    recipe_names,
+)
 
-COMMANDS = {
-    "fit": "train, then test the best checkpoint; the same command again resumes",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split, exactly",
-    "doctor": "check all that can be checked before a fit with these flags",
-    "predict": "write a table of predictions for images without labels",
-    "export": "write a checkpoint as one file that runs without lightship, checked against it",
-    "pack": "write images of any layout as tar shards with an index; the same again resumes",
-}
 _FROM_THE_START = ("fit", "doctor")
 """Commands that need no run at run.output."""
-SECTIONS = {
-    "run": config.RunConfig,
-    "data": config.DataConfig,
-    "model": config.ModelConfig,
-    "optim": config.OptimConfig,
-    "trainer": config.TrainerConfig,
-}
+_OF_A_RUN = (None, "best", "last")
+"""Choices of --ckpt_path that are no checkpoint by themselves."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +111,7 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
         return None
     name = arguments[0]
     if name not in COMMANDS:
-        raise UsageError(
-            f"unknown command '{name}'{_nearest(name, COMMANDS)}; see lightship --help"
-        )
+        raise UsageError(f"unknown command '{name}'{nearest(name, COMMANDS)}; see lightship --help")
     if name == "pack":
         return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])
@@ -137,7 +126,7 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
         # jsonargparse reserves the name; it is in the parser for the help only.
         namespace = parser.parse_args([flag for flag in flags if flag != "--print_config"])
     except ArgumentError as error:
-        raise UsageError(_explain(str(error), parser)) from None
+        raise UsageError(explain(str(error), parser)) from None
     except SystemExit:
         return None  # --help
     command = _command(name, namespace, sources)
@@ -152,85 +141,13 @@ def _parse_pack(arguments: list[str]) -> PackCommand | None:
     try:
         given = vars(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise UsageError(_explain(str(error), parser)) from None
+        raise UsageError(explain(str(error), parser)) from None
     except SystemExit:
         return None  # --help
     source, destination = given.pop("SRC"), given.pop("DST")
     settings = PackConfig(**given)
     config.check_ranges(settings, "--")
     return PackCommand(source, destination, settings)
-
-
-def build_pack_parser() -> ArgumentParser:
-    """The parser of `lightship pack`."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="lightship pack",
-        usage="lightship pack SRC DST [--FIELD VALUE]...",
-        description=f"{COMMANDS['pack']}.",
-        exit_on_error=False,
-    )
-    parser.add_argument("SRC", type=str, help="URL, path or name, as for --data.root of fit")
-    parser.add_argument(
-        "DST",
-        type=str,
-        help="URL or path of the shards' folder, for --data.root of fit",
-    )
-    parser.add_class_arguments(PackConfig)
-    for action in parser._actions:
-        if action.dest in PackConfig.__dataclass_fields__:
-            action.help = f"{action.help}{config.range_text(PackConfig, action.dest)}"
-    return parser
-
-
-def build_parser(name: str) -> ArgumentParser:
-    """The parser of one command: Lightning's names, our dataclasses."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=f"lightship {name}",
-        usage=f"lightship {name} [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...",
-        description=COMMANDS[name],
-        exit_on_error=False,
-    )
-    parser.add_argument(
-        "--config",
-        help=f"recipe ({', '.join(recipe_names())}), or path or URL of a YAML file; may be "
-        "repeated: the later wins, and flags win over files",
-    )
-    parser.add_argument(
-        "--print_config", action="store_true", help="print the resolved configuration and stop"
-    )
-    parser.add_argument(
-        "--ckpt_path",
-        type=str | None,
-        help="best, last or the URL of a checkpoint (default: best; fit: the newest good one)",
-    )
-    if name == "predict":
-        parser.add_argument(
-            "--predictions",
-            type=str | None,
-            help="URL of the table, .csv or .jsonl (default: RUN.OUTPUT/predictions.csv)",
-        )
-    if name == "export":
-        parser.add_argument("--format", type=str, default="torch", help="torch (.pt2) or onnx")
-        where = "URL of the file (default: under RUN.OUTPUT/export/)"
-        parser.add_argument("--export", type=str | None, help=where)
-    for section, fields in SECTIONS.items():
-        parser.add_class_arguments(fields, section)
-    for action in parser._actions:
-        section, _, field = action.dest.partition(".")
-        if section in SECTIONS:
-            if field:
-                action.help = f"{action.help}{config.range_text(SECTIONS[section], field)}"
-            else:
-                action.help = argparse.SUPPRESS  # jsonargparse's per-section file
-    return parser
-
-
-def recipe_names() -> list[str]:
-    """The recipes shipped in the package."""
-    folder = resources.files("lightship") / "recipes"
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
 def read_config(source: str) -> str:
@@ -243,7 +160,7 @@ def read_config(source: str) -> str:
         if source in recipe_names():
             return (resources.files("lightship") / "recipes" / f"{source}.yaml").read_text()
         if not Path(source).exists():
-            near = _nearest(source, recipe_names())
+            near = nearest(source, recipe_names())
             raise ConfigError(
                 f"--config {source}: no such recipe{near}; there are {', '.join(recipe_names())}"
             )
@@ -290,7 +207,7 @@ def _apply_config(parser: ArgumentParser, source: str) -> None:
     try:
         parser.parse_object(content)
     except ArgumentError as error:
-        raise UsageError(f"--config {shown}: {_explain(str(error), parser)}") from None
+        raise UsageError(f"--config {shown}: {explain(str(error), parser)}") from None
     parser.set_defaults(
         {f"{part}.{key}": value for part in content for key, value in content[part].items()}
     )
@@ -337,15 +254,22 @@ def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
         if name != "doctor":
             raise
         wrong = str(error)
-    if settings.run.output is None:
+    kind, predictions = namespace.get("format", "torch"), namespace.get("predictions")
+    if kind not in config.EXPORTS:
+        raise UsageError(f"--format is '{kind}'; it must be one of {', '.join(config.EXPORTS)}")
+    if predictions is not None:
+        table.check_format(predictions, "--predictions")
+    written = {"predict": predictions, "export": namespace.get("export")}
+    if settings.run.output is None and name in written and namespace.ckpt_path not in _OF_A_RUN:
+        if written[name] is None:
+            flag = "predictions" if name == "predict" else name
+            raise UsageError(f"lightship {name} needs --{flag}, or --run.output to write to")
+    elif settings.run.output is None:
         if name not in _FROM_THE_START:
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
         title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
         settings.run.output = f"runs/{title}-{config.identity_hash(settings)}"
-    kind = namespace.get("format", "torch")
-    if kind not in config.EXPORTS:
-        raise UsageError(f"--format is '{kind}'; it must be one of {', '.join(config.EXPORTS)}")
-    urls = namespace.get("predictions"), namespace.get("export")
+    urls = predictions, namespace.get("export")
     return Command(name, settings, namespace.ckpt_path, *urls, format=kind, wrong=wrong)
 
 
@@ -353,33 +277,6 @@ def _is_flag(item: str, *names: str) -> bool:
     return any(item == f"--{name}" or item.startswith(f"--{name}=") for name in names)
 
 
-def _explain(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message as one line that names the flag to change."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    message = " ".join(message.split())
-    if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        flag = unknown[1].partition("=")[0]
-        kind = "flag" if flag.startswith("-") else "argument"
-        return f"unknown {kind} {flag}{_nearest(flag, known)}; see {parser.prog} --help"
-    if group := re.search(
-        r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
-    ):
-        flag = f"--{group[1]}.{group[2].removeprefix(group[1] + '.')}"
-        return f"unknown key {flag[2:]}{_nearest(flag, known)}"
-    if wrong := re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)$', message):
-        section, _, field = wrong[1].rpartition(".")
-        expected = config.type_text(SECTIONS[section] if section else PackConfig, field)
-        return f"--{wrong[1]} is '{wrong[2]}'; it must be {expected}"
-    if missing := re.search(r"the following arguments are required: (.*)$", message):
-        return f"{missing[1]} missing; see {parser.prog} --help"
-    return message
-
-
 def _shown(source: str) -> str:
     """A config's name for messages, without what could be a credential in its URL."""
     return re.sub(r"//[^/@]*@", "//***@", source)
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -19,6 +19,8 @@ from lightship.exits import ConfigError, LightshipError, PeerLost, Preempted
 
 _AGENT_PID = "LIGHTSHIP_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
+_GOES_ON_FROM = {"fit": "the newest checkpoint", "predict": "the parts that are written"}
+"""What a command that was killed finds of its own; the others begin anew."""
 
 
 def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
@@ -58,7 +60,7 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
             if is_on_gpus(command.config.trainer.accelerator):
                 shared_memory.check(processes)
             os.environ[_AGENT_PID] = str(os.getpid())
-            run_agent(processes, arguments, is_resumable=command.name == "fit")
+            run_agent(processes, arguments, _GOES_ON_FROM.get(command.name))
         else:
             _run(command)
 
@@ -67,9 +69,10 @@ def _run(command: Command) -> None:
     from lightship import storage
 
     data = command.config.data
+    is_read_once = command.name == "predict" and data.mode != "resident"
     if storage.is_remote(data.root):
         storage.make_ready(data.root)  # imports that go on beside ours
-    if data.mode == "streaming" or data.crop_min_area:
+    if data.mode == "streaming" or data.crop_min_area or is_read_once:
         from lightship.data.worker_process import Worker
 
         Worker.start(data.root)
@@ -77,6 +80,10 @@ def _run(command: Command) -> None:
         from lightship.run import fit
 
         fit(command)
+    elif command.name == "predict":
+        from lightship.predict import predict
+
+        predict(command)
     else:
         from lightship import measure
 

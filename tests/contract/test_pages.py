@@ -12,7 +12,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousTimeout,
 )
 
-from lightship import agent, cli
+from lightship import agent, flags
 from lightship.callbacks.saving import Saving
 from lightship.exits import EXIT_CODES
 from lightship.storage.backends import PIECE_BYTES
@@ -43,7 +43,7 @@ def defaults() -> dict[str, object]:
     """Flag without its dashes -> default."""
     return {
         f"{section}.{field.name}": field.default
-        for section, fields in cli.SECTIONS.items()
+        for section, fields in flags.SECTIONS.items()
         for field in dataclasses.fields(fields)
     }
 
@@ -72,7 +72,7 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_flags_and_variables_exist(name: str) -> None:
     known = defaults()
-    for flag in re.findall(rf"--((?:{'|'.join(cli.SECTIONS)})\.\w+)", page(name)):
+    for flag in re.findall(rf"--((?:{'|'.join(flags.SECTIONS)})\.\w+)", page(name)):
         assert flag in known, f"--{flag}"
     sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     for variable in re.findall(r"\bLIGHTSHIP_[A-Z0-9_]+", page(name)):

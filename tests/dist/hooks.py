@@ -105,3 +105,21 @@ def late() -> None:
         open_group(*arguments)
 
     ranks.open_group = slow
+
+
+def predicting() -> None:
+    """Append {rank, world, ids} of each batch predicted to TEST_FOLDER/predicted."""
+    predict_step, step_s = ImageClassifier.predict_step, float(os.environ["TEST_STEP_S"])
+
+    def noted(self: ImageClassifier, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        line = {
+            "rank": self.trainer.global_rank,
+            "world": self.trainer.world_size,
+            "ids": batch.ids.tolist(),
+        }
+        with Path(os.environ["TEST_FOLDER"], "predicted").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        time.sleep(step_s)
+        return predict_step(self, batch, batch_idx)
+
+    ImageClassifier.predict_step = noted  # type: ignore[method-assign]

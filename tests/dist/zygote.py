@@ -24,6 +24,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 
 import lightship.agent
 import lightship.measure
+import lightship.predict  # noqa: F401
 import lightship.ranks
 import lightship.run  # noqa: F401
 from lightship import cli

@@ -115,4 +115,5 @@ def test_predictions_as_json_lines(trained: Path, tmp_path: Path) -> None:
     lightship("predict", "--run.output", str(trained), "--predictions", str(table))
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     assert len(rows) == 1797
-    assert rows[0]["top5"][0] == [rows[0]["class"], rows[0]["probability"]]
+    best = {"class": rows[0]["class"], "probability": rows[0]["probability"]}
+    assert rows[0]["top5"][0] == best

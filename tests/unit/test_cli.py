@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightship import cli
+from lightship import cli, flags
 from lightship.cli import parse
 from lightship.config import Config, PackConfig, identity, identity_hash
 from lightship.exits import ConfigError, LightshipError
@@ -79,11 +79,11 @@ def test_help_is_quick_and_names_every_command() -> None:
     )
     seconds, _, text = result.stdout.partition("\n")
     assert float(seconds) < 1.5
-    for command in cli.COMMANDS:
+    for command in flags.COMMANDS:
         assert f"  {command} " in text
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "pack"])
+@pytest.mark.parametrize("command", [name for name in flags.COMMANDS if name != "pack"])
 def test_help_of_each_command_explains_every_field(capsys, command: str) -> None:
     assert cli.main([command, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -145,7 +145,7 @@ def test_config_from_a_url(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_sound_and_says_what_it_is() -> None:
-    for name in cli.recipe_names():
+    for name in flags.recipe_names():
         text = cli.read_config(name)
         assert text.startswith("# ")
         assert f"lightship fit --config {name}" in text
@@ -153,11 +153,11 @@ def test_every_recipe_is_sound_and_says_what_it_is() -> None:
 
 
 def test_print_config_reads_back_as_the_same_config(tmp_path: Path, capsys) -> None:
-    flags = ["--config", "digits", "--optim.lr", "0.003", "--data.flip", "true"]
-    assert cli.main(["fit", *flags, "--print_config"]) == 0
+    given = ["--config", "digits", "--optim.lr", "0.003", "--data.flip", "true"]
+    assert cli.main(["fit", *given, "--print_config"]) == 0
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out)
-    assert settings("--config", str(path)) == settings(*flags)
+    assert settings("--config", str(path)) == settings(*given)
     assert yaml.safe_load(path.read_text())["optim"]["lr"] == 0.003
 
 

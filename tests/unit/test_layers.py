@@ -16,6 +16,7 @@ ALLOWED = {
     "batch": set(),
     "devices": {"exits"},
     "config": {"exits"},
+    "flags": {"config"},
     "storage": {"exits"},
     "payload": {"exits", "devices"},
     "checkpoint": {"exits", "storage", "payload"},
@@ -25,12 +26,16 @@ ALLOWED = {
     "tracking": {"exits", "storage", "wandb_key"},
     "report": {"exits", "storage"},
     "starts": {"storage"},
+    "table": {"exits"},
+    "parts": {"exits", "storage", "table"},
     "output": {"exits", "config", "storage", "checkpoint"},
-    "callbacks": {"exits", "batch", "checkpoint", "devices", "storage", "tracking", "model"},
-}
+    "callbacks": {
+        "exits", "batch", "checkpoint", "devices", "storage", "tracking", "model", "parts", "table",
+    },
+}  # fmt: skip
 TOP = {
-    "cli", "launch", "run", "findings", "measure", "export", "restored", "doctor", "trainer",
-    "__main__", "__init__",
+    "cli", "launch", "run", "findings", "measure", "predict", "export", "restored", "doctor",
+    "trainer", "__main__", "__init__",
 }  # fmt: skip
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
 SOLE_IMPORTERS |= {"torch_xla": "devices", "onnx": "export", "onnxruntime": "export"}
@@ -106,7 +111,15 @@ def test_heavy_packages_are_imported_where_used() -> None:
 
 
 def test_the_parser_does_not_import_torch() -> None:
-    for module in ("cli.py", "config.py", "exits.py", "__init__.py", "__main__.py"):
+    for module in (
+        "cli.py",
+        "flags.py",
+        "table.py",
+        "config.py",
+        "exits.py",
+        "__init__.py",
+        "__main__.py",
+    ):
         top = [
             node for node in modules()[module].body if isinstance(node, ast.Import | ast.ImportFrom)
         ]

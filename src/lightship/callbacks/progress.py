@@ -144,10 +144,6 @@ class Progress(Callback):
         """Show how far a long test is."""
         self._show_batch(trainer, "testing", args[3], trainer.num_test_batches)
 
-    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Show how far a prediction is."""
-        self._show_batch(trainer, "predicting", args[3], trainer.num_predict_batches)
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last numbers, and leave the screen to others."""
         if trainer.is_global_zero:

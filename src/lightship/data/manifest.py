@@ -43,6 +43,9 @@ class Manifest:
     container: Literal["bytes", "gzip", "parquet"]
     encoding: str
     """"image" (JPEG, PNG, WebP ... bytes) or "raw:3x32x32" (uint8 pixels, CHW)."""
+    members: list[str] | None = None
+    """[N] what each sample is called within its file, where that is known: names for a table of
+    predictions, which neither the saved table nor the fingerprint has."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -53,8 +56,10 @@ class Manifest:
         return storage.join(self.root, file) if file else self.root
 
     def name(self, i: int) -> str:
-        """What sample `i` is called in messages: its file, and #offset (or #row) within it."""
+        """What sample `i` is called: its file, and #member (else #offset or #row) within it."""
         file = self.files[self.file_index[i]] or storage.base_name(self.root)
+        if self.members is not None:
+            return f"{file}#{self.members[i]}"
         whole_file = self.container == "bytes" and self.offset[i] == 0
         return file if whole_file else f"{file}#{self.offset[i]}"
 
@@ -88,6 +93,7 @@ class Manifest:
             self,
             files=[self.files[i] for i in used],
             file_index=file_index.astype(np.int32),
+            members=None if self.members is None else [self.members[i] for i in ids.tolist()],
             **{column: getattr(self, column)[ids] for column in _COLUMNS[1:]},
         )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
-from lightship.data.order import EvalShare, Order, TrainShare
+from lightship.data.order import EvalShare, ListedShare, Order, TrainShare
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
 from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.exits import ConfigError, DataError
@@ -51,6 +51,7 @@ class ImageData(LightningDataModule):
         self._splits: dict[str, ResidentSplit | StreamedSplit] = {}
         self._spread: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._train_loader: StreamedTrainLoader | None = None
+        self._chosen: ListedShare | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -102,6 +103,11 @@ class ImageData(LightningDataModule):
         scan = partial(sources.scan_images, config.root, config.root_md5)
         self.manifests = self._at_root_here({"predict": ranks.from_rank_0(scan)})
 
+    def choose_unlabelled(self, batches: np.ndarray) -> None:
+        """Have the split `predict` come in these batches on this rank, [K, B] ids, and ready it."""
+        self._chosen = ListedShare(batches)
+        self.prepare("predict")
+
     def _at_root_here(self, splits: dict[str, Manifest]) -> dict[str, Manifest]:
         """A table holds for every machine; where a downloaded archive lies does not."""
         config = self.config
@@ -113,6 +119,10 @@ class ImageData(LightningDataModule):
     def skipped(self) -> list[str]:
         """The images that this rank could not read and left out, of all splits, and why."""
         return [told for bad in self._bad.values() for told in bad.told.values()]
+
+    def unreadable(self, split: str) -> Mapping[int, str]:
+        """Those of a prepared split by id, and why: as this rank meets them, it grows."""
+        return self._bad[split].told
 
     def prepare(self, split: str) -> None:
         """Make a split ready: hold it in memory, decoded, or find out how to stream it. Blocks.
@@ -131,8 +141,9 @@ class ImageData(LightningDataModule):
             raise DataError(f"{split} image without a label: {name} (--data.root)")
         most = config.max_bad_fraction if config.on_error == "skip" else None
         if self._is_streamed(split):
-            # A rank meets its share of the samples only.
-            among = -(-len(manifest) // ranks.world_size())
+            # A rank meets its share of the samples only; of a prediction's all are counted at last.
+            peers = 1 if split == "predict" else ranks.world_size()
+            among = -(-len(manifest) // peers)
             self._bad[split] = BadSamples(manifest, among, most)
             return
         images, bad_samples = read.decode_all(
@@ -158,6 +169,9 @@ class ImageData(LightningDataModule):
         """
         config, manifest = self.config, self.manifests[split]
         size = self.image_size_px
+        needs_memory = manifest.container == "gzip" or storage.is_private(manifest.root)
+        if split == "predict" and config.mode == "auto" and not needs_memory:
+            return True  # each image is wanted once, and results from the first moment on
         if not size:
             _, first = next(iter(read.read_samples(manifest, np.array([0]))))
             if isinstance(first, Exception):
@@ -320,8 +334,9 @@ class ImageData(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> ResidentEvalLoader | StreamedEvalLoader:
-        """Every image once."""
-        return self._eval_loader("predict")
+        """The chosen batches, each image once."""
+        assert self._chosen is not None
+        return self._loader("predict", self._chosen)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -339,6 +354,11 @@ class ImageData(LightningDataModule):
         trainer = self.trainer
         size = self.config.eval_batch_size * devices.of(trainer.strategy.root_device).chips
         share = EvalShare(len(self.manifests[split]), size, trainer.global_rank, trainer.world_size)
+        return self._loader(split, share)
+
+    def _loader(
+        self, split: str, share: EvalShare | ListedShare
+    ) -> ResidentEvalLoader | StreamedEvalLoader:
         source = self._split(split)
         if isinstance(source, ResidentSplit):
             return ResidentEvalLoader(source, share)

@@ -203,6 +203,29 @@ class EvalShare:
         return np.where(is_mine, ids, NOT_COUNTED).reshape(len(self), self.batch_size)
 
 
+@dataclass(frozen=True)
+class ListedShare:
+    """One rank's evaluation batches as somebody else has divided them.
+
+    Attributes:
+        batches: [K, B] int64 ids, NOT_COUNTED in padding.
+    """
+
+    batches: np.ndarray
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of each batch."""
+        return self.batches.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Ids, [len(self), batch_size] int64, the same in every epoch."""
+        return self.batches
+
+
 def lane_width(global_batch_size: int) -> int:
     """Samples that each lane gives to a global batch: the smallest divisor from 8 on."""
     return next(

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
-from lightship.data.order import EvalShare, TrainShare
+from lightship.data.order import EvalShare, ListedShare, TrainShare
 
 
 @dataclass
@@ -82,7 +82,7 @@ class ResidentTrainLoader:
 class ResidentEvalLoader:
     """Every sample of a split exactly once over all ranks (see `EvalShare`)."""
 
-    def __init__(self, split: ResidentSplit, share: EvalShare) -> None:
+    def __init__(self, split: ResidentSplit, share: EvalShare | ListedShare) -> None:
         self.split, self.share = split, share
         self.ids = devices.of(split.labels.device).rows(torch.from_numpy(share.epoch(0)))
 

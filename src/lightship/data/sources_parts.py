@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ class Part:
     length: Sequence[int] | np.ndarray
     labels: Sequence[Label]
     crc32: Sequence[int] | np.ndarray | None = None
+    members: Sequence[str] | None = None
 
 
 @dataclass
@@ -230,7 +231,9 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
 def build_unlabelled(found: Found, root_url: str) -> Manifest:
     """All parts as one manifest with label -1."""
     size = sum(len(part.offset) for part in found.parts)
-    return _manifest(found, found.parts, np.full(size, -1, dtype=np.int64), [], root_url)
+    manifest = _manifest(found, found.parts, np.full(size, -1, dtype=np.int64), [], root_url)
+    members = [name for part in found.parts for name in part.members or ()]
+    return replace(manifest, members=members) if len(members) == size else manifest
 
 
 def _manifest(
@@ -248,7 +251,9 @@ def _manifest(
             for part in parts
         ],
     }
-    columns = {name: np.concatenate(arrays).astype(np.int64) for name, arrays in joined.items()}
+    columns: dict[str, Any] = {
+        name: np.concatenate(arrays).astype(np.int64) for name, arrays in joined.items()
+    }
     return Manifest(
         root=root_url,
         files=[file for part in parts for file in part.files],

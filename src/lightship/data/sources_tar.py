@@ -215,4 +215,4 @@ def _part(
 ) -> Part:
     places = [shard.places[path] for path in paths]
     offsets, lengths = [place[0] for place in places], [place[1] for place in places]
-    return Part(split, [file], [0] * len(places), offsets, lengths, labels)
+    return Part(split, [file], [0] * len(places), offsets, lengths, labels, members=paths)

@@ -13,7 +13,7 @@ from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest
-from lightship.data.order import EvalShare, TrainShare
+from lightship.data.order import EvalShare, ListedShare, TrainShare
 from lightship.data.worker import Decoded, Failed, Task
 from lightship.data.worker_process import Worker
 from lightship.exits import LightshipError, TimeoutExpired
@@ -46,7 +46,9 @@ class StreamedSplit:
     bad: BadSamples
     device: torch.device
 
-    def task(self, share: TrainShare | EvalShare, stretch: Stretch, mixed_bytes: int = 0) -> Task:
+    def task(
+        self, share: TrainShare | EvalShare | ListedShare, stretch: Stretch, mixed_bytes: int = 0
+    ) -> Task:
         """Whole images of a rank's share."""
         return Task(
             self.manifest,
@@ -124,7 +126,7 @@ class StreamedTrainLoader:
 class StreamedEvalLoader:
     """Every sample of a split exactly once over all ranks (see `EvalShare`)."""
 
-    def __init__(self, split: StreamedSplit, share: EvalShare) -> None:
+    def __init__(self, split: StreamedSplit, share: EvalShare | ListedShare) -> None:
         self.split, self.share = split, share
 
     def __len__(self) -> int:

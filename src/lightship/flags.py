@@ -1,0 +1,130 @@
+"""The parsers of the commands' flags, made of config.py, and what they say of a wrong flag."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from importlib import resources
+
+import jsonargparse
+from jsonargparse import ArgumentParser
+
+from lightship import config
+from lightship.config import PackConfig
+
+COMMANDS = {
+    "fit": "train, then test the best checkpoint; the same command again resumes",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split, exactly",
+    "doctor": "check all that can be checked before a fit with these flags",
+    "predict": "write a table of predictions for images without labels",
+    "export": "write a checkpoint as one file that runs without lightship, checked against it",
+    "pack": "write images of any layout as tar shards with an index; the same again resumes",
+}
+SECTIONS = {
+    "run": config.RunConfig,
+    "data": config.DataConfig,
+    "model": config.ModelConfig,
+    "optim": config.OptimConfig,
+    "trainer": config.TrainerConfig,
+}
+
+
+def build_pack_parser() -> ArgumentParser:
+    """The parser of `lightship pack`."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="lightship pack",
+        usage="lightship pack SRC DST [--FIELD VALUE]...",
+        description=f"{COMMANDS['pack']}.",
+        exit_on_error=False,
+    )
+    parser.add_argument("SRC", type=str, help="URL, path or name, as for --data.root of fit")
+    parser.add_argument(
+        "DST",
+        type=str,
+        help="URL or path of the shards' folder, for --data.root of fit",
+    )
+    parser.add_class_arguments(PackConfig)
+    for action in parser._actions:
+        if action.dest in PackConfig.__dataclass_fields__:
+            action.help = f"{action.help}{config.range_text(PackConfig, action.dest)}"
+    return parser
+
+
+def build_parser(name: str) -> ArgumentParser:
+    """The parser of one command: Lightning's names, our dataclasses."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"lightship {name}",
+        usage=f"lightship {name} [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...",
+        description=COMMANDS[name],
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config",
+        help=f"recipe ({', '.join(recipe_names())}), or path or URL of a YAML file; may be "
+        "repeated: the later wins, and flags win over files",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        help="best, last or the URL of a checkpoint (default: best; fit: the newest good one)",
+    )
+    if name == "predict":
+        parser.add_argument(
+            "--predictions",
+            type=str | None,
+            help="URL of the table, .parquet, .csv or .jsonl (default: RUN.OUTPUT/predictions.csv)",
+        )
+    if name == "export":
+        parser.add_argument("--format", type=str, default="torch", help="torch (.pt2) or onnx")
+        where = "URL of the file (default: under RUN.OUTPUT/export/)"
+        parser.add_argument("--export", type=str | None, help=where)
+    for section, fields in SECTIONS.items():
+        parser.add_class_arguments(fields, section)
+    for action in parser._actions:
+        section, _, field = action.dest.partition(".")
+        if section in SECTIONS:
+            if field:
+                action.help = f"{action.help}{config.range_text(SECTIONS[section], field)}"
+            else:
+                action.help = argparse.SUPPRESS  # jsonargparse's per-section file
+    return parser
+
+
+def recipe_names() -> list[str]:
+    """The recipes shipped in the package."""
+    folder = resources.files("lightship") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message as one line that names the flag to change."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    message = " ".join(message.split())
+    if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        flag = unknown[1].partition("=")[0]
+        kind = "flag" if flag.startswith("-") else "argument"
+        return f"unknown {kind} {flag}{nearest(flag, known)}; see {parser.prog} --help"
+    if group := re.search(
+        r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
+    ):
+        flag = f"--{group[1]}.{group[2].removeprefix(group[1] + '.')}"
+        return f"unknown key {flag[2:]}{nearest(flag, known)}"
+    if wrong := re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)$', message):
+        section, _, field = wrong[1].rpartition(".")
+        expected = config.type_text(SECTIONS[section] if section else PackConfig, field)
+        return f"--{wrong[1]} is '{wrong[2]}'; it must be {expected}"
+    if missing := re.search(r"the following arguments are required: (.*)$", message):
+        return f"{missing[1]} missing; see {parser.prog} --help"
+    return message
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` where one of `known` is like the word, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,177 @@
+"""`lightship predict` in reading order: model, images, parts of the table, and the table."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+
+from lightship import devices, ranks, storage
+from lightship.batch import NOT_COUNTED
+from lightship.callbacks.part_writing import PartWriting
+from lightship.callbacks.preemption import StopRequest
+from lightship.callbacks.progress import Progress
+from lightship.cli import Command
+from lightship.config import Config, DataConfig
+from lightship.data.module import ImageData
+from lightship.exits import DataError
+from lightship.model.module import ImageClassifier
+from lightship.parts import Division, Parts, Unreadable
+from lightship.restored import load_model
+from lightship.table import Table, check_format
+from lightship.trainer import build_data, build_trainer, start_progress
+
+_NAMED = 20
+
+
+def predict(command: Command) -> None:
+    """Write a table of class and probability for every image under data.root.
+
+    Goes on from the parts that are there.
+    """
+    with StopRequest():  # never deferred: what is written is durable, what is not is made again
+        _predict(command)
+
+
+def _predict(command: Command) -> None:
+    config = command.config
+    progress = start_progress(config)
+    url = command.predictions or storage.join(str(config.run.output), "predictions.csv")
+    check_format(url, "--predictions")
+    model = load_model(command, progress.note)
+    config.data.image_size_px = model.hparams["image_size_px"]
+    data = build_data(config, progress)
+    data.load_unlabelled()
+    manifest = data.manifests["predict"]
+    trainer = build_trainer(config, [])
+
+    division = Division(len(manifest), _batch_size(config, trainer, len(manifest)))
+    plan = {
+        "images": manifest.fingerprint(),
+        "model": _fingerprint(model),
+        "precision": config.trainer.precision,
+    }
+    parts = Parts(url, plan, division, progress.note)
+    done = ranks.from_rank_0(parts.open)
+    told = f"{len(manifest)} images of {storage.redact(config.data.root)} to {storage.redact(url)}"
+    kept = sum(len(division.ids(number)) for number in done)
+    progress.note(f"predicting {told}" + (f"; {kept} are done" if kept else ""))
+    todo = [number for number in range(division.num_parts) if number not in done]
+    if todo:
+        _make_parts(parts, todo, model, data, trainer, progress)
+    if ranks.is_first():
+        rows, unreadable = _make_table(url, parts, config.data)
+        parts.remove()
+        progress.note(f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}")
+
+
+def _batch_size(config: Config, trainer: Trainer, num_images: int) -> int:
+    """Images a batch, the same for any number of processes: no more than there are."""
+    chips = devices.of(trainer.strategy.root_device).chips
+    most = config.data.eval_batch_size * chips
+    return -(-min(most, num_images) // chips) * chips
+
+
+def _fingerprint(model: ImageClassifier) -> str:
+    """Hex digest of all that makes the model: hyper-parameters and weights, wherever they lie."""
+    digest = hashlib.sha256(json.dumps(dict(model.hparams), sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _make_parts(
+    parts: Parts,
+    todo: list[int],
+    model: ImageClassifier,
+    data: ImageData,
+    trainer: Trainer,
+    progress: Progress,
+) -> None:
+    """Predict and write the parts `todo`, this rank its share of them. Every rank; blocks.
+
+    The ranks meet after each round of a part each, so that none waits long for another at the end.
+    """
+    division, manifest = parts.division, data.manifests["predict"]
+    rounds = division.rounds(todo, trainer.world_size)
+    mine = [each[trainer.global_rank] for each in rounds]
+    ids = np.full((len(mine), division.part_size), NOT_COUNTED, dtype=np.int64)
+    for row, number in zip(ids, mine, strict=True):
+        if number is not None:
+            row[: len(division.ids(number))] = division.ids(number)
+    data.choose_unlabelled(ids.reshape(-1, division.batch_size))
+
+    sizes = [sum(len(division.ids(n)) for n in each if n is not None) for each in rounds]
+    before = [len(manifest) - sum(sizes[number:]) for number in range(len(rounds) + 1)]
+    with progress.of_work("images") as show:
+
+        def tell(number: int, rows: int) -> None:
+            """Rank 0 tells of its own batches at once, of the others' when a round is done."""
+            if ranks.is_first():
+                show(before[number] + rows, len(manifest))
+
+        def meet(number: int) -> None:
+            ranks.any_rank(False)
+            tell(number + 1, 0)
+
+        tell(0, 0)
+        trainer.callbacks.append(  # type: ignore[attr-defined]
+            PartWriting(
+                parts,
+                mine,
+                manifest.name,
+                data.unreadable("predict"),
+                after_batch=tell,
+                after_round=meet,
+            )
+        )
+        trainer.predict(model, datamodule=data, return_predictions=False)
+    ranks.any_rank(False)  # now all parts of all ranks are durable
+
+
+def _make_table(url: str, parts: Parts, config: DataConfig) -> tuple[int, list[Unreadable]]:
+    """Put all parts together and write the table whole. Rank 0; blocks.
+
+    Returns:
+        How many rows it has, and what could not be read.
+
+    Raises:
+        DataError: Too much could not be read. The parts stay.
+    """
+    unreadable: list[Unreadable] = []
+    with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
+        path = Path(folder, "table")
+        with Table(path, url) as table:
+            for rows in parts.read():
+                unreadable += [row for row in rows if isinstance(row, Unreadable)]
+                table.add(row for row in rows if not isinstance(row, Unreadable))
+        _check_unreadable(unreadable, parts.division.num_images, config)
+        storage.write_file(url, path)
+    return parts.division.num_images - len(unreadable), unreadable
+
+
+def _check_unreadable(unreadable: list[Unreadable], num_images: int, config: DataConfig) -> None:
+    count = len(unreadable)
+    if not count:
+        return
+    told = f"{count} of {num_images} images cannot be read; the last: {unreadable[-1].reason}"
+    if config.on_error == "raise":
+        raise DataError(f"{told}; --data.on_error skip leaves such images out")
+    if count == num_images or count > config.max_bad_fraction * num_images:
+        raise DataError(
+            f"{told}; --data.max_bad_fraction {config.max_bad_fraction:g} allows no more than "
+            f"{min(num_images - 1, int(config.max_bad_fraction * num_images))}"
+        )
+
+
+def _left_out(unreadable: list[Unreadable]) -> str:
+    if not unreadable:
+        return ""
+    names = ", ".join(row.path for row in unreadable[:_NAMED])
+    rest = len(unreadable) - _NAMED
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"; left out, because they cannot be read: {len(unreadable)} ({names}{more})"
