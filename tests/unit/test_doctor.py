@@ -34,9 +34,9 @@ from lightship import cli, storage
 from lightship.config import DataConfig
 from lightship.doctor import container, printing, python_and_torch, rendezvous
 from lightship.doctor.check import Check, Finding, Once, run, skipped
-from lightship.doctor.examine import Examination
 from lightship.doctor.first_samples import FirstSamples, find_first_samples
 from lightship.doctor.memory import Room, estimate
+from lightship.doctor.rows import Examination
 from lightship.doctor.trial import Trial, try_steps
 from lightship.exits import LightshipError
 

@@ -1,0 +1,122 @@
+"""What a command asks for, and what several of its checks need to know, each found out once."""
+
+import os
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from lightship.cli import Command
+from lightship.doctor import collectives, rendezvous
+from lightship.doctor.check import Finding, Once, skipped
+from lightship.exits import ConfigError, LightshipError
+
+if TYPE_CHECKING:
+    from lightship.doctor.first_samples import FirstSamples
+    from lightship.doctor.trial import Trial
+
+_GUESSED_CLASSES = 1000
+
+
+class Asked:
+    """The facts of one examination; all that is slow is a Once and blocks who asks first.
+
+    Args:
+        command: `lightship doctor` with the flags of a fit.
+        is_worker: Whether a launcher started this process as one of several.
+    """
+
+    def __init__(self, command: Command, is_worker: bool) -> None:
+        self.config, self.wrong, self.is_worker = command.config, command.wrong, is_worker
+        self.begun_s = time.monotonic()
+        self.imported = Once(_imports)
+        self.first = Once(self._first_samples)
+        self.trial = Once(self._trial)
+        self.exchanged = Once(self._exchange)
+
+    @cached_property
+    def processes(self) -> int:
+        """Processes of the fit on this node. Needs the imports. Raises ConfigError."""
+        from lightship import launch
+
+        if self.is_worker:
+            return int(os.environ["LOCAL_WORLD_SIZE"])
+        return 1 if self.config.trainer.is_on_tpu else launch.processes_here(self.config)
+
+    @cached_property
+    def on_gpus(self) -> bool:
+        """Whether each of them drives a GPU. Needs the imports."""
+        from lightship import launch
+
+        return launch.is_on_gpus(self.config.trainer.accelerator)
+
+    def _ranks(self) -> int:
+        """Processes of the whole job."""
+        if self.is_worker:
+            return int(os.environ["WORLD_SIZE"])
+        meeting = rendezvous.find_meeting()
+        return self.processes * (meeting.nodes if meeting else 1)
+
+    def _processes_or_one(self) -> int:
+        try:
+            return self.processes
+        except ConfigError:
+            return 1  # the check of GPUs tells of it
+
+    def _exchange(self) -> Finding:
+        if self.config.trainer.is_on_tpu:
+            return skipped("--trainer.accelerator tpu: XLA exchanges by itself")
+        if self.is_worker:
+            return collectives.under_a_launcher(self.on_gpus)
+        try:
+            count = self.processes
+        except ConfigError as error:
+            return skipped(f"how many processes there are is not clear ({error})")
+        return collectives.on_this_node(count, self.on_gpus)
+
+    def _first_samples(self) -> "FirstSamples":
+        from lightship.doctor.first_samples import find_first_samples
+
+        return find_first_samples(self.config.data)
+
+    def _trial(self) -> "Trial | None":
+        import torch
+
+        from lightship.doctor.trial import try_steps
+
+        size_px, classes = self.config.data.image_size_px, None
+        try:
+            first = self.first()
+            size_px, classes = size_px or first.size_px(), first.classes
+        except LightshipError:
+            if size_px is None:
+                return None  # the check of the data tells why
+        if size_px is None:
+            return None
+        self.exchanged()  # speeds are measured when the exchange's processes are gone
+        device = torch.device("cuda", 0) if self.on_gpus else torch.device("cpu")
+        return try_steps(self.config, size_px, classes or _GUESSED_CLASSES, device)
+
+    def _data_bytes(self) -> int:
+        """What a process holds of the data where training runs; 0 where that is not known."""
+        data = self.config.data
+        is_streamed = data.mode == "streaming" or bool(data.crop_min_area)
+        try:
+            first = self.first()
+        except LightshipError:
+            return 0
+        size_px = data.image_size_px or first.size_px()
+        decoded = 3 * size_px**2 * first.count if size_px and first.count else 0
+        if is_streamed or decoded > data.resident_gib * 2**30:
+            return 0 if self.on_gpus else int(data.prefetch_gib * 2**30)
+        return decoded
+
+
+def _imports() -> None:
+    """What the checks import, once, on one thread."""
+    import logging
+
+    import lightship.agent
+    import lightship.launch
+    import lightship.run  # noqa: F401 (all of a fit)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
