@@ -29,7 +29,8 @@ ALLOWED = {
 TOP = {"cli", "launch", "run", "measure", "trainer", "__main__", "__init__"}
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
 SOLE_IMPORTERS |= {"torch_xla": "devices"}
-LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
+LEAVES = ["data/order.py", "data/augment.py", "model/litcnn.py", "model/zoo.py"]
+LEAVES += ["model/speednet.py", "model/muon.py", "model/optim.py", "model/traced_optim.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
 IMPORTED_WHERE_USED = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
 

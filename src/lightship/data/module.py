@@ -256,6 +256,7 @@ class ImageData(LightningDataModule):
             self.seed,
             crop_padding_px=config.crop_padding_px,
             flip=config.flip,
+            flip_in_turn=config.flip_in_turn,
             cutout_px=config.cutout_px,
             mixup_alpha=config.mixup_alpha,
             cutmix_alpha=config.cutmix_alpha,
