@@ -14,6 +14,7 @@ ALLOWED = {
     "agent": {"exits"},
     "shared_memory": {"exits"},
     "batch": set(),
+    "quiet": set(),
     "devices": {"exits"},
     "config": {"exits"},
     "storage": {"exits"},

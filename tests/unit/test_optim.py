@@ -237,6 +237,7 @@ def test_muon_sgd_is_torchs_sgd_and_the_records_muon(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", ALL)
 def test_what_compiles_its_steps_moves_weights_alike(name: str, monkeypatch) -> None:
     """The optimizer for XLA, run here, against the one for everything else."""
+    monkeypatch.setattr(muon.devices, "has_bf16_units", lambda device: False)
     settings = {"lr": 0.05, "momentum": 0.7, "weight_decay": 0.01, "rest": REST}
     net, other = Whitened(), Whitened()
     train(net, build_optimizer(net, name, **settings), range(4))

@@ -39,6 +39,8 @@ class ImageData(LightningDataModule):
         say: Prints a line for the user.
     """
 
+    is_quiet = True  # see quiet.py: keep it so
+
     def __init__(
         self, config: DataConfig, seed: int, accumulate: int, say: Callable[[str], None]
     ) -> None:

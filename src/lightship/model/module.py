@@ -57,6 +57,8 @@ class ImageClassifier(LightningModule):
         ConfigError: As build_net.
     """
 
+    is_quiet = True  # see quiet.py: keep it so
+
     def __init__(
         self,
         net: str,
@@ -89,6 +91,10 @@ class ImageClassifier(LightningModule):
         self.eval_metrics: dict[str, Tensor] = {}
         self._train_sums: Tensor | None = None
         self._has_peers = False
+        # Found once: to look for it takes as long as a layer. In a tuple, so that it is no child.
+        self._first_weight = next(
+            (owner, name) for owner in self.net.modules() for name in owner._parameters
+        )
 
     def compile_net(self, mode: str) -> None:
         """Compile the net in place with a torch.compile mode; state_dict keys stay as they are."""
@@ -151,7 +157,8 @@ class ImageClassifier(LightningModule):
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
         pixels = images.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self._shift, pixels, self._scale)
-        return self.net(normalised.to(next(self.net.parameters()).dtype))
+        owner, name = self._first_weight
+        return self.net(normalised.to(owner._parameters[name].dtype))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's loss: the sum over counted rows divided by B, skipped rows included.
@@ -159,33 +166,39 @@ class ImageClassifier(LightningModule):
         So the mean over ranks and parts is the global batch's, wherever skipped rows fall.
         """
         logits = self(batch.images).float()
-        counted = (batch.labels != NOT_COUNTED).float()
-        losses, hits = self._losses_and_hits(logits, batch.labels)
-        if batch.mixed_labels is not None:
+        counted = batch.labels != NOT_COUNTED
+        if batch.mixed_labels is None:
+            total = self._loss(logits, batch.labels, "sum")
+            hits = (logits.detach().argmax(1) == batch.labels).sum(dtype=torch.float32)
+        else:
             assert batch.mix_weight is not None
-            mixed_losses, mixed_hits = self._losses_and_hits(logits, batch.mixed_labels)
             weight = batch.mix_weight.float()
-            losses = torch.lerp(mixed_losses, losses, weight) * counted
-            hits = torch.lerp(mixed_hits, hits, weight) * counted
-        total = losses.sum()
-        sums = torch.stack((total.detach(), hits.sum(), counted.sum()))
+            losses, mixed_losses = (
+                self._loss(logits, labels, "none") for labels in (batch.labels, batch.mixed_labels)
+            )
+            total = (torch.lerp(mixed_losses, losses, weight) * counted).sum()
+            guesses = logits.detach().argmax(1)
+            right, mixed_right = (
+                (guesses == labels).float() for labels in (batch.labels, batch.mixed_labels)
+            )
+            hits = (torch.lerp(mixed_right, right, weight) * counted).sum()
+        sums = torch.stack((total.detach(), hits, counted.sum(dtype=torch.float32)))
         if self._train_sums is None:
             wide = devices.of(sums.device).widest_float
             # Moved there and not made there, which on XLA would be a step of its own to compile.
             self._train_sums = torch.zeros(3, dtype=wide).to(sums.device, non_blocking=True)
-        self._train_sums += sums
+        self._train_sums.add_(sums)
         return total / len(batch.labels)
 
-    def _losses_and_hits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's loss and whether it is right, [B] float32; 0 where it does not count."""
-        losses = F.cross_entropy(
+    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Cross-entropy in float32; 0 of a row that does not count."""
+        return F.cross_entropy(
             logits,
             labels,
             ignore_index=NOT_COUNTED,
-            reduction="none",
+            reduction=reduction,
             label_smoothing=self.label_smoothing,
         )
-        return losses, (logits.detach().argmax(1) == labels).float()
 
     def take_train_sums(self) -> dict[str, float]:
         """Mean training loss and accuracy of all ranks' rows since the last call; starts anew.
