@@ -18,7 +18,8 @@ SIZE_PX = 16
 def classifier(**options: Any) -> ImageClassifier:
     torch.manual_seed(0)
     defaults = {"mean": [0.5] * 3, "std": [0.25] * 3, "optim": {"name": "adam", "lr": 1e-3}}
-    return ImageClassifier("litcnn", CLASSES, SIZE_PX, **{**defaults, **options})
+    settings = {"net": "litcnn", **defaults, **options}
+    return ImageClassifier(class_names=CLASSES, image_size_px=SIZE_PX, **settings)
 
 
 def batch_of(seed: int, size: int = 6) -> Batch:

@@ -19,6 +19,7 @@ import yaml
 
 from lightship.exits import ConfigError
 
+OWN_NETS = ("litcnn", "speednet", "speednet96")
 EXPORTS = {"torch": "model.pt2", "onnx": "model.onnx"}
 """Formats of `lightship export`, and the file's name where none is given."""
 _MIN, _MAX, _FREE, _UNIT = "at_least", "at_most", "free", "unit"
@@ -116,6 +117,8 @@ class DataConfig:
     whole image. The set is then streamed."""
     flip: bool = False
     """Training: mirror half of the images left to right."""
+    flip_in_turn: bool = False
+    """With data.flip: mirror each image every other epoch instead of by chance."""
     cutout_px: int = bounded(0, 0, 4096, "pixels")
     """Training: grey out a random square of this side; 0: none."""
     mixup_alpha: float = bounded(0.0, 0, 100)
@@ -130,8 +133,9 @@ class ModelConfig:
     """The net and its loss."""
 
     net: str = "litcnn"
-    """litcnn, any torchvision classifier (resnet18, ...), or your own as package.module:function,
-    which is called with the number of classes and returns a torch.nn.Module."""
+    """litcnn, speednet, speednet96, any torchvision classifier (resnet18, ...), or your own as
+    package.module:function, which is called with the number of classes and returns a
+    torch.nn.Module."""
     weights: str | None = None
     """Start from: `default` (torchvision's own, fetched from their address) or the URL of a state
     dict. The last layer is made anew when its number of classes differs."""
@@ -145,20 +149,33 @@ class ModelConfig:
     """torch.compile mode of the net."""
     test_flip: bool = False
     """Average each evaluated image's prediction with that of its mirror image."""
+    test_shift: bool = False
+    """Average it also with those of the image moved by one pixel to either corner, half of all."""
 
 
 @dataclass
 class OptimConfig:
     """How the weights move."""
 
-    name: Literal["adam", "adamw", "sgd", "muon"] = "adam"
-    """Muon moves matrices and filters; all else in the net then moves by AdamW."""
+    name: Literal["adam", "adamw", "sgd", "muon", "muon-sgd"] = "adam"
+    """Muon moves matrices and filters; all else in the net then moves by AdamW, or by SGD
+    (muon-sgd, for nets with BatchNorm: the filters' size is then fixed)."""
     lr: float = bounded(2e-4, 0, 100)
     """Peak learning rate, for the global batch: it does not depend on the number of processes."""
     momentum: float = bounded(0.9, 0, 0.9999)
-    """SGD (Nesterov) and Muon."""
+    """SGD (Nesterov) and Muon (with muon-sgd: of the filters)."""
     weight_decay: float = bounded(0.0, 0, 10)
-    """Decay of matrices and filters; biases and norms are left alone."""
+    """Decay of matrices and filters; biases and norms are left alone. With muon-sgd: the share of
+    itself that each weight but the filters loses in a step at the peak rate."""
+    sgd_lr: float = bounded(0.05, 1e-9, 1e6)
+    """muon-sgd: peak rate of biases and norms, for the mean loss over the global batch."""
+    head_lr: float = bounded(0.05, 1e-9, 1e6)
+    """muon-sgd: peak rate of the last layer, for the mean loss over the global batch."""
+    sgd_momentum: float = bounded(0.85, 0, 0.9999)
+    """muon-sgd: Nesterov momentum of all but the filters."""
+    whitening_fraction: float = bounded(0.375, 0, 1)
+    """muon-sgd: share of all steps in which the bias of a first layer whose weight is frozen (a
+    whitening layer) still moves."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Course of the learning rate after the warm-up."""
     warmup_fraction: float = bounded(0.0, 0, 0.99)
@@ -292,6 +309,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             "--trainer.early_stopping_patience needs a validation split: set --data.val_fraction"
         )
+    if data.flip_in_turn and not data.flip:
+        raise ConfigError("--data.flip_in_turn true says how to mirror: set --data.flip true too")
     if data.crop_min_area and data.image_size_px is None:
         raise ConfigError("--data.crop_min_area needs --data.image_size_px, the size to scale to")
     if data.crop_min_area and data.mode == "resident":
@@ -299,8 +318,10 @@ def check(config: Config) -> None:
             f"--data.crop_min_area {data.crop_min_area:g} cuts from whole images, which "
             "--data.mode resident does not keep; set streaming or auto"
         )
-    if config.model.weights == "default" and config.model.net == "litcnn":
-        raise ConfigError("--model.weights default: litcnn has no published weights; give a URL")
+    if config.model.weights == "default" and config.model.net in OWN_NETS:
+        raise ConfigError(
+            f"--model.weights default: {config.model.net} has no published weights; give a URL"
+        )
 
 
 def check_ranges(part: Any, prefix: str) -> None:

@@ -29,6 +29,8 @@ from lightship.starts import record_start
 from lightship.tracking import MetricsTable, Tracker, run_id, start_tracking, upload_offline_run
 from lightship.trainer import build_data, build_trainer, evaluate, numbers_line, start_progress
 
+_IMAGES_TO_START_FROM = 5000
+
 
 def fit(command: Command) -> None:
     """Train, test the best checkpoint, report. Goes on from the newest good checkpoint."""
@@ -58,6 +60,8 @@ def _fit(command: Command, stop: StopRequest) -> None:
 
     torch.manual_seed(config.run.seed)
     model = _build_model(config, data)
+    if start is None and config.model.weights is None and model.wants_images:
+        model.init_from_images(data.examples("train", _IMAGES_TO_START_FROM)[0])
 
     environment = environment_facts() if ranks.is_first() else {}
     tracker: Tracker | None = None
@@ -163,6 +167,7 @@ def _build_model(config: Config, data: ImageData) -> ImageClassifier:
         label_smoothing=config.model.label_smoothing,
         channels_last=config.model.channels_last,
         test_flip=config.model.test_flip,
+        test_shift=config.model.test_shift,
         optim=dataclasses.asdict(config.optim),
     )
     if config.model.compile != "none":

@@ -20,6 +20,7 @@ from lightship.config import Config
 from lightship.data.module import ImageData
 from lightship.exits import ConfigError
 from lightship.model.module import ImageClassifier
+from lightship.quiet import make_quiet
 
 
 def start_progress(config: Config) -> Progress:
@@ -50,7 +51,7 @@ def build_trainer(
     asked = config.trainer
     parts = asked.accumulate_grad_batches
     try:
-        return Trainer(
+        trainer = Trainer(
             **_placement(config, checkpoint_io),
             max_epochs=asked.max_epochs,
             max_steps=asked.max_steps,
@@ -78,6 +79,7 @@ def build_trainer(
             for name in ("accelerator", "devices", "precision")
         )
         raise ConfigError(f"Lightning refuses {flags}: {str(error).splitlines()[0]}") from None
+    return make_quiet(trainer)
 
 
 def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, Any]:

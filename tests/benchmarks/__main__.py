@@ -8,13 +8,14 @@ IMAGENET=FOLDER make bench         # real ImageNet as class folders, for the tab
 
 import sys
 
-from tests.benchmarks import checkpoint_stall, s3_clients, scaling, stream, tutorial
+from tests.benchmarks import checkpoint_stall, s3_clients, scaling, step_overhead, stream, tutorial
 
 TABLES = {
     "checkpoint_stall": checkpoint_stall.main,
     "tutorial": tutorial.main,
     "scaling": scaling.main,
     "stream": stream.main,
+    "step_overhead": step_overhead.main,
     "s3_clients": s3_clients.main,
 }
 

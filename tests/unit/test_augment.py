@@ -6,7 +6,14 @@ import torch
 from torch.nn import functional
 
 from lightship.batch import Batch
-from lightship.data.augment import Augment, beta_quantile, crop_and_flip, cutout, uniform
+from lightship.data.augment import (
+    Augment,
+    beta_quantile,
+    crop_and_flip,
+    cutout,
+    is_flipped,
+    uniform,
+)
 
 
 def batch_of(ids: list[int], size: int = 8) -> Batch:
@@ -76,7 +83,7 @@ def test_crop_and_flip_equals_pad_crop_mirror() -> None:
     """Against the plain way: torch's own reflect padding, slicing and flip, one image at a time."""
     batch, padding = batch_of(list(range(32)), size=9), 3
     draws = uniform(batch.ids, seed=0, epoch=0)
-    got = crop_and_flip(batch.images, draws, padding, flip=True)
+    got = crop_and_flip(batch.images, draws, padding, is_flipped(draws))
     padded = functional.pad(batch.images.float(), [padding] * 4, mode="reflect").to(torch.uint8)
     for index, (down, right, mirror) in enumerate(draws[:, :3].tolist()):
         top, left = int(down * 7), int(right * 7)
@@ -132,3 +139,24 @@ def test_augmentation_never_asks_the_device() -> None:
     names = {event.key for event in profile.key_averages()}
     assert "aten::index" in names  # the profiler saw the work
     assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
+
+
+def test_in_turn_each_image_is_seen_both_ways_in_two_epochs() -> None:
+    batch = batch_of(list(range(400)))
+    augment = Augment(3, flip=True, flip_in_turn=True)
+    seen = [augment(batch, epoch).images for epoch in range(4)]
+    as_it_is = [(images == batch.images).all(dim=3).all(dim=2).all(dim=1) for images in seen]
+    assert 150 < int(as_it_is[0].sum()) < 250
+    assert torch.equal(as_it_is[1], ~as_it_is[0])
+    assert torch.equal(seen[1][as_it_is[0]], batch.images.flip(3)[as_it_is[0]])
+    assert torch.equal(seen[2], seen[0])
+    assert torch.equal(seen[3], seen[1])
+    some = batch_of([7, 300])
+    assert torch.equal(augment(some, 2).images, seen[2][[7, 300]])
+
+
+def test_in_turn_the_first_epoch_is_that_of_chance() -> None:
+    batch = batch_of(list(range(50)))
+    by_chance, in_turn = Augment(3, flip=True), Augment(3, flip=True, flip_in_turn=True)
+    assert torch.equal(by_chance(batch, 0).images, in_turn(batch, 0).images)
+    assert not torch.equal(by_chance(batch, 2).images, in_turn(batch, 2).images)

@@ -272,6 +272,23 @@ def test_flipped_views_average_probabilities(tmp_path) -> None:
     assert tested["test/loss"] == pytest.approx(loss, abs=1e-6)
 
 
+def test_shifted_views_weigh_as_much_as_the_image(tmp_path) -> None:
+    module = classifier(test_flip=True, test_shift=True).eval()
+    batch = batch_of(14)
+    padded = F.pad(batch.images.float(), (1,) * 4, mode="reflect").to(torch.uint8)
+    size = batch.images.shape[3]
+    corners = [padded[:, :, at : at + size, at : at + size] for at in (0, 2)]
+    weights = {0: 0.25, 1: 0.125, 2: 0.125}
+    with torch.no_grad():
+        expected = sum(
+            weights[kind] * module(view).softmax(1)
+            for kind, images in enumerate([batch.images, *corners])
+            for view in (images, images.flip(3))
+        )
+    ((_, probabilities),) = trainer(tmp_path).predict(module, Loader(batch))
+    torch.testing.assert_close(probabilities, expected)
+
+
 def test_a_checkpoint_alone_rebuilds_the_classifier(tmp_path) -> None:
     weights_path = tmp_path / "start.pt"
     torch.save(classifier().net.state_dict(), weights_path)

@@ -14,6 +14,7 @@ ALLOWED = {
     "agent": {"exits"},
     "shared_memory": {"exits"},
     "batch": set(),
+    "quiet": set(),
     "devices": {"exits"},
     "config": {"exits"},
     "flags": {"config"},
@@ -39,7 +40,8 @@ TOP = {
 }  # fmt: skip
 SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "obstore": "storage"}
 SOLE_IMPORTERS |= {"torch_xla": "devices", "onnx": "export", "onnxruntime": "export"}
-LEAVES = ["data/order.py", "data/augment.py", "model/optim.py", "model/litcnn.py", "model/zoo.py"]
+LEAVES = ["data/order.py", "data/augment.py", "model/litcnn.py", "model/zoo.py"]
+LEAVES += ["model/speednet.py", "model/muon.py", "model/optim.py", "model/traced_optim.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
 IMPORTED_WHERE_USED = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
 IMPORTED_WHERE_USED |= {"onnx", "onnxscript", "onnxruntime"}

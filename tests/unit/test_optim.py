@@ -10,14 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightship.model import optim
-from lightship.model.optim import (
-    Muon,
-    build_optimizer,
-    build_schedule,
-    lr_scale,
-    orthogonalize,
-)
+from lightship.model import muon, optim
+from lightship.model.muon import Muon, orthogonalize
+from lightship.model.optim import SGDPart, build_optimizer, build_schedule, lr_scale
+from lightship.model.traced_optim import TracedOptimizer
 
 
 def small_net() -> nn.Sequential:
@@ -43,7 +39,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> lis
     return losses
 
 
-ALL = ["adam", "adamw", "sgd", "muon"]
+ALL = ["adam", "adamw", "sgd", "muon", "muon-sgd"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -75,7 +71,7 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(name: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
 def test_only_matrices_and_filters_decay(name: str) -> None:
     net = small_net()
     before = copy.deepcopy(net)
@@ -170,6 +166,107 @@ def test_muon_moves_the_rest_as_adamw() -> None:
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
+class Whitened(nn.Module):
+    """A frozen first layer with a bias, filters of two shapes, shifts, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first = nn.Conv2d(3, 6, 2)
+        self.first.weight.requires_grad_(False)
+        self.convs = nn.Sequential(
+            *(nn.Conv2d(6, 8, 3, bias=False), nn.BatchNorm2d(8), nn.GELU()),
+            *(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.GELU()),
+            *(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.GELU()),
+        )
+        self.head = nn.Linear(8, 3, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.convs(nn.functional.gelu(self.first(images))).mean((2, 3)))
+
+
+REST = SGDPart(lr=0.03, head_lr=0.2, momentum=0.8, early_fraction=0.5)
+
+
+def test_muon_sgd_is_torchs_sgd_and_the_records_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against torch.optim.SGD, and Muon in airbench94_muon's own formulas, one filter at a time."""
+    monkeypatch.setattr(muon.devices, "has_bf16_units", lambda device: False)
+    net, plain = Whitened(), Whitened()
+    optimizer = build_optimizer(net, "muon-sgd", lr=0.1, momentum=0.6, weight_decay=0.01, rest=REST)
+    filters = [p for p in plain.convs.parameters() if p.ndim == 4]
+    others = [plain.first.bias, *(p for p in plain.convs.parameters() if p.ndim == 1)]
+    theirs = torch.optim.SGD(
+        [
+            {"params": others, "lr": 0.03, "weight_decay": 0.01 / 0.03},
+            {"params": [plain.head.weight], "lr": 0.2, "weight_decay": 0.01 / 0.2},
+        ],
+        momentum=0.8,
+        nesterov=True,
+    )
+    momenta = [torch.zeros_like(p) for p in filters]
+
+    class Separate:
+        def zero_grad(self) -> None:
+            plain.zero_grad()
+
+        @torch.no_grad()
+        def step(self) -> None:
+            theirs.step()
+            for weight, momentum in zip(filters, momenta, strict=True):
+                momentum.mul_(0.6).add_(weight.grad)
+                direction = weight.grad.add(momentum, alpha=0.6)
+                weight.mul_(len(weight) ** 0.5 / weight.norm())
+                x = direction.flatten(1)
+                x = x / (x.norm() + 1e-7)
+                for _ in range(3):
+                    gram = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+                weight.sub_(0.1 * x.view_as(weight))
+
+    train(net, optimizer, range(4))
+    train(plain, Separate(), range(4))
+    before = Whitened()
+    assert torch.equal(before.first.weight, net.first.weight)
+    for name, moved in net.named_parameters():
+        other = dict(plain.named_parameters())[name]
+        if moved.requires_grad:
+            assert not torch.equal(moved, dict(before.named_parameters())[name]), name
+        torch.testing.assert_close(moved, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_compiles_its_steps_moves_weights_alike(name: str, monkeypatch) -> None:
+    """The optimizer for XLA, run here, against the one for everything else."""
+    monkeypatch.setattr(muon.devices, "has_bf16_units", lambda device: False)
+    settings = {"lr": 0.05, "momentum": 0.7, "weight_decay": 0.01, "rest": REST}
+    net, other = Whitened(), Whitened()
+    train(net, build_optimizer(net, name, **settings), range(4))
+    monkeypatch.setattr(optim.devices.Device, "compiles_steps", True)
+    traced = build_optimizer(other, name, **settings)
+    assert isinstance(traced, TracedOptimizer)
+    train(other, traced, range(4))
+    for one, same in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-3, atol=1e-4)
+
+
+def test_only_the_bias_of_a_frozen_first_layer_ends_early() -> None:
+    net = Whitened()
+    optimizer = build_optimizer(net, "muon-sgd", lr=0.1, rest=REST)
+    schedule = build_schedule(optimizer, 20, "linear", 0.0, 0.05)
+    rates = []
+    for _ in range(20):
+        rates.append({id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]})
+        optimizer.step()
+        schedule.step()
+    early = [rate[id(net.first.bias)] for rate in rates]
+    assert early == pytest.approx([0.03 * max(0.0, 1 - step / 10) for step in range(20)])
+    head = [rate[id(net.head.weight)] for rate in rates]
+    assert head == pytest.approx([0.2 * (1 - step / 20) for step in range(20)])
+    with_weights = small_net()
+    groups = build_optimizer(with_weights, "muon-sgd", rest=REST).param_groups
+    assert not any("ends_at" in group for group in groups)
+
+
 def test_filters_are_moved_as_matrices_in_any_memory_order() -> None:
     torch.manual_seed(4)
     start, grad = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3)
@@ -193,7 +290,7 @@ def test_filters_are_moved_as_matrices_in_any_memory_order() -> None:
 def test_orthogonalize_keeps_directions_and_evens_lengths(
     shape: tuple[int, int, int], in_bf16: bool, rounding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optim.devices, "has_bf16_units", lambda device: in_bf16)
+    monkeypatch.setattr(muon.devices, "has_bf16_units", lambda device: in_bf16)
     torch.manual_seed(5)
     matrices = torch.randn(shape)
     result = orthogonalize(matrices)
@@ -269,7 +366,7 @@ def test_no_optimizer_reads_from_the_device(name: str) -> None:
     assert all(p in optimizer.state for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+@pytest.mark.parametrize("name", ALL)
 def test_a_state_in_another_memory_order_moves_the_weights_alike(name: str) -> None:
     """As it comes from a device that knows no channels_last; fused kernels read memory in order."""
 

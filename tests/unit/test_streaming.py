@@ -160,9 +160,10 @@ def test_a_folder_and_its_shards_come_in_the_same_order(files: Files, tmp_path: 
 
 @pytest.mark.parametrize(
     "augment",
-    [Augment(SEED, flip=True), Augment(SEED, flip=True, crop_padding_px=2, cutout_px=2),
+    [Augment(SEED, flip=True), Augment(SEED, flip=True, flip_in_turn=True),
+     Augment(SEED, flip=True, crop_padding_px=2, cutout_px=2),
      Augment(SEED, flip=True, mixup_alpha=1.0)],
-    ids=["flip", "crop, flip, cutout", "flip, mixup"],
+    ids=["flip", "in turn", "crop, flip, cutout", "flip, mixup"],
 )  # fmt: skip
 def test_augmented_alike(augment: Augment, manifest: Manifest) -> None:
     ours = stream(streamed(manifest), PLACES, augment=augment)

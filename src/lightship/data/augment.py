@@ -26,6 +26,9 @@ class Augment:
         seed: The run's seed.
         crop_padding_px: Reflect-pad by this much on every side, then crop back at random.
         flip: Mirror half of the images.
+        flip_in_turn: With `flip`: mirror an image every other epoch, half of them in the first
+            (the alternating flip of Jordan 2024, arXiv:2404.00498). In two epochs each image is
+            then seen both ways, where chance alone shows half of them one way twice.
         cutout_px: Side of a random grey square (DeVries & Taylor 2017, arXiv:1708.04552).
         mixup_alpha: Blend pairs with weight Beta(a, a) (Zhang et al. 2017, arXiv:1710.09412).
         cutmix_alpha: Exchange a box within pairs (Yun et al. 2019, arXiv:1905.04899). With both,
@@ -35,6 +38,7 @@ class Augment:
     seed: int
     crop_padding_px: int = 0
     flip: bool = False
+    flip_in_turn: bool = False
     cutout_px: int = 0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
@@ -56,11 +60,18 @@ class Augment:
         draws = uniform(batch.ids, self.seed, epoch)
         images = batch.images
         if self.crop_padding_px or self.flip:
-            images = crop_and_flip(images, draws, self.crop_padding_px, self.flip)
+            mirror = self.mirrored(batch.ids, epoch, draws) if self.flip else None
+            images = crop_and_flip(images, draws, self.crop_padding_px, mirror)
         if self.cutout_px:
             images = cutout(images, draws, self.cutout_px)
         batch = batch._replace(images=images)
         return self._mix(batch, draws) if self.mixes else batch
+
+    def mirrored(self, ids: Tensor, epoch: int, draws: Tensor | None = None) -> Tensor:
+        """[B] bool: which of the samples `ids` are mirrored; `draws` are theirs, if at hand."""
+        if self.flip_in_turn:
+            return is_flipped(uniform(ids, self.seed, 0)) ^ (epoch % 2 == 1)
+        return is_flipped(uniform(ids, self.seed, epoch) if draws is None else draws)
 
     def _mix(self, batch: Batch, draws: Tensor) -> Batch:
         # Partners are neighbours (0-1, 2-3, ...): a rank's slice holds whole pairs, so pairs are
@@ -111,8 +122,8 @@ def is_flipped(draws: Tensor) -> Tensor:
     return draws[:, _FLIP] < 0.5
 
 
-def crop_and_flip(images: Tensor, draws: Tensor, padding_px: int, flip: bool) -> Tensor:
-    """Shift each image by up to `padding_px` (reflected at the border) and mirror half of them.
+def crop_and_flip(images: Tensor, draws: Tensor, padding_px: int, mirror: Tensor | None) -> Tensor:
+    """Shift each image by up to `padding_px` (reflected at the border), mirror those of `mirror`.
 
     Padding, cropping and flipping are one gather a dimension: no padded copy is made.
     """
@@ -121,8 +132,8 @@ def crop_and_flip(images: Tensor, draws: Tensor, padding_px: int, flip: bool) ->
     rows = torch.arange(height, device=images.device)[None, :]
     rows = rows + (draws[:, _DY, None] * span).long() - padding_px
     cols = torch.arange(width, device=images.device)[None, :]
-    if flip:
-        cols = torch.where(is_flipped(draws)[:, None], width - 1 - cols, cols)
+    if mirror is not None:
+        cols = torch.where(mirror[:, None], width - 1 - cols, cols)
     cols = cols + (draws[:, _DX, None] * span).long() - padding_px
     index = torch.arange(len(images), device=images.device)[:, None, None]
     # NHWC, so that one index moves a whole pixel.

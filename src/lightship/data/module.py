@@ -39,6 +39,8 @@ class ImageData(LightningDataModule):
         say: Prints a line for the user.
     """
 
+    is_quiet = True  # see quiet.py: keep it so
+
     def __init__(
         self, config: DataConfig, seed: int, accumulate: int, say: Callable[[str], None]
     ) -> None:
@@ -282,6 +284,7 @@ class ImageData(LightningDataModule):
             self.seed,
             crop_padding_px=config.crop_padding_px,
             flip=config.flip,
+            flip_in_turn=config.flip_in_turn,
             cutout_px=config.cutout_px,
             mixup_alpha=config.mixup_alpha,
             cutmix_alpha=config.cutmix_alpha,

@@ -59,7 +59,7 @@ class StreamedSplit:
             self.size_px,
             self.resize,
             min_area=0.0,
-            flip=False,
+            flip=None,
             seed=0,
             threads=self.threads,
             slots=_SLOTS,
@@ -92,7 +92,7 @@ class StreamedTrainLoader:
     ) -> None:
         self.split, self.share, self.min_area, self.stretch = split, share, min_area, stretch
         # On a CPU mirroring in a batch costs half as much as decoding; in the worker nothing.
-        self.flip = augment.flip and not augment.crop_padding_px
+        self.flip = augment if augment.flip and not augment.crop_padding_px else None
         self.augment = replace(augment, flip=False) if self.flip else augment
         self._stream: _Stream | None = None
 

@@ -21,7 +21,7 @@ import torch
 
 from lightship import storage
 from lightship.batch import NOT_COUNTED
-from lightship.data.augment import is_flipped, uniform
+from lightship.data.augment import Augment, uniform
 from lightship.data.cache import BlockCache
 from lightship.data.fetch import FetchedBatch, Fetcher, Raw, Share, Stretch
 from lightship.data.manifest import Manifest
@@ -48,8 +48,8 @@ class Task:
         size_px: Side of the squares.
         resize: Whether images are scaled to that, or must have it.
         min_area: Least share of the image in a random box; 0: no boxes but the whole image.
-        flip: Whether those images are mirrored that `Augment` would mirror.
-        seed: The run's, for both.
+        flip: Mirrors those images that it would mirror, and does no more; None: nothing.
+        seed: The run's.
         threads: That decode.
         slots: Batches that the shared memory holds.
         budget_bytes: Bound of what is read ahead.
@@ -65,7 +65,7 @@ class Task:
     size_px: int
     resize: bool
     min_area: float
-    flip: bool
+    flip: Augment | None
     seed: int
     threads: int
     slots: int
@@ -283,7 +283,7 @@ class _Decoder:
             draws = uniform(ids, task.seed + _BOX_STREAM, fetched.epoch, _BOX_TRIES * 4)
             boxes = draws.view(len(ids), _BOX_TRIES, 4).numpy()
         if task.flip:
-            flips = is_flipped(uniform(ids, task.seed, fetched.epoch)).tolist()
+            flips = task.flip.mirrored(ids, fetched.epoch).tolist()
         return boxes, flips
 
 

@@ -15,7 +15,7 @@ from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.exits import ConfigError
 from lightship.model.metrics import EvalMetrics
-from lightship.model.optim import build_optimizer, build_schedule
+from lightship.model.optim import SGDPart, build_optimizer, build_schedule
 from lightship.model.outcomes import Outcomes
 from lightship.model.zoo import build_net
 
@@ -23,6 +23,12 @@ from lightship.model.zoo import build_net
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
 
 _SCHEDULE_FIELDS = ("schedule", "warmup_fraction", "final_lr_fraction")
+_SGD_FIELDS = {
+    "sgd_lr": "lr",
+    "head_lr": "head_lr",
+    "sgd_momentum": "momentum",
+    "whitening_fraction": "early_fraction",
+}
 
 
 class ImageClassifier(LightningModule):
@@ -41,6 +47,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: Probability mass spread over all classes in the training loss.
         channels_last: Keep images and filters in NHWC memory order.
         test_flip: Average each evaluated image's probabilities with those of its mirror image.
+        test_shift: Average them also with those of the image moved by a pixel to either corner.
         optim: Arguments of build_optimizer and build_schedule.
 
     Attributes:
@@ -50,6 +57,8 @@ class ImageClassifier(LightningModule):
     Raises:
         ConfigError: As build_net.
     """
+
+    is_quiet = True  # see quiet.py: keep it so
 
     def __init__(
         self,
@@ -62,13 +71,14 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         test_flip: bool = False,
+        test_shift: bool = False,
         optim: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["weights"], logger=False)
         self.class_names = class_names
         self.label_smoothing = label_smoothing
-        self.test_flip = test_flip
+        self.test_flip, self.test_shift = test_flip, test_shift
         self.optim = dict(optim or {})
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = build_net(net, len(class_names), image_size_px, weights)
@@ -81,16 +91,38 @@ class ImageClassifier(LightningModule):
         self.evaluation = EvalMetrics(len(class_names), with_confusion=True)
         self.eval_metrics: dict[str, Tensor] = {}
         self.outcomes = Outcomes()
+        self._keeps_outcomes = False
         self._train_sums: Tensor | None = None
         self._has_peers = False
+        # Found once: to look for it takes as long as a layer. In a tuple, so that it is no child.
+        self._first_weight = next(
+            (owner, name) for owner in self.net.modules() for name in owner._parameters
+        )
 
     def compile_net(self, mode: str) -> None:
         """Compile the net in place with a torch.compile mode; state_dict keys stay as they are."""
         self.net.compile(mode=mode)
 
+    @torch.no_grad()
+    def init_from_images(self, images: Tensor) -> None:
+        """Let the net, if it asks for that, set itself up from training images; fresh starts only.
+
+        Args:
+            images: [N, 3, S, S] uint8, the same on every rank.
+        """
+        if self.wants_images:
+            normalised = torch.addcmul(self._shift, images.float(), self._scale)
+            self.net.init_from_images(normalised)  # type: ignore[operator]
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether the net has a method `init_from_images`."""
+        return hasattr(self.net, "init_from_images")
+
     def setup(self, stage: str) -> None:
         """Let the metrics sum over the ranks in whatever way the strategy has."""
         self._train_sums = None  # of an earlier fit
+        self._keeps_outcomes = stage != "fit"
         self._has_peers = self.trainer.world_size > 1
         self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
 
@@ -98,6 +130,20 @@ class ImageClassifier(LightningModule):
         """Bring a checkpoint's sums to where the steps add to them."""
         if self._train_sums is not None:
             self._train_sums = self._train_sums.to(self.device)
+        self.on_train_epoch_start()  # which a resume within an epoch does not come to
+
+    def on_train_epoch_start(self) -> None:
+        """Tell a net with a whitening layer once the bias of that layer moves no more.
+
+        A function of the epoch alone, so that a resumed run says it when the first one would have.
+        """
+        if not hasattr(self.net, "trains_whitening"):
+            return
+        trainer = self.trainer
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        ends = [g["ends_at"] for g in self.optimizers().param_groups if "ends_at" in g]  # type: ignore[union-attr]
+        last = max(ends, default=1.0) * trainer.estimated_stepping_batches
+        self.net.trains_whitening = steps * trainer.current_epoch < last  # type: ignore[assignment]
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return cast(Tensor, self.trainer.strategy.reduce(value, reduce_op="sum"))
@@ -115,7 +161,8 @@ class ImageClassifier(LightningModule):
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
         pixels = images.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self._shift, pixels, self._scale)
-        return self.net(normalised.to(next(self.net.parameters()).dtype))
+        owner, name = self._first_weight
+        return self.net(normalised.to(getattr(owner, name).dtype))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's loss: the sum over counted rows divided by B, skipped rows included.
@@ -123,33 +170,39 @@ class ImageClassifier(LightningModule):
         So the mean over ranks and parts is the global batch's, wherever skipped rows fall.
         """
         logits = self(batch.images).float()
-        counted = (batch.labels != NOT_COUNTED).float()
-        losses, hits = self._losses_and_hits(logits, batch.labels)
-        if batch.mixed_labels is not None:
+        counted = batch.labels != NOT_COUNTED
+        if batch.mixed_labels is None:
+            total = self._loss(logits, batch.labels, "sum")
+            hits = (logits.detach().argmax(1) == batch.labels).sum(dtype=torch.float32)
+        else:
             assert batch.mix_weight is not None
-            mixed_losses, mixed_hits = self._losses_and_hits(logits, batch.mixed_labels)
             weight = batch.mix_weight.float()
-            losses = torch.lerp(mixed_losses, losses, weight) * counted
-            hits = torch.lerp(mixed_hits, hits, weight) * counted
-        total = losses.sum()
-        sums = torch.stack((total.detach(), hits.sum(), counted.sum()))
+            losses, mixed_losses = (
+                self._loss(logits, labels, "none") for labels in (batch.labels, batch.mixed_labels)
+            )
+            total = (torch.lerp(mixed_losses, losses, weight) * counted).sum()
+            guesses = logits.detach().argmax(1)
+            right, mixed_right = (
+                (guesses == labels).float() for labels in (batch.labels, batch.mixed_labels)
+            )
+            hits = (torch.lerp(mixed_right, right, weight) * counted).sum()
+        sums = torch.stack((total.detach(), hits, counted.sum(dtype=torch.float32)))
         if self._train_sums is None:
             wide = devices.of(sums.device).widest_float
             # Moved there and not made there, which on XLA would be a step of its own to compile.
             self._train_sums = torch.zeros(3, dtype=wide).to(sums.device, non_blocking=True)
-        self._train_sums += sums
+        self._train_sums.add_(sums)
         return total / len(batch.labels)
 
-    def _losses_and_hits(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's loss and whether it is right, [B] float32; 0 where it does not count."""
-        losses = F.cross_entropy(
+    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Cross-entropy in float32; 0 of a row that does not count."""
+        return F.cross_entropy(
             logits,
             labels,
             ignore_index=NOT_COUNTED,
-            reduction="none",
+            reduction=reduction,
             label_smoothing=self.label_smoothing,
         )
-        return losses, (logits.detach().argmax(1) == labels).float()
 
     def take_train_sums(self) -> dict[str, float]:
         """Mean training loss and accuracy of all ranks' rows since the last call; starts anew.
@@ -175,9 +228,17 @@ class ImageClassifier(LightningModule):
     def log_probabilities(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C] float32.
 
-        With test_flip, of the mean of both views' probabilities: unlike the mean of logits it is
-        a distribution whose cross-entropy is a loss, and no more confident than its parts.
+        With test_flip and test_shift, of the views' mean probabilities: unlike the mean of logits
+        it is a distribution whose cross-entropy is a loss, and no more confident than its parts.
+        The views and weights are airbench's (https://github.com/KellerJordan/cifar10-airbench).
         """
+        if not self.test_shift:
+            return self._log_probabilities_both_ways(images)
+        corners = [_moved(images, pixels) for pixels in (-1, 1)]
+        shifted = torch.logaddexp(*map(self._log_probabilities_both_ways, corners)) - math.log(2)
+        return torch.logaddexp(self._log_probabilities_both_ways(images), shifted) - math.log(2)
+
+    def _log_probabilities_both_ways(self, images: Tensor) -> Tensor:
         scores = self(images).float().log_softmax(1)
         if not self.test_flip:
             return scores
@@ -195,7 +256,7 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: Batch) -> None:
         scores = self.log_probabilities(batch.images)
         self.evaluation.update(scores, batch.labels)
-        if self.trainer.state.fn != TrainerFn.FITTING:
+        if self._keeps_outcomes:
             self.outcomes.add(batch, scores)
 
     def on_validation_epoch_end(self) -> None:
@@ -221,9 +282,10 @@ class ImageClassifier(LightningModule):
         """The optimizer, and its schedule over all steps of the trainer."""
         schedule = {key: self.optim[key] for key in _SCHEDULE_FIELDS if key in self.optim}
         settings = {key: value for key, value in self.optim.items() if key not in schedule}
+        rest = {name: settings.pop(key) for key, name in _SGD_FIELDS.items() if key in settings}
         # A fused optimizer unscales fp16 gradients inside, where they can no longer be clipped.
         fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
-        optimizer = build_optimizer(self.net, **settings, fused=fused)
+        optimizer = build_optimizer(self.net, **settings, fused=fused, rest=SGDPart(**rest))
         scheduler = build_schedule(optimizer, self.trainer.estimated_stepping_batches, **schedule)
         return {
             "optimizer": optimizer,
@@ -260,3 +322,11 @@ class ImageClassifier(LightningModule):
             )
         if self.global_rank == 0:
             self._train_sums = checkpoint.get("train_sums")
+
+
+def _moved(images: Tensor, pixels: int) -> Tensor:
+    """Images [B, 3, S, S] moved down and right by `pixels` (-1: up and left), reflected there."""
+    index = torch.arange(images.shape[3], device=images.device) - pixels
+    last = images.shape[3] - 1
+    index = last - (last - index.abs()).abs()
+    return images.index_select(2, index).index_select(3, index)

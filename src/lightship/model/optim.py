@@ -1,21 +1,40 @@
-"""How weights move: the optimizers by name, Muon, and learning rates as functions of the step."""
+"""How weights move: the optimizers by name, and learning rates as functions of the step."""
 
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightship import devices
+from lightship.model.muon import RECORD_ITERATIONS, Muon, MuonSGD, orthogonalize
 from lightship.model.traced_optim import ADAM_BETAS, ADAM_EPS, TracedOptimizer
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class SGDPart:
+    """What of muon-sgd moves by SGD, and how.
+
+    Attributes:
+        lr: Peak rate of biases and norms; like `head_lr` for the mean loss of a global batch
+            (airbench's are for the sum).
+        head_lr: Peak rate of the classifier.
+        momentum: Nesterov.
+        early_fraction: Share of all steps in which the bias of a frozen first layer still moves.
+    """
+
+    lr: float = 0.05
+    head_lr: float = 0.05
+    momentum: float = 0.85
+    early_fraction: float = 0.375
 
 
 def build_optimizer(
@@ -25,22 +44,25 @@ def build_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     fused: bool = True,
+    rest: SGDPart | None = None,
 ) -> Optimizer:
     """Build the optimizer of a net whose parameters are already on their device.
 
     Args:
         net: The net; parameters that need no gradient are left out.
-        name: adam, adamw, sgd (Nesterov) or muon.
+        name: adam, adamw, sgd (Nesterov), muon or muon-sgd.
         lr: Peak learning rate.
-        momentum: Of sgd and muon.
-        weight_decay: Of parameters with two or more dimensions; biases and norms do not decay.
+        momentum: Of sgd and both muons.
+        weight_decay: Of parameters with two or more dimensions; biases and norms do not decay. With
+            muon-sgd, the share of itself that all but the filters loses in a step at the peak.
         fused: Use the fused kernels where the device has them.
+        rest: What muon-sgd does to all but the hidden matrices.
 
     Returns:
-        An optimizer; with muon one object that also moves what is no hidden matrix. What it loads
-        may come from a device for which another kernel, or another class, does the same.
+        An optimizer; with both muons one object that also moves what is no hidden matrix. What it
+        loads may come from a device for which another kernel, or another class, does the same.
     """
-    optimizer = _build(net, name, lr, momentum, weight_decay, fused)
+    optimizer = _build(net, name, lr, momentum, weight_decay, fused, rest or SGDPart())
     optimizer.register_load_state_dict_pre_hook(_keep_settings)
     optimizer.register_load_state_dict_post_hook(_lay_like_parameters)
     return optimizer
@@ -68,30 +90,30 @@ def _lay_like_parameters(optimizer: Optimizer) -> None:
 
 
 def _build(
-    net: nn.Module, name: str, lr: float, momentum: float, weight_decay: float, fused: bool
+    net: nn.Module,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    fused: bool,
+    rest: SGDPart,
 ) -> Optimizer:
-    matrices = {id(matrix) for matrix in _hidden_matrices(net)} if name == "muon" else set()
-    members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim >= 2 else 0.0
-            members[id(parameter) in matrices, decay].append(parameter)
-    kinds = {p.device for group in members.values() for p in group}
+    groups = (
+        _record_groups(net, weight_decay, rest)
+        if name == "muon-sgd"
+        else _groups(net, name, weight_decay)
+    )
+    kinds = {p.device for group in groups for p in group["params"]}
     if any(devices.of(kind).compiles_steps for kind in kinds):
-        rest = "adamw" if name == "muon" else name
-        traced = [
-            {"params": params, "weight_decay": decay, "rule": "muon" if orthogonal else rest}
-            for (orthogonal, decay), params in members.items()
-        ]
-        return TracedOptimizer(traced, lr, momentum, orthogonalize)
+        others = {"muon": "adamw", "muon-sgd": "sgd"}.get(name, name)
+        traced = [{**group, "rule": name if group["orthogonal"] else others} for group in groups]
+        return TracedOptimizer(traced, lr, momentum, orthogonalize, RECORD_ITERATIONS)
     fused &= all(kind.type in _FUSED_DEVICES for kind in kinds)
-    groups: list[dict[str, Any]] = [
-        {"params": params, "weight_decay": decay}
-        | ({"orthogonal": orthogonal} if name == "muon" else {})
-        for (orthogonal, decay), params in members.items()
-    ]
-    if name == "muon":
-        return Muon(groups, lr=lr, momentum=momentum, fused=fused)
+    if name in ("muon", "muon-sgd"):
+        kind_of_muon = Muon if name == "muon" else MuonSGD
+        return kind_of_muon(groups, lr=lr, momentum=momentum, fused=fused)
+    for group in groups:
+        del group["orthogonal"]
     use_fused = fused or None  # False would also rule out the multi-tensor kernels
     if name == "sgd":
         return torch.optim.SGD(
@@ -102,8 +124,56 @@ def _build(
     return kind(groups, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=use_fused)
 
 
-def _hidden_matrices(net: nn.Module) -> list[nn.Parameter]:
-    """The matrices and filters between the first layer and the classifier, in the net's order."""
+def _groups(net: nn.Module, name: str, weight_decay: float) -> list[dict[str, Any]]:
+    """What decays and what does not, and for Muon what is a hidden matrix, in the net's order."""
+    hidden = {id(matrix) for matrix in _matrices(net)[1:-1]} if name == "muon" else set()
+    members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim >= 2 else 0.0
+            members[id(parameter) in hidden, decay].append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "orthogonal": orthogonal}
+        for (orthogonal, decay), params in members.items()
+    ]
+
+
+def _record_groups(net: nn.Module, weight_decay: float, rest: SGDPart) -> list[dict[str, Any]]:
+    """airbench94_muon's groups: hidden matrices, classifier, what trains early only, all else.
+
+    What trains early only is the bias of a first layer whose weight is frozen (a whitening layer).
+    SGD's decay is divided by the rate, so that a weight shrinks by `weight_decay` of itself a step
+    at the peak, whatever its rate.
+    """
+    layers = [module for module in net.modules() if isinstance(module, _MATRIX_LAYERS)]
+    matrices = _matrices(net)
+    kind_of: dict[int, str] = {}
+    if matrices and not matrices[0].requires_grad:
+        kind_of |= {id(parameter): "early" for parameter in layers[0].parameters()}
+    if layers:
+        kind_of |= {id(parameter): "head" for parameter in layers[-1].parameters()}
+    kind_of |= {id(matrix): "hidden" for matrix in matrices[1:-1]}
+    members: dict[str, list[nn.Parameter]] = {"hidden": [], "head": [], "early": [], "other": []}
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            members[kind_of.get(id(parameter), "other")].append(parameter)
+    by_sgd = {"momentum": rest.momentum, "orthogonal": False}
+    settings: dict[str, dict[str, Any]] = {
+        "hidden": {"weight_decay": 0.0, "orthogonal": True},
+        "head": {**by_sgd, "lr": rest.head_lr, "weight_decay": weight_decay / rest.head_lr},
+        "early": {
+            **by_sgd,
+            "lr": rest.lr,
+            "weight_decay": weight_decay / rest.lr,
+            "ends_at": rest.early_fraction,
+        },
+        "other": {**by_sgd, "lr": rest.lr, "weight_decay": weight_decay / rest.lr},
+    }
+    return [{"params": params, **settings[kind]} for kind, params in members.items() if params]
+
+
+def _matrices(net: nn.Module) -> list[nn.Parameter]:
+    """The matrices and filters, from the first layer's to the classifier's, in the net's order."""
     matrices = []
     for module in net.modules():
         if isinstance(module, _MATRIX_LAYERS):
@@ -111,116 +181,7 @@ def _hidden_matrices(net: nn.Module) -> list[nn.Parameter]:
             matrix = module.in_proj_weight if attention else module.weight
             if isinstance(matrix, nn.Parameter):
                 matrices.append(matrix)
-    return matrices[1:-1]
-
-
-class Muon(Optimizer):
-    """Momentum orthogonalised by Newton-Schulz for hidden matrices, AdamW for all else.
-
-    Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon): filters are flattened to
-    [out, in*kh*kw]; the first layer and the classifier are better left to AdamW (build_optimizer
-    does so). Each update is scaled by 0.2*sqrt(max(rows, columns)), so that its size is AdamW's
-    and one learning rate and decay serve both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
-    Matrices of one shape are orthogonalised in one batched product.
-
-    Args:
-        groups: Parameter groups, each with `orthogonal: bool` and `weight_decay: float`
-            (decoupled).
-        lr: Learning rate.
-        momentum: Nesterov momentum of the orthogonal groups.
-        fused: Use the fused AdamW kernel.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, fused: bool = False
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "fused": fused})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move all parameters that have a gradient; never waits for the device."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                (self._step_orthogonal if group["orthogonal"] else self._step_adamw)(group, params)
-        return loss
-
-    def _step_orthogonal(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        lr, momentum = group["lr"], group["momentum"]
-        for param in params:
-            if not self.state[param]:
-                self.state[param]["momentum"] = torch.zeros_like(param)
-        grads = [param.grad for param in params if param.grad is not None]
-        averages = [self.state[param]["momentum"] for param in params]
-        torch._foreach_lerp_(averages, grads, 1 - momentum)
-        directions = torch._foreach_lerp(grads, averages, momentum)
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = defaultdict(list)
-        for index, matrix in enumerate(direction.flatten(1) for direction in directions):
-            alike[matrix.shape, matrix.dtype, matrix.device].append(index)
-        for (shape, _, _), indices in alike.items():
-            updates = orthogonalize(torch.stack([directions[i].flatten(1) for i in indices]))
-            torch._foreach_add_(
-                [params[i] for i in indices],
-                [update.view(params[i].shape) for i, update in zip(indices, updates, strict=True)],
-                alpha=-lr * 0.2 * math.sqrt(max(shape)),
-            )
-
-    def _step_adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for param in params:
-            if not self.state[param]:
-                # The fused kernel counts on the device; elsewhere a count on the CPU costs no sync.
-                device = param.device if group["fused"] else "cpu"
-                self.state[param] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=device),
-                    "exp_avg": torch.zeros_like(param),
-                    "exp_avg_sq": torch.zeros_like(param),
-                }
-        states = [self.state[param] for param in params]
-        adamw(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"] or None,
-            amsgrad=False,
-            beta1=ADAM_BETAS[0],
-            beta2=ADAM_BETAS[1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=ADAM_EPS,
-            maximize=False,
-        )
-
-
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Push the singular values of each matrix towards 1 by Newton-Schulz iterations.
-
-    Args:
-        matrices: [N, rows, columns], floating point.
-        iterations: Quintic steps; after five the singular values lie within about 0.7..1.2.
-
-    Returns:
-        The same shape and dtype. Coefficients and scheme: Keller Jordan's Muon.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    # bfloat16 suffices (ibid.), where it is fast.
-    work = matrices.bfloat16() if devices.has_bf16_units(matrices.device) else matrices.float()
-    tall = work.shape[1] > work.shape[2]
-    if tall:
-        work = work.mT
-    work = work / (torch.linalg.matrix_norm(work, keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        gram = work @ work.mT
-        work = torch.baddbmm(work, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), work, beta=a)
-    return (work.mT if tall else work).to(matrices.dtype).contiguous()
+    return matrices
 
 
 def lr_scale(
@@ -260,7 +221,8 @@ def build_schedule(
     """Build the schedule of `lr_scale`, to be stepped once an optimizer step.
 
     Args:
-        optimizer: Its groups' learning rates are the peak.
+        optimizer: Its groups' learning rates are the peak. A group's `ends_at`, a share of
+            total_steps, is where its own rate has fallen to 0 in a straight line.
         total_steps: Optimizer steps of the whole run; may be infinity if nothing depends on it.
         schedule: constant, cosine or linear.
         warmup_fraction: Share of total_steps in which the rate rises.
@@ -271,4 +233,14 @@ def build_schedule(
     def scale(step: int) -> float:
         return lr_scale(step, total_steps, warmup_steps, schedule, final_lr_fraction)
 
-    return LambdaLR(optimizer, scale)
+    def scale_to_end(ends_at: float) -> Callable[[int], float]:
+        last = round(ends_at * total_steps)
+        return lambda step: max(0.0, 1 - step / last) if last else 0.0
+
+    return LambdaLR(
+        optimizer,
+        [
+            scale_to_end(group["ends_at"]) if "ends_at" in group else scale
+            for group in optimizer.param_groups
+        ],
+    )

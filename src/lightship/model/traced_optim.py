@@ -18,17 +18,19 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 
 class TracedOptimizer(Optimizer):
-    """Adam, AdamW, SGD (Nesterov) and Muon, as torch.optim and optim.py have them.
+    """Adam, AdamW, SGD (Nesterov) and both Muons, as torch.optim and muon.py have them.
 
     Each group's numbers of the step are reckoned on the host, in double precision as there, and
     sent in one piece. A state's names and meanings are theirs too, and a group's settings are this
     run's and not the checkpoint's, so that a run may go on on another kind of device.
 
     Args:
-        groups: Parameter groups, each with `rule` (adam, adamw, sgd, muon) and `weight_decay`.
+        groups: Parameter groups, each with `rule` (adam, adamw, sgd, muon, muon-sgd) and
+            `weight_decay`; a group's own `lr` and `momentum` go before those below.
         lr: Learning rate.
-        momentum: Of sgd and muon.
-        orthogonalize: Muon's (see `optim.orthogonalize`).
+        momentum: Of sgd and the muons.
+        orthogonalize: Muon's, of matrices and iterations (see `muon.orthogonalize`).
+        record_iterations: Of muon-sgd.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class TracedOptimizer(Optimizer):
         groups: list[dict[str, Any]],
         lr: float,
         momentum: float,
-        orthogonalize: Callable[[Tensor], Tensor],
+        orthogonalize: Callable[[Tensor, int], Tensor],
+        record_iterations: int,
     ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum})
         self.orthogonalize = orthogonalize
+        self.record_iterations = record_iterations
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -54,7 +58,7 @@ class TracedOptimizer(Optimizer):
         sent = numbers.to(self.param_groups[0]["params"][0].device, non_blocking=True)
         for index, (group, params) in enumerate(pairs):
             rate, decay, spread = sent[index, 0], sent[index, 1], sent[index, 2]
-            if group["rule"] == "muon":
+            if group["rule"] in ("muon", "muon-sgd"):
                 self._step_muon(group, params, rate, decay)
                 continue
             for param in params:
@@ -116,15 +120,21 @@ class TracedOptimizer(Optimizer):
     def _step_muon(
         self, group: dict[str, Any], params: list[Tensor], rate: Tensor, decay: Tensor
     ) -> None:
+        of_record = group["rule"] == "muon-sgd"
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for param in params:
             assert param.grad is not None
             average = self._kept(param, "momentum").lerp_(param.grad, 1 - group["momentum"])
             direction = param.grad.lerp(average, group["momentum"]).flatten(1)
-            if group["weight_decay"]:
+            if of_record:
+                param.mul_(math.sqrt(len(param)) / torch.linalg.vector_norm(param))
+            elif group["weight_decay"]:
                 param.mul_(decay)
             alike[direction.shape].append((param, direction))
         for shape, pairs in alike.items():
-            updates = self.orthogonalize(torch.stack([direction for _, direction in pairs]))
+            iterations = self.record_iterations if of_record else 5
+            scale = 1.0 if of_record else 0.2 * math.sqrt(max(shape))
+            matrices = torch.stack([direction for _, direction in pairs])
+            updates = self.orthogonalize(matrices, iterations)
             for (param, _), update in zip(pairs, updates, strict=True):
-                param.sub_(update.view(param.shape) * (rate * (0.2 * math.sqrt(max(shape)))))
+                param.sub_(update.view(param.shape) * (rate * scale))

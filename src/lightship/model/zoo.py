@@ -1,4 +1,4 @@
-"""Nets by name: litcnn, torchvision's classifiers and the user's own, with or without weights."""
+"""Nets by name: our own, torchvision's classifiers and the user's own, with or without weights."""
 
 import difflib
 import importlib
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from lightship.exits import ConfigError
 from lightship.model.litcnn import litcnn
+from lightship.model.speednet import speednet, speednet96
 from lightship.storage import read_bytes, redact
 
+_OWN = {"litcnn": litcnn, "speednet": speednet, "speednet96": speednet96}
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
 """Of googlenet and inception_v3: published with their weights, not built here."""
 
@@ -27,8 +29,8 @@ def build_net(
     """Build a net and prove on a dummy batch that it classifies. Every rank; blocks on weights.
 
     Args:
-        name: `litcnn`, a classifier of torchvision.models, or `package.module:function`, which is
-            called with the number of classes.
+        name: `litcnn`, `speednet`, `speednet96`, a classifier of torchvision.models, or
+            `package.module:function`, which is called with the number of classes.
         num_classes: Width of the output.
         image_size_px: Side of the square images.
         weights: None (fresh), `default` (torchvision's own) or the URL of a state dict or
@@ -42,8 +44,8 @@ def build_net(
     """
     if ":" in name:
         net = _build_own(name, num_classes)
-    elif name == "litcnn":
-        net = litcnn(num_classes, image_size_px)
+    elif name in _OWN:
+        net = _OWN[name](num_classes, image_size_px)
     else:
         net = _build_torchvision(name, num_classes, image_size_px)
     _check_output(net, name, num_classes, image_size_px)
@@ -59,7 +61,7 @@ def _torchvision_names() -> list[str]:
 def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Module:
     names = _torchvision_names()
     if name not in names:
-        close = difflib.get_close_matches(name, ["litcnn", *names], n=3)
+        close = difflib.get_close_matches(name, [*_OWN, *names], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "e.g. litcnn, resnet18, vit_b_16"
         raise ConfigError(
             f"--model.net '{name}' is no known net ({hint}); your own: package.module:function"

@@ -1,0 +1,257 @@
+"""What a stack adds to a training step, beside a bare loop over the same net, batches, optimizer.
+
+All arms take turns in one process. The net keeps the clock: it notes the time at each call.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+
+from lightship import cli, run
+from lightship.batch import Batch
+from lightship.data.augment import Augment
+from lightship.data.order import Order, TrainShare
+from lightship.data.resident import ResidentSplit, ResidentTrainLoader
+from tests.benchmarks.table import machine, print_table, spread
+from tests.images import little_set, put
+
+ROUNDS = int(os.environ.get("RUNS", "5"))
+STEPS = int(os.environ.get("STEPS", "400"))
+WARM_UP = 100
+BATCH = 16
+SIZE_PX = 32
+CLASSES = tuple("abcdefghij")
+CLOCK = time.thread_time if os.environ.get("CLOCK") == "cpu" else time.perf_counter
+SYNCS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero")
+WORK_MS = float(os.environ.get("WORK_MS", "5"))
+
+
+class Clocked(nn.Module):
+    """A linear layer on pooled pixels; `work` matrix products of 256 on top of it."""
+
+    times: list[float] = []  # noqa: RUF012 - of whichever arm is running
+    work = 0
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+        self.register_buffer("matrix", torch.eye(256), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.times.append(CLOCK())
+        with torch.no_grad():
+            matrix = self.matrix
+            for _ in range(self.work):
+                matrix = matrix @ self.matrix
+        return self.head(images.mean((2, 3)) + matrix[0, 1])
+
+
+def build(num_classes: int) -> Clocked:
+    """The net, for `--model.net`."""
+    return Clocked(num_classes)
+
+
+def products_of(milliseconds: float) -> int:
+    """How many matrix products take so long here."""
+    matrix = torch.eye(256)
+    began_s = time.perf_counter()
+    for _ in range(200):
+        matrix = matrix @ matrix
+    return max(1, round(milliseconds / 1000 / ((time.perf_counter() - began_s) / 200)))
+
+
+class Plain(LightningModule):
+    """The least a LightningModule can be."""
+
+    def __init__(self, with_metric: bool) -> None:
+        super().__init__()
+        self.net, self.with_metric = Clocked(len(CLASSES)), with_metric
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self.net(normalised(batch.images)), batch.labels)
+        if self.with_metric:
+            self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict:
+        return optimizer_and_schedule(self.net)
+
+
+def normalised(images: Tensor) -> Tensor:
+    return images.float() / 255 - 0.5
+
+
+def optimizer_and_schedule(net: nn.Module) -> dict:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10**6)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Batches:
+    """Lightship's own resident batches for the arms without lightship."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (1600, SIZE_PX, SIZE_PX, 3)
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        split = ResidentSplit(pixels, torch.arange(1600) % 10)
+        self.done = 0
+        order = TrainShare(Order(1600, BATCH, 0), 0, 1, 1)
+        self.loader = ResidentTrainLoader(split, order, Augment(0), self._position)
+
+    def _position(self) -> tuple[int, int]:
+        self.done += 1
+        return divmod(self.done - 1, len(self.loader))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+
+def bare(steps: int, out: str, watch: Callback | None) -> None:
+    """The loop as one would write it."""
+    net, optimizer = Clocked(len(CLASSES)), None
+    parts = optimizer_and_schedule(net)
+    optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
+    batches = iter(Batches())
+    for _ in range(steps):
+        batch = next(batches)
+        loss = F.cross_entropy(net(normalised(batch.images)), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def barebones(steps: int, out: str, watch: Callback | None) -> None:
+    """Lightning with all its features off."""
+    trainer = Trainer(barebones=True, max_steps=steps, accelerator="cpu")
+    trainer.fit(Plain(with_metric=False), Batches())
+
+
+def default(steps: int, out: str, watch: Callback | None) -> None:
+    """Lightning as it comes: progress bar with one metric, CSV logger, checkpoints."""
+    callbacks = [watch] if watch else []
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = Trainer(
+            max_steps=steps, accelerator="cpu", logger=CSVLogger(out), default_root_dir=out,
+            callbacks=callbacks,
+        )  # fmt: skip
+        trainer.fit(Plain(with_metric=True), Batches())
+
+
+def lightship(steps: int, out: str, watch: Callback | None) -> None:
+    """A whole `lightship fit`: callbacks, checkpoints, tracking offline."""
+    build_trainer = run.build_trainer
+
+    def watched(config, callbacks, *more):
+        return build_trainer(config, [*([watch] if watch else []), *callbacks], *more)
+
+    run.build_trainer = watched
+    try:
+        code = cli.main([
+            "fit", f"--data.root={_images()}", f"--run.output={out}/run",
+            "--model.net=tests.benchmarks.step_overhead:build", "--optim.name=sgd",
+            "--optim.schedule=linear", f"--data.global_batch_size={BATCH}", "--data.val_fraction=0",
+            f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.accelerator=cpu",
+            f"--run.tracking={os.environ.get('TRACKING', 'offline')}", "--run.log_images=0",
+        ])  # fmt: skip
+    finally:
+        run.build_trainer = build_trainer
+    assert code == 0
+
+
+def _images() -> str:
+    """1,600 images as class folders, once."""
+    folder = Path(tempfile.gettempdir()) / "lightship-step-overhead"
+    if not folder.exists():
+        files = little_set(("train",), per_class=160, classes=CLASSES, size_px=(SIZE_PX, SIZE_PX))
+        put(str(folder), files)
+    return str(folder)
+
+
+ARMS: dict[str, Callable[[int, str, Callback | None], None]] = {
+    "bare loop": bare,
+    "Lightning barebones": barebones,
+    "Lightning default, one metric and bar": default,
+    "lightship fit": lightship,
+}
+
+
+def measure(arm: Callable[[int, str, Callback | None], None]) -> float:
+    """Milliseconds of a step: the mean over all but the first ones."""
+    Clocked.times.clear()
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+        arm(WARM_UP + STEPS + 1, out, None)
+    times = Clocked.times
+    return 1000 * (times[-1] - times[WARM_UP]) / (len(times) - 1 - WARM_UP)
+
+
+class CountSyncs(Callback):
+    """Waits for the device in the twenty steps after the sixtieth, all hooks included."""
+
+    def __init__(self) -> None:
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.count = -1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == 60:
+            self.profile.start()
+        elif trainer.global_step == 80 and self.count < 0:
+            self.profile.stop()
+            self.count = sum(event.name in SYNCS for event in self.profile.events())
+
+
+def syncs(arm: Callable[[int, str, Callback | None], None]) -> str:
+    """Waits for the device a step, as far as they can be counted in this arm."""
+    if arm in (bare, barebones):  # the first has no hooks, the second takes no callbacks
+        return ""
+    watch = CountSyncs()
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+        arm(100, out, watch)
+    return f"{watch.count / 20:g}"
+
+
+def main() -> None:
+    """what each stack adds to a step: with no work at all, and beside a step of 5 ms (CPU)"""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(1)  # what is measured is one thread's, and threads wait for each other
+    names = os.environ["ARMS"].split(",") if "ARMS" in os.environ else list(ARMS)
+    waits = {name: syncs(ARMS[name]) for name in names}
+    rows = []
+    for work_ms in (0.0, WORK_MS):
+        Clocked.work = products_of(work_ms) if work_ms else 0
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for round_ in range(ROUNDS):
+            for name in names:
+                taken[name].append(measure(ARMS[name]))
+                told = f"  round {round_ + 1}/{ROUNDS}  {name}: {taken[name][-1]:.3f} ms"
+                print(told, file=sys.stderr, flush=True)
+        floor = taken["bare loop"]
+        for name in names:
+            added = [one - base for one, base in zip(taken[name], floor, strict=True)]
+            rates = [base / one for one, base in zip(taken[name], floor, strict=True)]
+            rows.append([
+                f"{name}, {work_ms:g} ms" if work_ms else name,
+                spread(taken[name], 3), spread(added, 3), spread(rates, 3), waits[name],
+            ])  # fmt: skip
+    print(f"{machine()}; {STEPS} steps; n = {ROUNDS}; median (range)\n")
+    print_table(["arm", "ms a step", "added ms", "of the bare rate", "syncs a step"], rows)
