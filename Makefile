@@ -11,7 +11,7 @@ RESOLVE = $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --ge
 	--no-header --quiet
 IMAGE := --extra parquet --extra gcs --extra hf --extra obstore
 
-.PHONY: help setup train test test-dist test-xla test-container chaos lint format bench lock clean
+.PHONY: help setup train test test-dist test-xla test-container chaos lint format bench pictures lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ format: $(READY) ## let ruff mend what it can
 
 bench: $(READY) ## measure speed beside the peers (TABLES=some; CIFAR10=, IMAGENET=class folders)
 	$(BIN)/python -m tests.benchmarks $(TABLES)
+
+pictures: $(READY) ## README's pictures, of a real run (CIFAR10=class folders; needs Chromium and tmux)
+	$(BIN)/python -m tests.pictures $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 lock: ## resolve the dependencies anew, with hashes: of the tests and of each image
 	$(PYTHON) -m venv $(VENV)-lock

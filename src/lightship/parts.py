@@ -145,9 +145,8 @@ class Parts:
                 yield rows
 
     def remove(self) -> None:
-        """Remove the parts, when the table is there. Rank 0."""
-        self._remove([self._name(number) for number in range(self.division.num_parts)])
-        storage.remove(self._at(_PLAN))
+        """Remove the folder of the parts, when the table is there. Rank 0."""
+        self._remove([file.path for file in storage.list_files(self.url)])
         if not storage.is_remote(self.url):
             shutil.rmtree(storage.local_path(self.url), ignore_errors=True)
 

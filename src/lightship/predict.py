@@ -41,6 +41,8 @@ def _predict(command: Command) -> None:
     progress = start_progress(config)
     url = command.predictions or storage.join(str(config.run.output), "predictions.csv")
     check_format(url, "--predictions")
+    folder = url.removesuffix(storage.base_name(url)) or "."
+    ranks.from_rank_0(lambda: storage.check_writable(folder, "--predictions"))
     model = load_model(command, progress.note)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)

@@ -125,4 +125,6 @@ def test_it_ends_where_nobody_answers(tmp_path: Path, silence: int) -> None:
     assert row["data"].startswith("fail")
     assert row["output"].startswith("fail")
     assert row["W&B key"].startswith("warn")
+    fixes = [line for line in lines if "NetworkPolicy and proxy to the storage at --" in line]
+    assert len(fixes) == 2, lines
     assert lines[-1].startswith("lightship: ")

@@ -1,11 +1,10 @@
-"""`lightship predict` from any layout to any place: awkward images, orders to stop, mistakes."""
+"""`lightship predict` from any layout to any place; awkward images, orders to stop, mistakes."""
 
 import csv
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
@@ -281,8 +280,12 @@ def test_other_images_start_anew(
         (["--ckpt_path=best", "--predictions=t.csv"], 2, "--run.output"),
         (["--predictions=t.csv"], 2, "--run.output"),
         (["--run.output=RUN", "--data.root=gone", "--predictions=t.csv"], 65, "gone"),
-        (["--run.output=RUN", "--predictions=https://x.invalid/t.csv"], 78, "x.invalid"),
-        (["--run.output=RUN", "--predictions=/proc/t.csv"], 78, "/proc/t.csv"),
+        (
+            ["--run.output=RUN", "--predictions=https://x.invalid/t.csv"],
+            78,
+            "--predictions https://x.invalid/",
+        ),
+        (["--run.output=RUN", "--predictions=/proc/t.csv"], 78, "--predictions /proc/"),
     ],
 )
 def test_mistakes(
@@ -319,13 +322,11 @@ def test_the_page_from_top_to_bottom(run: str, tmp_path: Path, s3) -> None:
     put(str(tmp_path / "new_images"), NEW)
     put(f"{bucket}/new", NEW)
     (tmp_path / "new_images.zip").write_bytes(zipped(NEW))
+    env = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-m", "lightship",
-             *command.replace("s3://bucket", bucket).split()[1:]],
-            cwd=tmp_path, capture_output=True, text=True, timeout=250,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        arguments = command.replace("s3://bucket", bucket).split()[1:]
+        with lightship(arguments, tmp_path, env, os.chdir, (tmp_path,)) as child:
+            assert child.wait() == 0, child.output
         named = command.partition("--predictions ")[2].split()[0]
         table = named.replace("s3://bucket", bucket) if "://" in named else f"{tmp_path}/{named}"
         assert [row["path"] for row in rows_of(table)] == sorted(NEW), command

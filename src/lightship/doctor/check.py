@@ -85,7 +85,8 @@ def run(checks: Sequence[Check], imports: Callable[[], None]) -> Iterator[tuple[
             yield check, future.result()
         else:
             found = f"no answer within {check.deadline_s:g} s"
-            yield check, Finding(check.if_late, found, check.means, check.fix)
+            late = Finding(check.if_late, found, check.means, check.fix)
+            yield check, skipped(found) if check.if_late == "skipped" else late
 
 
 def _look(check: Check, imported: "Future[None] | None") -> Finding:

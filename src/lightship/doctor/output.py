@@ -1,14 +1,14 @@
 """Whether a run can be kept at --run.output, and what is there already."""
 
-import contextlib
 import os
 import time
 import uuid
 
 from lightship import storage
 from lightship.config import Config
-from lightship.doctor.check import Finding
-from lightship.exits import ConfigError, LightshipError
+from lightship.doctor.check import Finding, skipped
+from lightship.exits import ConfigError, LightshipError, TimeoutExpired
+from lightship.storage import Denied
 
 _FIX = (
     "give the pod's identity, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the rights to read, "
@@ -36,14 +36,17 @@ def run_there(config: Config) -> Finding:
 
     said: list[str] = []
     output = RunOutput(config, said.append)
-    if output.is_done():
+    try:
+        is_done, commits = output.is_done(), output.checkpoints().commits()
+    except (Denied, TimeoutExpired) as error:
+        return skipped(f"it cannot be read, see output ({error})")
+    if is_done:
         return Finding(
             "warn",
             f"{storage.redact(output.url)} holds a finished run",
             "the same command again says so and ends with 0",
             "give another --run.output to train anew",
         )
-    commits = output.checkpoints().commits()
     if commits:
         output.refuse_another_run(f"a run at step {commits[-1].step}")
         told = f"a run at step {commits[-1].step} ({len(commits)} checkpoints)"
@@ -61,13 +64,11 @@ def clock(url: str) -> Finding:
         storage.write_bytes(probe_url, b"what is the time?")
         after_s = time.time()
         there_s = storage.modified_s(probe_url)
+        storage.remove(probe_url)
     except LightshipError as error:
         if "TimeTooSkewed" in str(error):
             return _skewed("more than 15 minutes apart, says the storage")
-        return Finding("skipped", f"no file can be written there, see output ({error})")
-    finally:
-        with contextlib.suppress(LightshipError):  # the check of the output tells of that
-            storage.remove(probe_url)
+        return skipped(f"no file can be kept there, see output ({error})")
     # Stores count whole seconds.
     apart_s = max(there_s - after_s, before_s - there_s - 1, 0.0)
     way = "ahead of" if there_s > after_s else "behind"

@@ -15,7 +15,10 @@ from lightship.doctor import (
 )
 from lightship.doctor.asked import Asked
 from lightship.doctor.check import Check, Finding, in_daemon, skipped
+from lightship.exits import TimeoutExpired
 
+_LATEST_S = 20.0
+"""The last deadline of all: with Python's start and end the doctor stays below 30 s."""
 _MEND_REMOTE_DATA = (
     "correct --data.root, and give the pod's identity, or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
     "and AWS_ENDPOINT_URL, the right to list and read there"
@@ -24,7 +27,11 @@ _MEND_LOCAL_DATA = (
     "correct --data.root (a relative path starts at the working directory), in a container mount "
     "the folder, or mend the file it names"
 )
-_NEED_KNOWN_S = 20.0
+_REACH = (
+    "correct the address (AWS_ENDPOINT_URL), and let requests through firewall, NetworkPolicy and "
+    "proxy to the storage"
+)
+_NEED_KNOWN_S = 16.0
 """How long the check of the data waits for how fast the net trains: a slow net is no slow data."""
 
 
@@ -41,7 +48,7 @@ class Examination(Asked):
                 self._configuration,
                 "a fit may end at once",
                 "see what is late below",
-                25,
+                _LATEST_S,
                 "warn",
                 needs_imports=not self.wrong,
             ),
@@ -57,7 +64,7 @@ class Examination(Asked):
                 self._imports,
                 "nothing can be trained",
                 "pip install lightship in a new environment, on a local disk",
-                25,
+                _LATEST_S,
                 needs_imports=False,
             ),
             Check(
@@ -65,7 +72,7 @@ class Examination(Asked):
                 lambda: python_and_torch.driver_here(trainer.accelerator),
                 "no GPU can be used",
                 "see whether nvidia-smi answers; restart the node's driver",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "GPUs",
@@ -73,35 +80,35 @@ class Examination(Asked):
                 "a fit ends at once with code 78",
                 "--trainer.devices auto (and unset PET_NPROC_PER_NODE), or ask for more GPUs: "
                 "docker run --gpus all, in Kubernetes resources.limits nvidia.com/gpu",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "CPU",
                 self._cpu,
                 "how many cores there are is not known",
                 "see imports",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "memory limit",
                 self._memory_limit,
                 "how much memory there is is not known",
                 "see imports",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "/dev/shm",
                 self._shared_memory,
                 "NCCL ends with a bus error in its first exchange",
                 "docker run --shm-size=1g, in Kubernetes an emptyDir of medium Memory at /dev/shm",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "rendezvous",
                 self._rendezvous,
                 "the nodes do not find each other",
                 "set PET_NNODES and PET_RDZV_ENDPOINT=HOST:PORT of node 0, the same on all nodes",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "all-reduce", self.exchanged, "the first step would hang", "see NCCL_DEBUG=INFO", 24
@@ -111,14 +118,13 @@ class Examination(Asked):
                 self._data,
                 "a fit ends before its first step",
                 _MEND_REMOTE_DATA if storage.is_remote(config.data.root) else _MEND_LOCAL_DATA,
-                25,
+                _LATEST_S,
             ),
             Check(
                 "output",
                 lambda: output.writable(url),
                 "a fit ends before its first step",
-                "see that the storage at --run.output (AWS_ENDPOINT_URL) can be reached from here: "
-                "address, firewall, NetworkPolicy, proxy",
+                f"{_REACH} at --run.output",
                 needs_imports=False,
             ),
             Check(
@@ -126,7 +132,7 @@ class Examination(Asked):
                 lambda: output.run_there(config),
                 "a fit ends at once with code 78",
                 "give another --run.output, or the settings of the run that is there",
-                20,
+                _LATEST_S,
             ),
             Check(
                 "clock",
@@ -141,7 +147,7 @@ class Examination(Asked):
                 lambda: tracking_key.wandb_key(config.run.tracking),
                 "a fit ends at once with code 78",
                 "correct the WANDB_* variable, pip install wandb, or say --run.tracking none",
-                20,
+                _LATEST_S,
                 "warn",
             ),
             Check(
@@ -149,7 +155,7 @@ class Examination(Asked):
                 self._model_memory,
                 "a fit ends before its first step",
                 "change --model.net or --data.image_size_px as told",
-                25,
+                _LATEST_S,
                 "warn",
             ),
             Check(
@@ -157,7 +163,7 @@ class Examination(Asked):
                 self._disk,
                 "the archive cannot be fetched",
                 "correct --data.root",
-                20,
+                _LATEST_S,
             ),
         ]
         if not self.wrong:
@@ -201,7 +207,10 @@ class Examination(Asked):
         from lightship import ranks
         from lightship.doctor.data_speed import feed
 
-        first = self.first()
+        try:
+            first = self.first()
+        except TimeoutExpired as error:
+            return Finding("fail", str(error), "a fit ends with 74", f"{_REACH} at --data.root")
         count = self._processes_or_one()
 
         def needed_per_s() -> float | None:

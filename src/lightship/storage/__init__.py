@@ -373,11 +373,11 @@ def _check_md5(path: Path, md5: str, url: str) -> None:
         raise DataError(f"{redact(url)} has MD5 {digest.hexdigest()}; {md5} was expected")
 
 
-def check_writable(url: str) -> None:
+def check_writable(url: str, flag: str = "--run.output") -> None:
     """Writes, reads back and removes a probe under `url`, within `Limits.probe_s`.
 
     Raises:
-        ConfigError: it cannot be done; names --run.output, the URL and the reason.
+        ConfigError: it cannot be done; names `flag`, the URL and the reason.
         StorageTimeout: the storage does not answer.
     """
     probe_url, data = join(url, f".{uuid.uuid4().hex}.probe"), uuid.uuid4().bytes
@@ -389,6 +389,6 @@ def check_writable(url: str) -> None:
     except StorageTimeout:
         raise  # an outage passes: whoever starts the process may try again
     except LightshipError as error:
-        raise ConfigError(f"--run.output {redact(url)} cannot be written: {error}") from error
+        raise ConfigError(f"{flag} {redact(url)} cannot be written: {error}") from error
     if found != data:
-        raise ConfigError(f"--run.output {redact(url)} does not give back what is written to it")
+        raise ConfigError(f"{flag} {redact(url)} does not give back what is written to it")

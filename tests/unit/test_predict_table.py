@@ -1,0 +1,68 @@
+"""The table is put together without ever being in memory."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from lightship.config import DataConfig
+from lightship.exits import DataError
+from lightship.parts import PART_IMAGES, Division, Parts, Row, Unreadable
+from lightship.predict import _make_table
+from lightship.table import Prediction
+
+TOP5 = [(f"a class with a name of its own {i}", 0.2) for i in range(5)]
+
+
+def parts_of(folder: Path, num_parts: int, bad: int = 0) -> tuple[Parts, str]:
+    """All parts of a table, whose first `bad` images could not be read, and the table's URL."""
+    url = str(folder / "table")
+    division = Division(num_parts * PART_IMAGES, PART_IMAGES)
+    parts = Parts(url, {}, division, print)
+    parts.open()
+    for number in range(num_parts):
+        rows: list[Row] = [
+            Unreadable(f"{i}", f"{i} is empty") if i < bad else Prediction(f"{i}", TOP5)
+            for i in division.ids(number)
+        ]
+        parts.write(number, rows)
+    return parts, url
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_memory_does_not_grow_with_the_table(tmp_path: Path, ending: str) -> None:
+    parts, url = parts_of(tmp_path, 100)
+    tracemalloc.start()
+    try:
+        rows, _ = _make_table(url + ending, parts, DataConfig())
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows == 100 * PART_IMAGES
+    assert peak_bytes < Path(url + ending).stat().st_size / 3
+
+
+@pytest.mark.parametrize(
+    ("on_error", "fraction", "told"),
+    [
+        ("raise", 1.0, "on_error skip"),
+        ("skip", 0.01, "max_bad_fraction 0.01 allows no more than 10"),
+        ("skip", 0.0, "allows no more than 0"),
+    ],
+)
+def test_too_many_unreadable(tmp_path: Path, on_error: str, fraction: float, told: str) -> None:
+    """Also of parts that were made when more were allowed: they are counted over the whole."""
+    parts, url = parts_of(tmp_path, 1, bad=11)
+    config = DataConfig(on_error=on_error, max_bad_fraction=fraction)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=f"^11 of 1024 images cannot be read.*{told}"):
+        _make_table(f"{url}.csv", parts, config)
+    assert not Path(f"{url}.csv").exists()
+    assert parts.open() == {0}, "the parts stay"
+
+
+def test_unreadable_are_left_out(tmp_path: Path) -> None:
+    parts, url = parts_of(tmp_path, 1, bad=11)
+    config = DataConfig(on_error="skip", max_bad_fraction=0.011)
+    rows, unreadable = _make_table(f"{url}.csv", parts, config)
+    assert (rows, len(unreadable)) == (1024 - 11, 11)
+    assert len(Path(f"{url}.csv").read_text().splitlines()) == 1024 - 11 + 1
