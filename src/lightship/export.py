@@ -56,6 +56,8 @@ def export(command: Command) -> None:
     checkpoint = load_checkpoint(command, progress.note)
     model = build_model(checkpoint).eval()
     form.check_fits(model)
+    what = f"{model.hparams['net']} of step {checkpoint['global_step']}"
+    progress.note(f"exporting {what} as {form.name}")
     images, called = _images(config, model, progress)
     with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
         path = Path(folder) / EXPORTS[form.name]
@@ -65,9 +67,8 @@ def export(command: Command) -> None:
         storage.write_file(url, path)
     shown = storage.redact(url)
     progress.note(
-        f"exported {config.model.net} of step {checkpoint['global_step']}, "
-        f"{len(model.class_names)} classes, {size_bytes / 1e6:.1f} MB: {shown}; within "
-        f"{difference:.0e} of the checkpoint's outputs on {called}; to load it: "
+        f"exported {what}, {len(model.class_names)} classes, {size_bytes / 1e6:.1f} MB: {shown}; "
+        f"within {difference:.1g} of the checkpoint's outputs on {called}; to load it: "
         f"{form.loading.format(storage.base_name(url))}"
     )
 

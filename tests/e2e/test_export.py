@@ -1,7 +1,8 @@
 """`lightship export` on a real run, and every command and example of docs/export.md."""
 
+import contextlib
+import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,7 @@ LOADING = {
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run on the digits, its evaluation with both views and in channels_last."""
     path = tmp_path_factory.mktemp("desk")
-    flags = ["--trainer.max_epochs=2", "--model.test_flip=true", "--run.tracking=none"]
+    flags = ["--trainer.max_epochs=1", "--model.test_flip=true", "--run.tracking=none"]
     assert cli.main(["fit", "--config=digits", *flags, f"--run.output={path}/runs/mine"]) == 0
     return path
 
@@ -43,6 +44,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(desk: Path) -> str:
     return str(desk / "runs" / "mine")
+
+
+@pytest.fixture(scope="module")
+def exported(desk: Path) -> dict[str, str]:
+    """Both formats in their places; what each export said last."""
+    said = {}
+    for kind in EXPORTS:
+        compiled = "--model.compile=default"  # which training would have had
+        flags = [f"--run.output={desk}/runs/mine", f"--format={kind}", compiled]
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            assert cli.main(["export", *flags]) == 0
+        said[kind] = printed.getvalue().splitlines()[-1]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +86,23 @@ def of_file(path: Path, images: torch.Tensor) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
-def test_the_best_checkpoint_as_a_file(run: str, digits, capsys, kind: str) -> None:
-    compiled = "--model.compile=default"  # which training would have had
-    assert cli.main(["export", f"--run.output={run}", f"--format={kind}", compiled]) == 0
+def test_the_best_checkpoint_as_a_file(run: str, digits, exported, kind: str) -> None:
     path = Path(run) / "export" / EXPORTS[kind]
     model, step = checkpoint(run)
     with torch.no_grad():
         scores = model.log_probabilities(digits)
-    assert ((scores.exp() > 0.9).sum() > 64) and model.test_flip
+    assert (scores.exp() > 0.5).sum() > 128, "hardly trained"
+    assert model.test_flip
     for count in (1, 256):
         probabilities, log_probabilities = of_file(path, digits[:count])
         assert np.abs(probabilities - scores.exp().numpy()[:count]).max() <= 1e-4
         assert np.abs(log_probabilities - scores.numpy()[:count]).max() <= 1e-4
-
-    line = capsys.readouterr().err.splitlines()[-1]
     size_mb = path.stat().st_size / 1e6
+    line = exported[kind]
     assert f"exported litcnn of step {step}, 10 classes, {size_mb:.1f} MB: {path}; within" in line
     assert "outputs on 64 images of test at digits" in line
     assert line.endswith(LOADING[kind])
-    assert sorted(each.name for each in path.parent.iterdir()) == sorted(
-        name for name in EXPORTS.values() if (path.parent / name).exists()
-    ), "one file a format, and no temporary one"
+    assert {each.name for each in path.parent.iterdir()} == set(EXPORTS.values())
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
@@ -187,9 +197,8 @@ def test_the_page_says_what_it_must() -> None:
 def test_the_commands_of_the_page(desk: Path, run: str, s3, command: str) -> None:
     bucket = s3.url("export")
     for item in storage.list_files(run):
-        storage.write_bytes(
-            f"{bucket}/runs/1/{item.path}", storage.read_bytes(f"{run}/{item.path}")
-        )
+        content = storage.read_bytes(f"{run}/{item.path}")
+        storage.write_bytes(f"{bucket}/runs/1/{item.path}", content)
     arguments = command.replace("s3://bucket", bucket).split()[1:]
     done = subprocess.run(
         [sys.executable, "-m", "lightship", *arguments],
@@ -207,30 +216,22 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.stack([60 * waves[0] + 50 * wave + 128 for wave in waves], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("image_format", "height", "width", "turned"),
-    [
-        ("jpg", 50, 71, False),
-        ("png", 90, 61, False),
-        ("jpg", 100, 64, True),
-        ("jpg", 32, 32, False),
-    ],
-)
+PICTURES = [("jpg", 50, 71, 1), ("png", 90, 61, 1), ("jpg", 100, 64, 6), ("jpg", 32, 32, 1)]
+
+
+@pytest.mark.parametrize(("image_format", "height", "width", "orientation"), PICTURES)
 def test_the_examples_of_the_page(
-    desk, run, monkeypatch, image_format: str, height: int, width: int, turned: bool
+    desk, exported, monkeypatch, image_format: str, height: int, width: int, orientation: int
 ) -> None:
     """They run as they stand, and give the checkpoint's answer to lightship's own pixels."""
-    for kind in EXPORTS:
-        if not (Path(run) / "export" / EXPORTS[kind]).exists():
-            assert cli.main(["export", f"--run.output={run}", f"--format={kind}"]) == 0
     monkeypatch.chdir(desk)
     pixels = picture(height, width)
     Path("image.jpg").write_bytes(encoded(pixels, image_format))
-    if turned:
+    if orientation != 1:
         exif = Image.Exif()
-        exif[0x112] = 6
+        exif[0x112] = orientation
         Image.fromarray(pixels).save("image.jpg", exif=exif)
-    model, _ = checkpoint(run)
+    model, _ = checkpoint(str(desk / "runs" / "mine"))
     size_px = model.hparams["image_size_px"]
     exact = torch.from_numpy(decode_square(Path("image.jpg").read_bytes(), "image", size_px)[None])
     with torch.no_grad():
@@ -250,17 +251,14 @@ def test_the_examples_of_the_page(
     np.testing.assert_array_equal(names["pixels"], exact)
 
 
-def test_the_files_need_no_lightship(desk, run) -> None:
+def test_the_files_need_no_lightship(desk, exported) -> None:
     """The examples, with Python told that there is no lightship."""
-    for kind in EXPORTS:
-        if not (Path(run) / "export" / EXPORTS[kind]).exists():
-            assert cli.main(["export", f"--run.output={run}", f"--format={kind}"]) == 0
     (desk / "image.jpg").write_bytes(encoded(picture(40, 50), "jpg"))
     for example in EXAMPLES[:2]:
         code = f"import sys; sys.modules['lightship'] = None\n{example}"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            cwd=desk, capture_output=True, text=True, timeout=120, env=dict(os.environ),
+            cwd=desk, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         name, probability = done.stdout.split()
@@ -268,13 +266,15 @@ def test_the_files_need_no_lightship(desk, run) -> None:
         assert 0.1 <= float(probability) <= 1
 
 
-def test_the_metadata_is_the_runs(run) -> None:
-    path = Path(run) / "export" / "model.pt2"
-    if not path.exists():
-        assert cli.main(["export", f"--run.output={run}"]) == 0
+def test_the_metadata_is_the_runs(run, exported) -> None:
     extra = {"lightship.json": ""}
-    torch.export.load(path, extra_files=extra)
+    torch.export.load(Path(run) / "export" / "model.pt2", extra_files=extra)
     facts = json.loads(extra["lightship.json"])
+    session = onnxruntime.InferenceSession(Path(run) / "export" / "model.onnx")
+    kept = session.get_modelmeta().custom_metadata_map
+    assert {**kept, "class_names": json.loads(kept["class_names"])} == {
+        key: value if isinstance(value, list) else str(value) for key, value in facts.items()
+    }
     model, step = checkpoint(run)
     assert facts["class_names"] == model.class_names
     assert facts["checkpoint_step"] == step
