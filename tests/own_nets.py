@@ -1,6 +1,7 @@
 """Nets as a user would write them, for `--model.net tests.own_nets:NAME`."""
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def pooled_linear(num_classes: int) -> nn.Module:
@@ -33,3 +34,46 @@ def bulky(num_classes: int) -> nn.Module:
         nn.ReLU(),
         nn.Linear(20_000, num_classes),
     )
+
+
+class _Branching(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = pooled_linear(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images)
+        return logits if logits.mean() > 0 else -logits
+
+
+def branching(num_classes: int) -> nn.Module:
+    """Python decides by pixels what is computed, which cannot be traced."""
+    return _Branching(num_classes)
+
+
+class _ForPairs(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = pooled_linear(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.reshape(2, *images.shape[1:]))
+
+
+def for_pairs(num_classes: int) -> nn.Module:
+    """Takes two images at once, and no other number."""
+    return _ForPairs(num_classes)
+
+
+class _Restless(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = pooled_linear(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(self.linear(images), 0.5, training=True)
+
+
+def restless(num_classes: int) -> nn.Module:
+    """Draws random numbers in evaluation too."""
+    return _Restless(num_classes)

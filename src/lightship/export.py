@@ -23,7 +23,7 @@ from lightship.callbacks.progress import Progress
 from lightship.cli import Command
 from lightship.config import EXPORTS, Config
 from lightship.data import read
-from lightship.exits import ConfigError, LightshipError
+from lightship.exits import ConfigError, DataError, LightshipError
 from lightship.model.module import ImageClassifier
 from lightship.restored import build_model, load_checkpoint
 from lightship.trainer import build_data, start_progress
@@ -37,9 +37,6 @@ _LARGEST_ONNX_BYTES = 2**31 - 2**24
 
 Run = Callable[[Tensor], list[np.ndarray]]
 """From [N, 3, S, S] uint8 to the OUTPUTS, each [N, C] float32."""
-
-# Said of filters in channels_last order, which are saved whole.
-warnings.filterwarnings("ignore", message="No complete tensor found")
 
 
 def export(command: Command) -> None:
@@ -59,6 +56,8 @@ def export(command: Command) -> None:
     checkpoint = load_checkpoint(command, progress.note)
     model = build_model(checkpoint).eval()
     form.check_fits(model)
+    what = f"{model.hparams['net']} of step {checkpoint['global_step']}"
+    progress.note(f"exporting {what} as {form.name}")
     images, called = _images(config, model, progress)
     with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
         path = Path(folder) / EXPORTS[form.name]
@@ -68,9 +67,8 @@ def export(command: Command) -> None:
         storage.write_file(url, path)
     shown = storage.redact(url)
     progress.note(
-        f"exported {config.model.net} of step {checkpoint['global_step']}, "
-        f"{len(model.class_names)} classes, {size_bytes / 1e6:.1f} MB: {shown}; within "
-        f"{difference:.0e} of the checkpoint's outputs on {called}; to load it: "
+        f"exported {what}, {len(model.class_names)} classes, {size_bytes / 1e6:.1f} MB: {shown}; "
+        f"within {difference:.1g} of the checkpoint's outputs on {called}; to load it: "
         f"{form.loading.format(storage.base_name(url))}"
     )
 
@@ -159,7 +157,10 @@ class TorchProgram(Format):
     def write(self, model: ImageClassifier, facts: dict[str, Any], path: Path) -> None:
         """See Format."""
         extra_files = {"lightship.json": json.dumps(facts)}
-        torch.export.save(trace(model), path, extra_files=extra_files)
+        with warnings.catch_warnings():
+            # Said of filters in channels_last order, which are saved whole.
+            warnings.filterwarnings("ignore", message="No complete tensor found")
+            torch.export.save(trace(model), path, extra_files=extra_files)
 
     def load(self, path: Path) -> Run:
         """See Format."""
@@ -262,21 +263,20 @@ def check(form: Format, path: Path, model: ImageClassifier, images: Tensor) -> f
     Raises:
         ConfigError: It is more than LARGEST_DIFFERENCE, or the file does not load.
     """
+    batches = (images[:1], *images.split(_COMPARED_AT_ONCE))  # one by itself, and several
     try:
         run = form.load(path)
-        worst = 0.0
-        # One image by itself, and several.
-        for batch in (images[:1], *images.split(_COMPARED_AT_ONCE)):
-            found = run(batch)
-            with torch.no_grad():
-                expected = [output.numpy() for output in Evaluation(model)(batch)]
-            for ours, theirs in zip(expected, found, strict=True):
-                difference = np.abs(ours - theirs) / np.maximum(1, np.abs(ours))
-                worst = float(np.maximum(worst, difference.max()))  # which keeps a NaN
-    except (RuntimeError, ValueError) as error:
+        found = [output for batch in batches for output in run(batch)]
+    except Exception as error:  # the errors of onnxruntime and of zip files have no base in common
         raise ConfigError(
             f"the exported file does not load or run ({_first_line(error)}): nothing is written"
         ) from error
+    with torch.no_grad():
+        expected = [output.numpy() for batch in batches for output in Evaluation(model)(batch)]
+    worst = 0.0
+    for theirs, ours in zip(found, expected, strict=True):
+        difference = np.abs(theirs - ours) / np.maximum(1, np.abs(ours))
+        worst = float(np.maximum(worst, difference.max()))  # which keeps a NaN
     if not worst <= LARGEST_DIFFERENCE:
         raise ConfigError(
             f"the exported file's outputs differ from the checkpoint's by {worst:.1e}, more than "
@@ -302,9 +302,10 @@ def _images(config: Config, model: ImageClassifier, progress: Progress) -> tuple
 def _real_images(config: Config, model: ImageClassifier, progress: Progress) -> tuple[Tensor, str]:
     data = build_data(config, progress)
     data.load_manifests(storage.join(str(config.run.output), "data"), need="train")
+    shown = storage.redact(config.data.root)
     split = next(name for name in ("test", "val", "train") if name in data.manifests)
     manifest = data.manifests[split]
-    ids = np.linspace(0, len(manifest) - 1, _COMPARED_IMAGES).astype(np.int64)
+    ids = np.unique(np.linspace(0, len(manifest) - 1, _COMPARED_IMAGES).astype(np.int64))
     images, bad = read.decode_all(
         manifest,
         ids,
@@ -312,9 +313,10 @@ def _real_images(config: Config, model: ImageClassifier, progress: Progress) -> 
         threads=ranks.cores(),
         max_bad_fraction=1.0,
     )
-    good = images[~np.isin(ids, list(bad.told))]
-    distinct = len(np.unique(ids))
-    return torch.from_numpy(good), f"{distinct} images of {split}"
+    good = torch.from_numpy(images[~np.isin(ids, list(bad.told))])
+    if len(good) < 2:
+        raise DataError(f"only one image of {split} at --data.root {shown}")
+    return good, f"{len(good)} images of {split} at {shown}"
 
 
 def _untraceable(model: ImageClassifier, error: Exception) -> ConfigError:
