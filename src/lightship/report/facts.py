@@ -16,7 +16,7 @@ _CURVES = (
     ("Accuracy", ".4g", (("train", "train/acc"), ("val", "val/acc"))),
     ("Learning rate", ".3g", (("rate", "lr"),)),
     ("Images per second", ",.0f", (("images/s", "throughput/images_per_s"),)),
-    ("Data wait", ".0%", (("share of time", "throughput/data_wait"),)),
+    ("Data wait", ".1%", (("share of time", "throughput/data_wait"),)),
     ("Memory", ".3g", (("most GiB", "memory/max_gib"),)),
 )
 
