@@ -40,9 +40,10 @@ def _predict(command: Command) -> None:
     config = command.config
     progress = start_progress(config)
     url = command.predictions or storage.join(str(config.run.output), "predictions.csv")
-    check_format(url, "--predictions")
+    flag = "--predictions" if command.predictions else "--run.output"
+    check_format(url, flag)
     folder = url.removesuffix(storage.base_name(url)) or "."
-    ranks.from_rank_0(lambda: storage.check_writable(folder, "--predictions"))
+    ranks.from_rank_0(lambda: storage.check_writable(folder, flag))
     model = load_model(command, progress.note)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
