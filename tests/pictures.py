@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
+
 from tests.browser import browser
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"

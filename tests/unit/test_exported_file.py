@@ -23,6 +23,7 @@ NETS: list[dict[str, Any]] = [
     {"net": "litcnn"},
     {"net": "litcnn", "channels_last": True, "test_flip": True},
     {"net": "resnet18", "channels_last": True},
+    {"net": "speednet", "test_flip": True, "test_shift": True},
     {"net": "tests.own_nets:moody", "test_flip": True},
 ]
 LITTLE = "tests.own_nets:pooled_linear"
@@ -53,7 +54,8 @@ def classifier(images: Tensor, net: str = "litcnn", **options: Any) -> ImageClas
         logits = model.eval()(images)
         scale = 2 / logits.std(0)
         head.weight *= scale[:, None]
-        head.bias += (head.bias - logits.mean(0)) * scale - head.bias
+        if head.bias is not None:
+            head.bias.copy_((head.bias - logits.mean(0)) * scale)
     return model
 
 
