@@ -29,7 +29,7 @@ def run_in_terminal(command: list[str], output: Path) -> str:
     """Run `command` in a terminal until `output` is DONE; its screen near the middle, as ANSI."""
     name = f"pictures-{output.parent.name}"
     tmux = ["tmux", "-L", name]
-    shown = " ".join(command[:1] + command[1:])
+    shown = " ".join(command)
     subprocess.run(
         [*tmux, "new-session", "-d", "-x", str(COLUMNS), "-y", str(ROWS), f"{shown}; sleep 60"],
         check=True,
@@ -74,7 +74,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="lightship-"))
     output = work / "cifar10"
-    told = "lightship fit --config cifar10 --trainer.max_epochs 4" if cifar10 else "lightship fit"
+    told = "lightship fit --config cifar10 --trainer.max_epochs 2" if cifar10 else "lightship fit"
     flags = ["--run.output", str(output), "--run.tracking", "none"]
     flags += ["--data.root", cifar10] if cifar10 else ["--config", "digits"]
     command = [sys.executable, "-m", *told.split(), *flags]
