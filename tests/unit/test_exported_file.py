@@ -49,13 +49,15 @@ def classifier(images: Tensor, net: str = "litcnn", **options: Any) -> ImageClas
     torch.manual_seed(0)
     model = ImageClassifier(net, CLASSES, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3], **options)
     *_, head = (part for part in model.net.modules() if isinstance(part, nn.Linear))
+    came: list[Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: came.append(inputs[0]))
     with torch.no_grad():
         model(images)
-        logits = model.eval()(images)
-        scale = 2 / logits.std(0)
-        head.weight *= scale[:, None]
-        if head.bias is not None:
-            head.bias.copy_((head.bias - logits.mean(0)) * scale)
+        model.eval()(images)
+        common = came[1].mean(0)  # what all images have is taken from the weights
+        head.weight -= torch.outer(head.weight @ common, common) / common.dot(common)
+        head.weight *= 2 / model(images).std(0)[:, None]
+    head._forward_pre_hooks.clear()
     return model
 
 
