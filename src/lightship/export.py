@@ -1,8 +1,8 @@
 """`lightship export`: a checkpoint as one file that runs without lightship, checked against it.
 
 The file takes images as they are, uint8 RGB, and holds all that evaluation does with them: the
-normalisation, the net, and the mean over the views of model.test_flip. docs/export.md says how to
-load it, and how images get to the size that it takes.
+normalisation, the net, and the mean over the views of model.test_flip and test_shift.
+docs/export.md says how to load it, and how images get to the size that it takes.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightship import __version__, ranks, storage
 from lightship.callbacks.progress import Progress
 from lightship.cli import Command
-from lightship.config import EXPORTS, Config
+from lightship.config import EXPORTS, Config, DataConfig
 from lightship.data import read
 from lightship.exits import ConfigError, DataError, LightshipError
 from lightship.model.module import ImageClassifier
@@ -288,10 +288,11 @@ def check(form: Format, path: Path, model: ImageClassifier, images: Tensor) -> f
 
 def _images(config: Config, model: ImageClassifier, progress: Progress) -> tuple[Tensor, str]:
     """Images to compare on, [K, 3, S, S] uint8, and what they are: the run's, else random ones."""
-    try:
-        return _real_images(config, model, progress)
-    except LightshipError as error:
-        progress.note(f"the run's images cannot be read, random ones are compared: {error}")
+    if config.run.output is not None or config.data.root != DataConfig.root:
+        try:
+            return _real_images(config, model, progress)
+        except LightshipError as error:
+            progress.note(f"the run's images cannot be read, random ones are compared: {error}")
     size_px = model.hparams["image_size_px"]
     shape = (_COMPARED_IMAGES, 3, size_px, size_px)
     generator = torch.Generator().manual_seed(config.run.seed)
@@ -301,7 +302,8 @@ def _images(config: Config, model: ImageClassifier, progress: Progress) -> tuple
 
 def _real_images(config: Config, model: ImageClassifier, progress: Progress) -> tuple[Tensor, str]:
     data = build_data(config, progress)
-    data.load_manifests(storage.join(str(config.run.output), "data"), need="train")
+    output = config.run.output
+    data.load_manifests(storage.join(output, "data") if output else None, need="train")
     shown = storage.redact(config.data.root)
     split = next(name for name in ("test", "val", "train") if name in data.manifests)
     manifest = data.manifests[split]

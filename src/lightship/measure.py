@@ -1,4 +1,4 @@
-"""What a run's checkpoint is asked for: validate and test; and the model in a checkpoint."""
+"""`lightship validate` and `test`: a checkpoint's metrics on a split."""
 
 import json
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,21 @@ def test_to_a_url_from_the_last_checkpoint_with_the_images_gone(run, capsys, kin
     assert storage.size_bytes(url) > 3_000_000
     _, step = checkpoint(run, "last")
     assert f"of step {step}," in told
+
+
+@pytest.mark.parametrize("root", [(), ("--data.root=digits.zip",)], ids=["no images", "images"])
+def test_from_a_checkpoint_without_its_run(run, tmp_path, monkeypatch, capsys, root) -> None:
+    monkeypatch.chdir(tmp_path)
+    embedded = resources.files("lightship.data") / "digits.zip"
+    (tmp_path / "digits.zip").write_bytes(embedded.read_bytes())
+    store = CheckpointStore(f"{run}/checkpoints", print)
+    best = store.best()
+    assert best is not None
+    flags = [f"--ckpt_path={store.url_of(best)}", "--export=model.pt2", *root]
+    assert cli.main(["export", *flags]) == 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ("images of test at digits.zip" if root else "64 random images (seed 0)") in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits.zip", "model.pt2"]
 
 
 def test_one_process_exports_whatever_launcher_started_it(run, capsys, monkeypatch) -> None:

@@ -23,6 +23,7 @@ NETS: list[dict[str, Any]] = [
     {"net": "litcnn"},
     {"net": "litcnn", "channels_last": True, "test_flip": True},
     {"net": "resnet18", "channels_last": True},
+    {"net": "speednet", "test_flip": True, "test_shift": True},
     {"net": "tests.own_nets:moody", "test_flip": True},
 ]
 LITTLE = "tests.own_nets:pooled_linear"
@@ -48,12 +49,15 @@ def classifier(images: Tensor, net: str = "litcnn", **options: Any) -> ImageClas
     torch.manual_seed(0)
     model = ImageClassifier(net, CLASSES, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3], **options)
     *_, head = (part for part in model.net.modules() if isinstance(part, nn.Linear))
+    came: list[Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: came.append(inputs[0]))
     with torch.no_grad():
         model(images)
-        logits = model.eval()(images)
-        scale = 2 / logits.std(0)
-        head.weight *= scale[:, None]
-        head.bias += (head.bias - logits.mean(0)) * scale - head.bias
+        model.eval()(images)
+        common = came[1].mean(0)  # what all images have is taken from the weights
+        head.weight -= torch.outer(head.weight @ common, common) / common.dot(common)
+        head.weight *= 2 / model(images).std(0)[:, None]
+    head._forward_pre_hooks.clear()
     return model
 
 
