@@ -158,7 +158,7 @@ class ImageClassifier(LightningModule):
         pixels = images.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self._shift, pixels, self._scale)
         owner, name = self._first_weight
-        return self.net(normalised.to(owner._parameters[name].dtype))
+        return self.net(normalised.to(getattr(owner, name).dtype))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The batch's loss: the sum over counted rows divided by B, skipped rows included.
