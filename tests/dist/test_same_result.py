@@ -37,6 +37,19 @@ def test_parts_of_a_batch_on_several_processes(job: Callable[..., Job]) -> None:
         assert torch.allclose(alone[name], parts[name], rtol=0, atol=1e-6), name
 
 
+def test_a_whitening_layer_is_that_of_one_process(job: Callable[..., Job]) -> None:
+    """Also where its bias has come to rest, and DDP waits for a gradient of it all the same."""
+    flags = ["--model.net=speednet", "--data.image_size_px=12", "--optim.name=muon-sgd"]
+    flags += ["--optim.lr=0.1", "--optim.whitening_fraction=0.1", "--trainer.max_epochs=2"]
+    alone = done(job(*flags), "--trainer.devices=1").weights()
+    shared = done(job(*flags), "--trainer.devices=2").weights()
+    whitening = "net.whiten.weight"
+    assert torch.equal(alone[whitening], shared[whitening])
+    assert torch.equal(alone[whitening][:12], -alone[whitening][12:])
+    bias = "net.whiten.bias"
+    assert torch.allclose(alone[bias], shared[bias], rtol=0, atol=0.05)
+
+
 def test_a_run_ends_like_that_of_one_process(job: Callable[..., Job], reference: Job) -> None:
     alone = done(job(), "--trainer.devices=1")
     assert alone.batches() == reference.batches()

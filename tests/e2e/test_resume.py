@@ -56,6 +56,18 @@ CASES = {
     "max_steps in an epoch": (0, ["--trainer.max_steps=10"]),
     "max_steps at an epoch's end": (2, ["--trainer.max_steps=8", "--trainer.max_epochs=-1"]),
     "no validation": (1, ["--data.val_fraction=0"]),
+    "speednet": (
+        1,
+        [
+            "--model.net=speednet",
+            "--data.image_size_px=12",
+            "--optim.name=muon-sgd",
+            "--optim.lr=0.1",
+            "--optim.whitening_fraction=0.5",
+            "--data.flip_in_turn=true",
+            "--optim.schedule=linear",
+        ],
+    ),
     "early stopping": (0, ["--trainer.early_stopping_patience=1", "--trainer.max_epochs=9"]),
     "part of an epoch": (2, ["--trainer.limit_train_batches=3"]),
 }
