@@ -3,18 +3,28 @@
 make bench                         # all tables
 make bench TABLES="tutorial"       # some
 CIFAR10=FOLDER make bench          # real CIFAR-10 as class folders, for the tables that need it
+AIRBENCH_DIR=FOLDER make bench     # a checkout of KellerJordan/cifar10-airbench, for `speed`
 IMAGENET=FOLDER make bench         # real ImageNet as class folders, for the table `stream`
 """
 
 import sys
 
-from tests.benchmarks import checkpoint_stall, s3_clients, scaling, step_overhead, stream, tutorial
+from tests.benchmarks import (
+    checkpoint_stall,
+    s3_clients,
+    scaling,
+    speed,
+    step_overhead,
+    stream,
+    tutorial,
+)
 
 TABLES = {
     "checkpoint_stall": checkpoint_stall.main,
     "tutorial": tutorial.main,
     "scaling": scaling.main,
     "stream": stream.main,
+    "speed": speed.main,
     "step_overhead": step_overhead.main,
     "s3_clients": s3_clients.main,
 }

@@ -1,0 +1,86 @@
+"""cifar10-speed beside the record it is made after, on the same images; ResNet-50 on a GPU."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.benchmarks.table import machine, print_table, run_json, spread
+
+RUNS = int(os.environ.get("RUNS", "3"))
+EPOCHS = int(os.environ.get("EPOCHS", "1"))
+BATCH, STEPS_PER_EPOCH = 2000, 25
+
+
+def main() -> None:
+    """cifar10-speed and airbench94_muon: accuracy an image seen, images a second (EPOCHS=n)"""
+    root, airbench = os.environ.get("CIFAR10"), os.environ.get("AIRBENCH_DIR")
+    if not root:
+        print("not run: set CIFAR10 to a folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
+        return
+    on_gpu = torch.cuda.is_available()
+    epochs = 8 if on_gpu else EPOCHS
+    arms: dict[str, Callable[[int, str], dict[str, Any]] | None] = {
+        "airbench94_muon, float32": _airbench(airbench, root, epochs) if not on_gpu else None,
+        "airbench94_muon unmodified, CUDA": _airbench(airbench, root, 8) if on_gpu else None,
+        "lightship --config cifar10-speed, float32": _lightship(root, epochs, "32-true"),
+        "lightship --config cifar10-speed": _lightship(root, epochs, "bf16-mixed"),
+        "bare loop, bf16 (limit)": lambda seed, out: run_json(
+            "tests.benchmarks.speed_bare", root, "10", "1"
+        ),
+    }
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for seed in range(RUNS):
+        for name, measure in arms.items():
+            if measure is None or (seed and "unmodified" in name):  # it does 200 runs by itself
+                continue
+            with tempfile.TemporaryDirectory() as out:
+                results[name].append(measure(seed, out))
+            print(f"  run {seed + 1}/{RUNS}  {name}: {results[name][-1]}", file=sys.stderr)
+    print(f"{machine()}; {epochs} epochs of the schedule; n = {RUNS}; median (range)\n")
+    rows = [_row(name, runs) for name, runs in results.items()]
+    rows.append(["ResNet-50, 224 px, synthetic, CUDA: lightship / bare compiled", *["not run"] * 4])
+    print_table(["arm", "images seen", "test accuracy", "images/s", "training s"], rows)
+
+
+def _row(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    if not runs:
+        return [name, *["not run"] * 4]
+    if "seconds" in runs[0]:  # airbench's own clock: without compiling, loading, validation
+        accuracy = f"{runs[0]['test/acc']:.4f} ± {runs[0]['std']:.4f}"
+        return [name, "400,000", accuracy, "", spread(runs[0]["seconds"], 2)]
+    accuracies = [run["test/acc"] for run in runs if "test/acc" in run]
+    return [
+        name,
+        spread([run["images"] for run in runs[:1]]),
+        spread(accuracies, 4) if accuracies else "",
+        spread([run["images"] / run["fit_s"] for run in runs]),
+        spread([run["fit_s"] for run in runs], 1),
+    ]
+
+
+def _airbench(
+    folder: str | None, root: str, epochs: int
+) -> Callable[[int, str], dict[str, Any]] | None:
+    if not folder:
+        return None
+    flags = [folder, root]
+    return lambda seed, out: run_json(
+        "tests.benchmarks.speed_airbench", *flags, str(seed), str(epochs)
+    )
+
+
+def _lightship(root: str, epochs: int, precision: str) -> Callable[[int, str], dict[str, Any]]:
+    def measure(seed: int, out: str) -> dict[str, Any]:
+        found = run_json(
+            "tests.benchmarks.one_fit", f"{out}/run", "--config=cifar10-speed",
+            f"--data.root={root}", f"--run.seed={seed}", f"--trainer.max_epochs={epochs}",
+            f"--trainer.precision={precision}", "--run.tracking=offline",
+            f"--optim.final_lr_fraction={1 / (STEPS_PER_EPOCH * epochs)}",  # airbench's last rate
+        )  # fmt: skip
+        return {**found, "images": found["steps"] * BATCH}
+
+    return measure
