@@ -84,6 +84,10 @@ NOT_HERE = {
         "PET_NNODES=2 PET_RDZV_ENDPOINT=node-0:29500 lightship fit --config my.yaml "
         "--run.output s3://bucket/runs/3",
     ],
+    "a checkpoint of somebody's run; tests/e2e/test_predict.py has one, and runs this line": [
+        "lightship predict --ckpt_path model.ckpt --data.root new_images.zip "
+        "--predictions table.jsonl",
+    ],
     "W&B's server": ["wandb sync runs/own/logs/wandb/offline-run-*"],
 }  # fmt: skip
 REASONS = {line: reason for reason, lines in NOT_HERE.items() for line in lines}
@@ -233,6 +237,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = _images()
     put(str(path / "images"), files)
     put(str(path / "new_images"), _new(files))
+    (path / "image.jpg").write_bytes(next(iter(files.values())))
     (path / "my.yaml").write_text(
         "data: {root: images, image_size_px: 32, global_batch_size: 16}\ntrainer: {max_epochs: 1}\n"
     )
@@ -253,6 +258,7 @@ def stocked(desk: Path, bucket: str) -> None:
     """The desk's images in the bucket, and in a zip there with a folder `images`."""
     put(f"{bucket}/images", _images())
     put(f"{bucket}/new_images", _new(_images()))
+    put(f"{bucket}/new", _new(_images()))
     archive = shutil.make_archive(str(desk / ".images"), "zip", desk, "images")
     put(bucket, {"images.zip": Path(archive).read_bytes()})
 
