@@ -1,4 +1,4 @@
-"""The tutorial as written, beside lightship's recipes `tutorial` and `cifar10`."""
+"""The tutorial as written, beside lightship's recipes `tutorial`, `cifar10` and `cifar10-speed`."""
 
 import os
 import sys
@@ -28,6 +28,20 @@ def main() -> None:
         ),
         "lightship --config cifar10, 1 epoch": lambda seed, out: _lightship(
             out, root, seed, 256, "--config", "cifar10", "--trainer.max_epochs=1"
+        ),
+        "lightship --config cifar10-speed, 24 steps of 128": lambda seed, out: _lightship(
+            out,
+            root,
+            seed,
+            128,
+            "--config",
+            "cifar10-speed",
+            "--trainer.max_steps=24",
+            # The recipe's, for this batch.
+            "--data.global_batch_size=128",
+            "--optim.sgd_lr=6.8",
+            "--optim.head_lr=86",
+            "--optim.weight_decay=0.000256",
         ),
         "bare loop, batch 32 (limit)": lambda seed, out: _bare(32, "0", "0", 4_096),
         "bare loop, batch 256 NHWC bf16 (limit)": lambda seed, out: _bare(256, "1", "1", 32_768),

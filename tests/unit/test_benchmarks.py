@@ -44,3 +44,41 @@ def test_the_peer_and_lightship_run_on_the_same_folder(tmp_path) -> None:
     assert ours["steps"] == 2
     assert ours["test/num_samples"] == 100
     assert table.run_json("tests.benchmarks.bare_loop", "8", "1", "0", "16")["images"] == 16
+
+
+def test_each_stack_takes_its_steps_and_lightship_waits_for_nothing(monkeypatch, tmp_path) -> None:
+    from tests.benchmarks import step_overhead
+
+    monkeypatch.setattr(step_overhead, "WARM_UP", 5)
+    monkeypatch.setattr(step_overhead, "STEPS", 10)
+    monkeypatch.setenv("TRACKING", "none")
+    monkeypatch.setattr(step_overhead.Clocked, "work", 1)
+    for arm in step_overhead.ARMS.values():
+        assert step_overhead.measure(arm) > 0
+        assert len(step_overhead.Clocked.times) == 16
+    assert step_overhead.syncs(step_overhead.lightship) == "0"
+
+
+def test_the_records_arms_run_on_little(tmp_path) -> None:
+    names = tuple("abcdefghij")
+    files = little_set(("train", "test"), per_class=1, classes=names, size_px=(32, 32))
+    files |= {
+        f"train/{name}/{i}.png": files[f"train/{name}/000.png"]
+        for name in names
+        for i in range(200)
+    }
+    root = put(str(tmp_path / "images"), files)
+    done = table.run_json("tests.benchmarks.speed_bare", root, "1", "1")
+    assert done["images"] == 2000
+
+
+def test_without_a_checkout_the_records_cells_say_not_run(monkeypatch, capsys) -> None:
+    from tests.benchmarks import speed
+
+    monkeypatch.setattr(speed, "RUNS", 0)
+    monkeypatch.setenv("CIFAR10", "somewhere")
+    monkeypatch.delenv("AIRBENCH_DIR", raising=False)
+    speed.main()
+    told = capsys.readouterr().out
+    assert "| airbench94_muon, float32" in told
+    assert told.count("not run") >= 5 * 4
