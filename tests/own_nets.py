@@ -36,11 +36,13 @@ def bulky(num_classes: int) -> nn.Module:
     )
 
 
-class _Branching(nn.Module):
+class _OverLinear(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.linear = pooled_linear(num_classes)
 
+
+class _Branching(_OverLinear):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.linear(images)
         return logits if logits.mean() > 0 else -logits
@@ -51,11 +53,7 @@ def branching(num_classes: int) -> nn.Module:
     return _Branching(num_classes)
 
 
-class _ForPairs(nn.Module):
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.linear = pooled_linear(num_classes)
-
+class _ForPairs(_OverLinear):
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(images.reshape(2, *images.shape[1:]))
 
@@ -65,11 +63,7 @@ def for_pairs(num_classes: int) -> nn.Module:
     return _ForPairs(num_classes)
 
 
-class _Restless(nn.Module):
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.linear = pooled_linear(num_classes)
-
+class _Restless(_OverLinear):
     def forward(self, images: Tensor) -> Tensor:
         return F.dropout(self.linear(images), 0.5, training=True)
 

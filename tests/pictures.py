@@ -5,6 +5,7 @@ picture of the terminal is its screen when about half of the steps are done.
 """
 
 import argparse
+import io
 import re
 import shutil
 import subprocess
@@ -52,7 +53,7 @@ def run_in_terminal(command: list[str], output: Path) -> str:
 
 def terminal_page(screen: str, command: str) -> str:
     """The screen as an SVG picture in a page."""
-    console = Console(width=COLUMNS, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=COLUMNS, record=True, file=io.StringIO())
     console.print(Text.from_ansi(f"\x1b[1m$ {command}\x1b[0m\n{screen.rstrip()}"))
     return f"<body style='margin:0'>{console.export_svg(title='lightship')}</body>"
 

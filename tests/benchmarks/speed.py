@@ -1,4 +1,4 @@
-"""cifar10-speed beside the record it is made after, on the same images; ResNet-50 on a GPU."""
+"""cifar10-speed beside the record it is made after, on the same images."""
 
 import os
 import sys
@@ -42,7 +42,6 @@ def main() -> None:
             print(f"  run {seed + 1}/{RUNS}  {name}: {results[name][-1]}", file=sys.stderr)
     print(f"{machine()}; {epochs} epochs of the schedule; n = {RUNS}; median (range)\n")
     rows = [_row(name, runs) for name, runs in results.items()]
-    rows.append(["ResNet-50, 224 px, synthetic, CUDA: lightship / bare compiled", *["not run"] * 4])
     print_table(["arm", "images seen", "test accuracy", "images/s", "training s"], rows)
 
 

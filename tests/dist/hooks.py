@@ -17,23 +17,28 @@ from lightship.cli import Command
 from lightship.model.module import ImageClassifier
 
 
-def plain() -> None:
-    """Append {rank, world, step, ids} of each training step to TEST_FOLDER/ids."""
-    training_step, step_s = ImageClassifier.training_step, float(os.environ["TEST_STEP_S"])
+def _note_batches(method: str, file_name: str) -> None:
+    """Append {rank, world, step, ids} of each batch to a file, and take TEST_STEP_S longer."""
+    theirs, step_s = getattr(ImageClassifier, method), float(os.environ["TEST_STEP_S"])
 
-    def noted(self: ImageClassifier, batch: Batch, batch_idx: int) -> Tensor:
+    def noted(self: ImageClassifier, batch: Batch, batch_idx: int) -> Any:
         line = {
             "rank": self.trainer.global_rank,
             "world": self.trainer.world_size,
             "step": self.trainer.global_step,
             "ids": batch.ids.tolist(),
         }
-        with Path(os.environ["TEST_FOLDER"], "ids").open("a") as file:
+        with Path(os.environ["TEST_FOLDER"], file_name).open("a") as file:
             file.write(json.dumps(line) + "\n")
         time.sleep(step_s)
-        return training_step(self, batch, batch_idx)
+        return theirs(self, batch, batch_idx)
 
-    ImageClassifier.training_step = noted  # type: ignore[method-assign]
+    setattr(ImageClassifier, method, noted)
+
+
+def plain() -> None:
+    """Note each training step in TEST_FOLDER/ids."""
+    _note_batches("training_step", "ids")
 
 
 class CountCollectives(Callback):
@@ -108,18 +113,5 @@ def late() -> None:
 
 
 def predicting() -> None:
-    """Append {rank, world, ids} of each batch predicted to TEST_FOLDER/predicted."""
-    predict_step, step_s = ImageClassifier.predict_step, float(os.environ["TEST_STEP_S"])
-
-    def noted(self: ImageClassifier, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        line = {
-            "rank": self.trainer.global_rank,
-            "world": self.trainer.world_size,
-            "ids": batch.ids.tolist(),
-        }
-        with Path(os.environ["TEST_FOLDER"], "predicted").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        time.sleep(step_s)
-        return predict_step(self, batch, batch_idx)
-
-    ImageClassifier.predict_step = noted  # type: ignore[method-assign]
+    """Note each batch predicted in TEST_FOLDER/predicted."""
+    _note_batches("predict_step", "predicted")

@@ -42,6 +42,7 @@ SOLE_IMPORTERS = {"fsspec": "storage", "wandb": "tracking", "s3fs": "storage", "
 SOLE_IMPORTERS |= {"torch_xla": "devices", "onnx": "export", "onnxruntime": "export"}
 LEAVES = ["data/order.py", "data/augment.py", "model/litcnn.py", "model/zoo.py"]
 LEAVES += ["model/speednet.py", "model/muon.py", "model/optim.py", "model/traced_optim.py"]
+LEAVES += ["model/stepping.py", "model/outcomes.py"]
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
 IMPORTED_WHERE_USED = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn"}
 IMPORTED_WHERE_USED |= {"onnx", "onnxscript", "onnxruntime"}

@@ -158,19 +158,18 @@ def test_every_event_counter_and_weight_is_lightnings(tmp_path, options) -> None
 @pytest.mark.parametrize("at", range(5, 9))
 def test_either_goes_on_from_the_others_checkpoint(tmp_path, at: int, parts: int) -> None:
     path = tmp_path / "kept.ckpt"
-    straight = Watch()
-    _, expected = fit(tmp_path, False, straight, accumulate_grad_batches=parts)
-    for first, then in ((False, True), (True, False), (True, True)):
+    found = {}
+    for first, then in ((False, False), (False, True), (True, False), (True, True)):
         watch = Watch(keep_at=at)
         fit(tmp_path, first, watch, accumulate_grad_batches=parts)
         torch.save(watch.checkpoint, path)
         resumed = Watch()
         _, model = fit(tmp_path, then, resumed, ckpt_path=path, accumulate_grad_batches=parts)
-        ends = [[s[:4] for s in w.seen if s[0] == "end"] for w in (straight, resumed)]
-        if at != BATCHES:  # Lightning itself, saved at an epoch's last batch, begins another one
-            assert ends[1] == ends[0][at:]
-        if at % parts == 0 and at != BATCHES:  # (gradients of open parts are in no checkpoint)
-            assert not differences(expected.state_dict(), model.state_dict())
+        found[first, then] = resumed.seen, model.state_dict()
+    for seen, weights in found.values():
+        assert len(seen) > 20
+        assert not differences(found[False, False][0], seen)
+        assert not differences(found[False, False][1], weights)
 
 
 def test_no_hook_is_looked_for_in_a_step(tmp_path, monkeypatch) -> None:

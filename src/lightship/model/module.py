@@ -122,7 +122,7 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Let the metrics sum over the ranks in whatever way the strategy has."""
         self._train_sums = None  # of an earlier fit
-        self._keeps_outcomes = stage != "fit"
+        self.outcomes, self._keeps_outcomes = Outcomes(), stage != "fit"
         self._has_peers = self.trainer.world_size > 1
         self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
 

@@ -2,23 +2,22 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from lightship import devices
+from lightship.model.stepping import SteppingOptimizer
 from lightship.model.traced_optim import ADAM_BETAS, ADAM_EPS
 
 RECORD_ITERATIONS = 3
 """Newton-Schulz steps of airbench94_muon: rougher than Muon's five, and as good there."""
 
 
-class OrthogonalOptimizer(Optimizer):
+class OrthogonalOptimizer(SteppingOptimizer):
     """What both have in common: Nesterov momentum, orthogonalised, for groups marked `orthogonal`.
 
     Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon): filters are flattened to
@@ -28,18 +27,12 @@ class OrthogonalOptimizer(Optimizer):
 
     iterations = 5
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move all parameters that have a gradient; never waits for the device."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def move(self) -> None:
+        """See SteppingOptimizer."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 (self._step_orthogonal if group["orthogonal"] else self._step_rest)(group, params)
-        return loss
 
     def _step_orthogonal(self, group: dict[str, Any], params: list[Tensor]) -> None:
         momentum = group["momentum"]

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from lightship.model.stepping import SteppingOptimizer
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 
-class TracedOptimizer(Optimizer):
+class TracedOptimizer(SteppingOptimizer):
     """Adam, AdamW, SGD (Nesterov) and both Muons, as torch.optim and muon.py have them.
 
     Each group's numbers of the step are reckoned on the host, in double precision as there, and
@@ -45,13 +46,8 @@ class TracedOptimizer(Optimizer):
         self.orthogonalize = orthogonalize
         self.record_iterations = record_iterations
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move all parameters that have a gradient; never waits for the device."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def move(self) -> None:
+        """See SteppingOptimizer."""
         members = [[p for p in g["params"] if p.grad is not None] for g in self.param_groups]
         pairs = list(zip(self.param_groups, members, strict=True))
         numbers = torch.tensor([self._numbers(g, self._advance(g, params)) for g, params in pairs])
@@ -66,7 +62,6 @@ class TracedOptimizer(Optimizer):
                     self._step_sgd(group, param, rate)
                 else:
                     self._step_adam(group, param, rate, decay, spread)
-        return loss
 
     def _advance(self, group: dict[str, Any], params: list[Tensor]) -> float:
         """Count the step in Adam's state (on the CPU, where reading it is no wait)."""
