@@ -364,6 +364,15 @@ def known_settings(mode: str) -> "wandb.Settings":
         ) from error
 
 
+def read_settings(mode: str) -> "wandb.Settings":
+    """`known_settings` for one who starts no run: wandb's threads and service are ended again."""
+    known = known_settings(mode)
+    import wandb
+
+    wandb.teardown()
+    return known
+
+
 def upload_offline_run(scratch_path: Path, output_url: str) -> list[str]:
     """Copy the offline W&B runs under `scratch_path` to OUTPUT/logs/wandb/.
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,7 +23,13 @@ from lightship import storage
 from lightship.callbacks.predictions import PredictionLogger
 from lightship.callbacks.throughput import Throughput
 from lightship.exits import ConfigError
-from lightship.tracking import MetricsTable, run_id, start_tracking, upload_offline_run
+from lightship.tracking import (
+    MetricsTable,
+    read_settings,
+    run_id,
+    start_tracking,
+    upload_offline_run,
+)
 
 KEY = "a" * 40
 
@@ -129,8 +136,14 @@ def test_a_restart_goes_on_under_the_same_id_and_marks_preemption(tmp_path):
         assert [row["trainer/global_step"] for row in found.history] == [5, 5]
 
 
+def wandbs_threads() -> list[threading.Thread]:
+    """Those alive. Where its settings are wrong, wandb leaves one of its own behind for good."""
+    return [t for t in threading.enumerate() if re.search("wandb|otel", t.name, re.IGNORECASE)]
+
+
 @pytest.mark.parametrize("server", ["refuses", "silent"])
 def test_a_server_that_does_not_answer_means_offline(tmp_path, monkeypatch, server):
+    before = wandbs_threads()
     with socket.create_server(("127.0.0.1", 0)) as listening:  # accepts, and says nothing
         if server == "silent":
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
@@ -142,8 +155,15 @@ def test_a_server_that_does_not_answer_means_offline(tmp_path, monkeypatch, serv
         base_url = os.environ["WANDB_BASE_URL"]
         assert len(lines) == 1
         assert f"offline ({base_url}" in lines[0]
-        names = [thread.name.lower() for thread in threading.enumerate()]
-        assert not [name for name in names if "wandb" in name or "otel" in name]
+        assert not set(wandbs_threads()) - set(before)
+
+
+def test_who_only_reads_the_settings_leaves_no_thread(monkeypatch):
+    before = wandbs_threads()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    known = read_settings("auto")
+    assert (known.api_key, known.base_url) == (KEY, os.environ["WANDB_BASE_URL"])
+    assert not set(wandbs_threads()) - set(before)
 
 
 def test_a_key_in_netrc_counts(tmp_path, monkeypatch):

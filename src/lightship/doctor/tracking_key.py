@@ -25,7 +25,7 @@ def wandb_key(mode: str) -> Finding:
     """
     if mode != "auto":
         return skipped(f"--run.tracking {mode}: no key is needed")
-    known = tracking.known_settings(mode)
+    known = tracking.read_settings(mode)
     if known.mode in ("disabled", "offline", "dryrun"):
         return skipped(f"WANDB_MODE is {known.mode}: no key is needed")
     key, missing = find_key(known.base_url, known.api_key or known.identity_token_file)
