@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code (see exits.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        # OpenMP's threads wait asleep, not spinning (read when torch loads). Where others use the
-        # cores too (a pod's neighbours, this node's ranks) a spinning thread keeps out the one that
-        # it waits for: four processes on two cores trained the digits 4 times slower.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # OpenMP's threads soon wait asleep (read when torch loads). Where others use the cores too,
+        # a thread that spins keeps out the one that it waits for; docs/measurements.md has numbers.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         for number in (signal.SIGTERM, signal.SIGINT):
             # The imports take seconds, and a container's first process ignores what is not handled.
             signal.signal(number, _stop_at_once)
