@@ -152,7 +152,8 @@ def _fit(command: Command, stop: StopRequest) -> None:
         if scratch_path and storage.is_remote(output.url):
             upload_offline_run(scratch_path, output.url)
     output.mark_done(numbers)
-    progress.note(_last_line(numbers, split, output))
+    progress.note(f"done: {numbers_line(numbers, split)}")
+    progress.note(_last_line(output, best.file, tracker))
 
 
 def _build_model(config: Config, data: ImageData) -> ImageClassifier:
@@ -234,6 +235,9 @@ def _first_line(config: Config, data: ImageData, model: ImageClassifier, step: i
     )
 
 
-def _last_line(numbers: dict[str, float], split: str | None, output: RunOutput) -> str:
-    report = storage.redact(output.at("report", "report.html"))
-    return f"done: {numbers_line(numbers, split)}; report: {report}"
+def _last_line(output: RunOutput, best_file: str, tracker: Tracker | None) -> str:
+    report, best = output.at("report", "report.html"), output.at("checkpoints", best_file)
+    places = [f"report {storage.redact(report)}", f"best checkpoint {storage.redact(best)}"]
+    if tracker and not (tracker.offline and storage.is_remote(output.url)):
+        places.append(f"W&B {tracker.place}")
+    return f"all is in {storage.redact(output.url)}: {', '.join(places)}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fit", "--config", "digits", "--run.output", str(output), "--run.tracking=offline"
     )
     assert done.returncode == 0, done.stderr
-    assert "done: test/" in done.stderr.splitlines()[-1]
+    numbers, places = done.stderr.splitlines()[-2:]
+    assert "done: test/" in numbers
+    named = re.findall(rf"{re.escape(str(output))}[^\s,:]*", places)
+    assert len(named) == 4, "the output, its report, its best checkpoint, its W&B run"
+    for path in named:
+        assert Path(path).exists(), path
     return output
 
 

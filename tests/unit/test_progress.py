@@ -71,15 +71,60 @@ def test_a_loss_that_is_no_number_is_still_json(tmp_path, monkeypatch):
         assert event.get("train/loss") is None
 
 
-def test_text_lines_are_few(tmp_path, monkeypatch):
-    """A minute of epochs of one second; at this rate five minutes stay under 200 lines."""
-    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=1)
+@pytest.mark.parametrize(("step_s", "epoch_steps"), [(0.25, 1), (1, 1), (1, 7), (2.5, 120)])
+def test_text_lines_of_five_minutes_are_few(monkeypatch, step_s: float, epoch_steps: int) -> None:
+    """However short an epoch and a step are: under 300, and none of more than 100 characters."""
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=step_s)
     shown = build_progress("text", stream)
-    fit([clock, shown], train_batches=1, val_batches=1, max_epochs=60)
+    epochs = int(300 / step_s / epoch_steps)
+    fit([clock, shown], train_batches=epoch_steps, val_batches=1, max_epochs=epochs)
     lines = stream.getvalue().splitlines()
-    assert 12 < len(lines) < 40
-    assert "epoch 60/60" in lines[-2]
-    assert "training ended at step 60 after 1:00" in lines[-1]
+    assert 50 < len(lines) < 300
+    assert max(len(line) for line in lines) < 100
+    assert f"epoch {epochs}/{epochs}" in lines[-2]
+    ended = duration_text(step_s * epochs * epoch_steps)
+    assert f"training ended at step {epochs * epoch_steps} after {ended}" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("step_s", "epoch_steps", "told_at_step", "text"),
+    [
+        (2.5, 40, 3, "an epoch (40 steps) takes about 1:40"),
+        (1.0, 4, 4, "an epoch (4 steps) takes about 4 s"),
+        (0.3, 2, 2, "an epoch (2 steps) takes about 0.6 s"),
+    ],
+)
+def test_the_length_of_an_epoch_is_told_once_when_it_is_known(
+    monkeypatch, step_s: float, epoch_steps: int, told_at_step: int, text: str
+) -> None:
+    """By the steps after the first, which takes a minute here."""
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=step_s)
+
+    class Compiles(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            clock.now_s += 60 * (trainer.global_step == 0)
+
+    class Counts(Callback):
+        told_at = None
+
+        def on_train_batch_end(self, trainer, *args):
+            if self.told_at is None and "an epoch (" in stream.getvalue():
+                self.told_at = trainer.global_step
+
+    counts = Counts()
+    fit([Compiles(), clock, build_progress("text", stream), counts], train_batches=epoch_steps)
+    told = [line for line in stream.getvalue().splitlines() if "an epoch (" in line]
+    assert [line[10:] for line in told] == [text]
+    assert counts.told_at == told_at_step
+
+
+def test_an_accumulated_epoch_is_told_in_optimizer_steps(monkeypatch):
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=2)
+    shown = build_progress("json", stream)
+    fit([clock, shown], train_batches=12, accumulate_grad_batches=3, max_epochs=1)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    [pace] = [event for event in events if event["event"] == "pace"]
+    assert (pace["epoch_steps"], pace["epoch_s"]) == (4, pytest.approx(24))
 
 
 def test_text_lines_are_aligned_and_plain(tmp_path, monkeypatch):
@@ -93,7 +138,9 @@ def test_text_lines_are_aligned_and_plain(tmp_path, monkeypatch):
     validations = [line for line in lines if " VAL " in line]
     assert len(validations) == 2
     assert len(lines) > 20
-    assert len({line.index("loss") for line in lines[:-1]}) == 1
+    numbers = [line for line in lines[:-1] if "an epoch (" not in line]
+    assert len(numbers) == len(lines) - 2
+    assert len({line.index("loss") for line in numbers}) == 1
 
 
 def test_nothing_is_read_from_a_tensor_of_another_device(monkeypatch):
@@ -111,7 +158,7 @@ def test_nothing_is_read_from_a_tensor_of_another_device(monkeypatch):
     clock = Clock(monkeypatch, step_s=10)
     fit([clock, build_progress("json", stream), OnDevice()], max_epochs=1, val_batches=0)
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [event["event"] for event in events] == ["train"] * 4 + ["end"]
+    assert [event["event"] for event in events] == ["train", "pace", *["train"] * 3, "end"]
     assert all("train/loss" not in event for event in events)
 
 

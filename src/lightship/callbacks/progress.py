@@ -20,6 +20,7 @@ from rich.text import Text
 
 _LINE_EVERY_S = 5.0
 _VALIDATION_LINE_EVERY_S = 2.0
+_PACE_KNOWN_AFTER_S = 5.0
 _FRAME_EVERY_S = 0.2
 
 
@@ -55,7 +56,7 @@ class Progress(Callback):
     It shows numbers that are on the host already (those of the last log point, and what the
     loggers were given at a validation), so it never waits for the device. A line comes at most
     every 5 s (later once in 1/60 of the time spent, up to 60 s), at validations at most every
-    2 s, and always at the end.
+    2 s, and always at the end. Once it is known, one line tells how long an epoch takes.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -66,7 +67,9 @@ class Progress(Callback):
         self._shown_done = -1
         self._best_acc = -math.inf
         self._first_step = 0
-        self._train_began_s = self._created_s
+        self._train_began_s = self._first_batch_done_s = self._created_s
+        self._batches = 0  # until the pace is told
+        self._pace_is_told = False
         self._total_steps = math.inf
 
     @rank_zero_only
@@ -114,7 +117,11 @@ class Progress(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Show training, if it is time."""
-        if trainer.is_global_zero and self._is_time():
+        if not trainer.is_global_zero:
+            return
+        if not self._pace_is_told:
+            self._tell_pace(trainer)
+        if self._is_time():
             self._show("train", self._facts(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +163,22 @@ class Progress(Callback):
         """Leave the screen to the error."""
         if trainer.is_global_zero:
             self._end()
+
+    def _tell_pace(self, trainer: Trainer) -> None:
+        """Tell how long an epoch takes, by the batches after the first, which may have compiled."""
+        now = monotonic()
+        self._batches += 1
+        if self._batches == 1:
+            self._first_batch_done_s = now
+            return
+        spent_s = now - self._first_batch_done_s
+        if spent_s >= _PACE_KNOWN_AFTER_S or trainer.is_last_batch:
+            self._pace_is_told = True
+            batches = int(trainer.num_training_batches)
+            steps = batches // trainer.accumulate_grad_batches
+            epoch_s = spent_s / (self._batches - 1) * batches
+            facts = {"epoch_steps": steps, "epoch_s": round(epoch_s, 3)}
+            self._show("pace", {"time_s": round(now - self._created_s, 3), **facts})
 
     def _interval_s(self) -> float:
         return min(60.0, max(_LINE_EVERY_S, (monotonic() - self._created_s) / 60))
@@ -201,7 +224,7 @@ class Progress(Callback):
 
 
 class JsonLines(Progress):
-    """One JSON object a line: event (train, val, batch, end, ..., work, note), time, facts."""
+    """One JSON object a line: event (train, val, batch, pace, ..., work, note), time, facts."""
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -221,6 +244,11 @@ class TextLines(Progress):
     def _show_note(self, text: str) -> None:
         spent_s = monotonic() - self._created_s
         print(_clock(spent_s) + text, file=self._stream, flush=True)
+
+
+_STYLE_OF_LINES = {
+    "pace": "", "val": "", "validate": "bold", "test": "bold", "end": "bold green",
+}  # fmt: skip
 
 
 class Bar(Progress):
@@ -247,11 +275,11 @@ class Bar(Progress):
             self._live = None
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
-        style = {"val": "", "validate": "bold", "test": "bold", "end": "bold green"}.get(event)
+        style = _STYLE_OF_LINES.get(event)
         if style is not None:
             clock = Text(_clock(facts["time_s"]), style="dim")
             self._console.print(clock.append(_sentence(event, facts), style=style), soft_wrap=True)
-        if self._live is not None:
+        if self._live is not None and event != "pace":
             self._live.update(_frame(facts), refresh=True)
 
     def _show_note(self, text: str) -> None:
@@ -299,6 +327,8 @@ def _sentence(event: str, facts: dict[str, Any]) -> str:
         left = "-" if facts["left_s"] is None else duration_text(facts["left_s"])
         said = f"{done:>{len(total)}}/{total} {facts['unit']}  {facts['per_s']:,.0f}/s"
         return f"{said}  left {left}"
+    if event == "pace":
+        return f"an epoch ({facts['epoch_steps']:,} steps) takes {_about(facts['epoch_s'])}"
     if event == "end":
         return f"training ended at step {facts['step']} after {duration_text(facts['time_s'])}"
     where = _of("epoch", facts["epoch"], facts["max_epochs"])
@@ -342,6 +372,10 @@ def _of(word: str, done: int, total: int | None) -> str:
 
 def _clock(seconds: float) -> str:
     return f"[{duration_text(seconds):>7}] "
+
+
+def _about(seconds: float) -> str:
+    return f"about {seconds:.2g} s" if seconds < 10 else f"about {duration_text(seconds)}"
 
 
 def _finite(value: float) -> float | None:
