@@ -11,7 +11,8 @@ from lightning.pytorch import Callback
 from tests.little_fit import fit
 
 from lightship.callbacks import progress as progress_module
-from lightship.callbacks.progress import Bar, JsonLines, TextLines, build_progress, duration_text
+from lightship.callbacks.progress import Bar, JsonLines, TextLines, build_progress
+from lightship.callbacks.sentences import duration_text
 from lightship.callbacks.throughput import Throughput
 from lightship.tracking import MetricsTable
 

@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lightship.callbacks.sentences import clock, duration_text, numbers, part_of, sentence
+
 _LINE_EVERY_S = 5.0
 _VALIDATION_LINE_EVERY_S = 2.0
 _PACE_KNOWN_AFTER_S = 5.0
@@ -41,15 +43,6 @@ def build_progress(
     return TextLines(stream)
 
 
-def duration_text(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on; `-` where it is not known."""
-    if not math.isfinite(seconds):
-        return "-"
-    minutes, second = divmod(int(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
-
-
 class Progress(Callback):
     """Follows the trainer and says when there is something to show. Rank 0 only.
 
@@ -62,7 +55,7 @@ class Progress(Callback):
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._created_s = monotonic()
-        self._shown_s = self._validation_shown_s = -math.inf
+        self._due_s = self._validation_shown_s = -math.inf
         self._held_back = False
         self._shown_done = -1
         self._best_acc = -math.inf
@@ -89,7 +82,7 @@ class Progress(Callback):
             now = monotonic()
             if not first:
                 first.append((now, done))
-                self._shown_s = now
+                self._set_due(now)
                 self._begin()
             if self._is_time() or done == total > self._shown_done:
                 spent_s, new = now - first[0][0], done - first[0][1]
@@ -97,7 +90,8 @@ class Progress(Callback):
                 left_s = (total - done) / speed if speed else math.inf
                 facts = {"unit": unit, "done": done, "total": total, "per_s": round(speed, 3)}
                 times = {"time_s": round(now - self._created_s, 3), "left_s": _finite(left_s)}
-                self._shown_done, self._shown_s = done, now
+                self._shown_done = done
+                self._set_due(now)
                 self._show("work", {**facts, **times})
 
         try:
@@ -135,7 +129,8 @@ class Progress(Callback):
         now = monotonic()
         self._held_back = now - self._validation_shown_s < _VALIDATION_LINE_EVERY_S
         if not self._held_back:
-            self._validation_shown_s = self._shown_s = now
+            self._validation_shown_s = now
+            self._set_due(now)
             self._show("val", self._facts(trainer))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,15 +175,18 @@ class Progress(Callback):
             facts = {"epoch_steps": steps, "epoch_s": round(epoch_s, 3)}
             self._show("pace", {"time_s": round(now - self._created_s, 3), **facts})
 
-    def _interval_s(self) -> float:
-        return min(60.0, max(_LINE_EVERY_S, (monotonic() - self._created_s) / 60))
+    def _interval_s(self, now: float) -> float:
+        return min(60.0, max(_LINE_EVERY_S, (now - self._created_s) / 60))
+
+    def _set_due(self, now: float) -> None:
+        self._due_s = now + self._interval_s(now)
 
     def _is_time(self) -> bool:
         now = monotonic()
-        due = now - self._shown_s >= self._interval_s()
-        if due:
-            self._shown_s = now
-        return due
+        if now < self._due_s:
+            return False
+        self._set_due(now)
+        return True
 
     def _show_batch(self, trainer: Trainer, doing: str, batch_idx: int, sizes: Any) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and self._is_time():
@@ -239,11 +237,11 @@ class TextLines(Progress):
     """One aligned line at a time."""
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
-        print(_clock(facts["time_s"]) + _sentence(event, facts), file=self._stream, flush=True)
+        print(clock(facts["time_s"]) + sentence(event, facts), file=self._stream, flush=True)
 
     def _show_note(self, text: str) -> None:
         spent_s = monotonic() - self._created_s
-        print(_clock(spent_s) + text, file=self._stream, flush=True)
+        print(clock(spent_s) + text, file=self._stream, flush=True)
 
 
 _STYLE_OF_LINES = {
@@ -262,7 +260,7 @@ class Bar(Progress):
         self._console = Console(file=stream, highlight=False)
         self._live: Live | None = None
 
-    def _interval_s(self) -> float:
+    def _interval_s(self, now: float) -> float:
         return _FRAME_EVERY_S
 
     def _begin(self) -> None:
@@ -277,14 +275,14 @@ class Bar(Progress):
     def _show(self, event: str, facts: dict[str, Any]) -> None:
         style = _STYLE_OF_LINES.get(event)
         if style is not None:
-            clock = Text(_clock(facts["time_s"]), style="dim")
-            self._console.print(clock.append(_sentence(event, facts), style=style), soft_wrap=True)
+            line = Text(clock(facts["time_s"]), style="dim")
+            self._console.print(line.append(sentence(event, facts), style=style), soft_wrap=True)
         if self._live is not None and event != "pace":
             self._live.update(_frame(facts), refresh=True)
 
     def _show_note(self, text: str) -> None:
-        clock = Text(_clock(monotonic() - self._created_s), style="dim")
-        self._console.print(clock.append(text, style="none"), soft_wrap=True)
+        line = Text(clock(monotonic() - self._created_s), style="dim")
+        self._console.print(line.append(text, style="none"), soft_wrap=True)
 
 
 def _frame(facts: dict[str, Any]) -> Group:
@@ -303,79 +301,17 @@ def _frame(facts: dict[str, Any]) -> Group:
         return Group(bar)
     total = facts["max_steps"]
     bar.add_row(
-        Text(_of("epoch", facts["epoch"], facts["max_epochs"]), style="bold"),
+        Text(part_of("epoch", facts["epoch"], facts["max_epochs"]), style="bold"),
         ProgressBar(total=total, completed=facts["step"], complete_style="cyan"),
-        Text(_of("", facts["step"], total), style="dim"),
+        Text(part_of("", facts["step"], total), style="dim"),
         Text(left, style="cyan"),
     )
     row = Text("  ", no_wrap=True, overflow="ellipsis")
-    for name, value in _numbers(facts, "loss", "acc", "best", "speed", "wait"):
+    for name, value in numbers(facts, "loss", "acc", "best", "speed", "wait"):
         row.append(f"{name} ", style="dim").append(value.strip()).append("   ")
     if "doing" in facts:
         row.append(f"{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}", style="yellow")
     return Group(bar, row)
-
-
-def _sentence(event: str, facts: dict[str, Any]) -> str:
-    """One line for a log; columns keep their place over a run."""
-    if event in ("test", "validate"):
-        split = {"test": "test", "validate": "val"}[event]
-        numbers = _numbers(facts, *(f"{split}/{key}" for key in ("loss", "acc", "top5")))
-        return f"{event}  " + "  ".join(f"{name} {value}" for name, value in numbers)
-    if event == "work":
-        done, total = (f"{facts[key]:,}" for key in ("done", "total"))
-        left = "-" if facts["left_s"] is None else duration_text(facts["left_s"])
-        said = f"{done:>{len(total)}}/{total} {facts['unit']}  {facts['per_s']:,.0f}/s"
-        return f"{said}  left {left}"
-    if event == "pace":
-        return f"an epoch ({facts['epoch_steps']:,} steps) takes {_about(facts['epoch_s'])}"
-    if event == "end":
-        return f"training ended at step {facts['step']} after {duration_text(facts['time_s'])}"
-    where = _of("epoch", facts["epoch"], facts["max_epochs"])
-    where += "  " + _of("step", facts["step"], facts["max_steps"])
-    if event == "batch":
-        where = f"{where}  " if facts["doing"] == "validating" and facts["step"] else ""
-        return f"{where}{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
-    if event == "val":
-        numbers = _numbers(facts, "val/loss", "val/acc", "val/top5", "best")
-        return f"{where}  VAL  " + "  ".join(f"{name} {value}" for name, value in numbers)
-    numbers = _numbers(facts, "loss", "acc", "speed", "wait", "left")
-    return f"{where}       " + "  ".join(f"{name} {value}" for name, value in numbers)
-
-
-_SHOWN = {
-    "loss": ("loss", "train/loss", lambda v: f"{v:.4f}"),
-    "acc": ("acc", "train/acc", lambda v: f"{v:.4f}"),
-    "speed": ("images/s", "throughput/images_per_s", lambda v: f"{v:<7,.0f}"),
-    "wait": ("data wait", "throughput/data_wait", lambda v: f"{v:4.0%}"),
-    "left": ("left", "left_s", duration_text),
-    "best": ("best val acc", "val/best_acc", lambda v: f"{v:.4f}"),
-} | {
-    f"{stage}/{key}": (key, f"{stage}/{key}", lambda v: f"{v:.4f}")
-    for stage in ("val", "test")
-    for key in ("loss", "acc", "top5")
-}
-
-
-def _numbers(facts: dict[str, Any], *shown: str) -> list[tuple[str, str]]:
-    """(name, text) of those numbers that are known."""
-    picked = [_SHOWN[name] for name in shown]
-    return [(n, text(facts[key])) for n, key, text in picked if facts.get(key) is not None]
-
-
-def _of(word: str, done: int, total: int | None) -> str:
-    """`word done/total`, as wide as it will ever be."""
-    if total is None:
-        return f"{word} {done}".strip()
-    return f"{word} {done:>{len(str(total))}}/{total}".lstrip()
-
-
-def _clock(seconds: float) -> str:
-    return f"[{duration_text(seconds):>7}] "
-
-
-def _about(seconds: float) -> str:
-    return f"about {seconds:.2g} s" if seconds < 10 else f"about {duration_text(seconds)}"
 
 
 def _finite(value: float) -> float | None:

@@ -169,13 +169,14 @@ class Saving(Checkpoint):
         Raises:
             LightshipError: The save in flight has failed.
         """
-        if self.store.is_saving and self.bound.is_reached(step):
+        if self.store.is_saving:
+            if not self.bound.is_reached(step):
+                return
             began_s = time.monotonic()
             self.store.wait()
             self._tell_of_waiting(time.monotonic() - began_s)
-        if not self.store.is_saving:
-            self.store.wait()
-            self.bound.save_durable()
+        self.store.wait()
+        self.bound.save_durable()
 
     def _tell_of_waiting(self, waited_s: float) -> None:
         """Once, and not of what nobody would notice."""

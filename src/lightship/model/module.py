@@ -11,12 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.exits import ConfigError
 from lightship.model.metrics import EvalMetrics
 from lightship.model.optim import SGDPart, build_optimizer, build_schedule
 from lightship.model.outcomes import Outcomes
+from lightship.model.train_sums import TrainSums
 from lightship.model.zoo import build_net
 
 # EvalMetrics has summed over the ranks; averaging equal values again would only round them.
@@ -92,7 +92,7 @@ class ImageClassifier(LightningModule):
         self.eval_metrics: dict[str, Tensor] = {}
         self.outcomes = Outcomes()
         self._keeps_outcomes = False
-        self._train_sums: Tensor | None = None
+        self._train_sums = TrainSums()
         self._has_peers = False
         # Found once: to look for it takes as long as a layer. In a tuple, so that it is no child.
         self._first_weight = next(
@@ -121,16 +121,14 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the metrics sum over the ranks in whatever way the strategy has."""
-        self._train_sums = None  # of an earlier fit
+        self._train_sums.restart()  # of an earlier fit
         self.outcomes, self._keeps_outcomes = Outcomes(), stage != "fit"
         self._has_peers = self.trainer.world_size > 1
         self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
 
     def on_train_start(self) -> None:
-        """Bring a checkpoint's sums to where the steps add to them."""
-        if self._train_sums is not None:
-            self._train_sums = self._train_sums.to(self.device)
-        self.on_train_epoch_start()  # which a resume within an epoch does not come to
+        """As at an epoch's start, which a resume within an epoch does not come to."""
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Tell a net with a whitening layer once the bias of that layer moves no more.
@@ -170,28 +168,16 @@ class ImageClassifier(LightningModule):
         So the mean over ranks and parts is the global batch's, wherever skipped rows fall.
         """
         logits = self(batch.images).float()
-        counted = batch.labels != NOT_COUNTED
         if batch.mixed_labels is None:
             total = self._loss(logits, batch.labels, "sum")
-            hits = (logits.detach().argmax(1) == batch.labels).sum(dtype=torch.float32)
         else:
             assert batch.mix_weight is not None
-            weight = batch.mix_weight.float()
             losses, mixed_losses = (
                 self._loss(logits, labels, "none") for labels in (batch.labels, batch.mixed_labels)
             )
-            total = (torch.lerp(mixed_losses, losses, weight) * counted).sum()
-            guesses = logits.detach().argmax(1)
-            right, mixed_right = (
-                (guesses == labels).float() for labels in (batch.labels, batch.mixed_labels)
-            )
-            hits = (torch.lerp(mixed_right, right, weight) * counted).sum()
-        sums = torch.stack((total.detach(), hits, counted.sum(dtype=torch.float32)))
-        if self._train_sums is None:
-            wide = devices.of(sums.device).widest_float
-            # Moved there and not made there, which on XLA would be a step of its own to compile.
-            self._train_sums = torch.zeros(3, dtype=wide).to(sums.device, non_blocking=True)
-        self._train_sums.add_(sums)
+            counted = batch.labels != NOT_COUNTED
+            total = (torch.lerp(mixed_losses, losses, batch.mix_weight.float()) * counted).sum()
+        self._train_sums.add(total, logits, batch)
         return total / len(batch.labels)
 
     def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
@@ -214,11 +200,11 @@ class ImageClassifier(LightningModule):
         Returns:
             train/loss and train/acc; NaN if every row was skipped, empty if there was no step.
         """
-        if self._train_sums is None:
+        sums = self._train_sums.value()
+        if sums is None:
             return {}
-        sums = self._sum_over_ranks(self._train_sums) if self._has_peers else self._train_sums
-        loss_sum, hits, count = sums.tolist()
-        self._train_sums = None
+        self._train_sums.restart()
+        loss_sum, hits, count = (self._sum_over_ranks(sums) if self._has_peers else sums).tolist()
         nan = float("nan")
         return {
             "train/loss": loss_sum / count if count else nan,
@@ -298,7 +284,7 @@ class ImageClassifier(LightningModule):
         Called on every rank: the sums are those of all ranks.
         """
         checkpoint["class_names"] = self.class_names
-        sums = self._train_sums
+        sums = self._train_sums.value()
         if sums is not None and self._has_peers:
             sums = self._sum_over_ranks(sums.clone())
         checkpoint["train_sums"] = sums
@@ -321,7 +307,7 @@ class ImageClassifier(LightningModule):
                 "start from its weights alone give it as --model.weights"
             )
         if self.global_rank == 0:
-            self._train_sums = checkpoint.get("train_sums")
+            self._train_sums.restart(checkpoint.get("train_sums"))
 
 
 def _moved(images: Tensor, pixels: int) -> Tensor:
