@@ -11,6 +11,7 @@ import sys
 
 from tests.benchmarks import (
     checkpoint_stall,
+    resnet50,
     s3_clients,
     scaling,
     speed,
@@ -25,6 +26,7 @@ TABLES = {
     "scaling": scaling.main,
     "stream": stream.main,
     "speed": speed.main,
+    "resnet50": resnet50.main,
     "step_overhead": step_overhead.main,
     "s3_clients": s3_clients.main,
 }

@@ -77,7 +77,7 @@ def run_on_cpu(path: str, seed: int, epochs: float) -> dict[str, Any]:
     accuracy = names["main"](seed, net)
     trained = seen[-2]  # the last is after the test with its six views
     images = trained["step"] * trained["batch_size"]
-    return {"test/acc": accuracy, "fit_s": trained["time_seconds"], "images": images}
+    return {"test/acc": accuracy, "train_s": trained["time_seconds"], "images": images}
 
 
 def run_on_cuda(path: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def main(root: str, steps: int, bf16: bool) -> None:
         optimizer.step()
         schedule.step()
     _finish(device)
-    print(json.dumps({"images": steps * BATCH, "fit_s": time.perf_counter() - began_s}))
+    print(json.dumps({"images": steps * BATCH, "train_s": time.perf_counter() - began_s}))
 
 
 def _finish(device: torch.device) -> None:

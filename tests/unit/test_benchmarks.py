@@ -42,6 +42,7 @@ def test_the_peer_and_lightship_run_on_the_same_folder(tmp_path) -> None:
         f"--data.root={root}", "--trainer.max_epochs=1", "--run.tracking=none",
     )  # fmt: skip
     assert ours["steps"] == 2
+    assert ours["fit_s"] > 0
     assert ours["test/num_samples"] == 100
     assert table.run_json("tests.benchmarks.bare_loop", "8", "1", "0", "16")["images"] == 16
 
@@ -81,4 +82,15 @@ def test_without_a_checkout_the_records_cells_say_not_run(monkeypatch, capsys) -
     speed.main()
     told = capsys.readouterr().out
     assert "| airbench94_muon, float32" in told
-    assert told.count("not run") >= 5 * 4
+    assert told.count("not run") == 5 * 5
+
+
+def test_resnet50_is_timed_by_both_of_its_arms(monkeypatch, tmp_path) -> None:
+    from tests.benchmarks import resnet50
+
+    for name, value in {"BATCH": 2, "WINDOW": 1, "WINDOWS": 3, "WARM_UP": 1}.items():
+        monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(resnet50, name, value)
+    root = resnet50.write_images(str(tmp_path), images=120)
+    assert resnet50.bare_rate(root, "") > 0
+    assert resnet50.lightship_rate(root, str(tmp_path / "run")) > 0
