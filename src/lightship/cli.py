@@ -30,6 +30,8 @@ _FROM_THE_START = ("fit", "doctor")
 """Commands that need no run at run.output."""
 _OF_A_RUN = (None, "best", "last")
 """Choices of --ckpt_path that are no checkpoint by themselves."""
+_OF_ANOTHER_ROOT = {"data.root_md5": None}
+"""A checksum is that of the root it was given with; another root comes with its own, or none."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     try:
         for source in sources:
             _apply_config(parser, source)
+        if any(_is_flag(flag, "data.root") for flag in flags):
+            parser.set_defaults(_OF_ANOTHER_ROOT)
         # jsonargparse reserves the name; it is in the parser for the help only.
         namespace = parser.parse_args([flag for flag in flags if flag != "--print_config"])
     except ArgumentError as error:
@@ -212,9 +216,8 @@ def _apply_config(parser: ArgumentParser, source: str) -> None:
         parser.parse_object(content)
     except ArgumentError as error:
         raise UsageError(f"--config {shown}: {explain(str(error), parser)}") from None
-    parser.set_defaults(
-        {f"{part}.{key}": value for part in content for key, value in content[part].items()}
-    )
+    values = {f"{part}.{key}": value for part in content for key, value in content[part].items()}
+    parser.set_defaults({**(_OF_ANOTHER_ROOT if "data.root" in values else {}), **values})
 
 
 def _split_configs(flags: list[str]) -> tuple[list[str], list[str]]:

@@ -177,3 +177,25 @@ def test_identity_covers_what_changes_learning_and_nothing_else() -> None:
 def test_errors_carry_the_codes_of_the_contract() -> None:
     assert issubclass(ConfigError, LightshipError)
     assert ConfigError("x").exit_code == 78
+
+
+def test_a_checksum_goes_with_the_root_it_was_given_with(tmp_path: Path) -> None:
+    md5, first, second = "0" * 32, tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(f"data: {{root: a.tar.gz, root_md5: '{md5}'}}")
+    second.write_text("data: {root: b.tar.gz}")
+    configs = ["--config", str(first), "--config", str(second)]
+
+    def data(*flags: str):
+        return parse(["fit", *flags]).config.data
+
+    assert data(*configs[:2]).root_md5 == md5
+    assert data(*configs).root_md5 is None
+    assert data(*configs[:2], "--data.root=c.tar.gz").root_md5 is None
+    assert data(*configs[:2], "--data.root", "c.tar.gz").root_md5 is None
+    both = data("--data.root=c.tar.gz", f"--data.root_md5={md5}")
+    assert (both.root, both.root_md5) == ("c.tar.gz", md5)
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.yaml").write_text(first.read_text())
+    again = parse(["predict", f"--run.output={output}", "--data.root=new"]).config.data
+    assert (again.root, again.root_md5) == ("new", None)
