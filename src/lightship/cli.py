@@ -1,11 +1,13 @@
 """The entry: parses a command and its configuration, then hands over. Imports no torch."""
 
+import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from types import FrameType
@@ -56,6 +58,11 @@ class Command:
     format: str = "torch"
     wrong: str = ""
 
+    @property
+    def log_format(self) -> str:
+        """Of its lines: auto, text or json."""
+        return self.config.run.log_format
+
 
 @dataclass(frozen=True)
 class PackCommand:
@@ -71,6 +78,11 @@ class PackCommand:
     destination: str
     config: PackConfig
 
+    @property
+    def log_format(self) -> str:
+        """Of its lines: auto, text or json."""
+        return self.config.log_format
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code (see exits.py)."""
@@ -83,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             # The imports take seconds, and a container's first process ignores what is not handled.
             signal.signal(number, _stop_at_once)
+    command = None
     try:
         command = parse(arguments)
         if command is None:
@@ -91,9 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         launch.launch(command, arguments)
     except LightshipError as error:
-        print(f"lightship: {error}", file=sys.stderr, flush=True)
+        _tell(error, "text" if command is None else command.log_format)
         return error.exit_code
     return 0
+
+
+def _tell(error: LightshipError, log_format: str) -> None:
+    """One line on standard error; what the other lines are for a program, so is this."""
+    line = f"lightship: {error}"
+    if log_format == "json":
+        facts = {"event": "error", "exit_code": error.exit_code, "text": str(error)}
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
+    print(line, file=sys.stderr, flush=True)
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:

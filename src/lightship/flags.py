@@ -38,6 +38,7 @@ def build_pack_parser() -> ArgumentParser:
         usage="lightship pack SRC DST [--FIELD VALUE]...",
         description=f"{COMMANDS['pack']}.",
         exit_on_error=False,
+        allow_abbrev=False,  # what is short today may mean two flags tomorrow
     )
     parser.add_argument("SRC", type=str, help="URL, path or name, as for --data.root of fit")
     parser.add_argument(
@@ -60,6 +61,7 @@ def build_parser(name: str) -> ArgumentParser:
         usage=f"lightship {name} [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...",
         description=COMMANDS[name],
         exit_on_error=False,
+        allow_abbrev=False,  # what is short today may mean two flags tomorrow
     )
     parser.add_argument(
         "--config",
@@ -104,12 +106,14 @@ def recipe_names() -> list[str]:
 
 def explain(message: str, parser: ArgumentParser) -> str:
     """jsonargparse's message as one line that names the flag to change."""
-    known = [option for action in parser._actions for option in action.option_strings]
+    options = [option for action in parser._actions for option in action.option_strings]
+    known = [option for option in options if option.removeprefix("--") not in SECTIONS]
     message = " ".join(message.split())
     if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         flag = unknown[1].partition("=")[0]
         kind = "flag" if flag.startswith("-") else "argument"
-        return f"unknown {kind} {flag}{nearest(flag, known)}; see {parser.prog} --help"
+        near = _nearest_field(flag, known) or nearest(flag, known)
+        return f"unknown {kind} {flag}{near}; see {parser.prog} --help"
     if group := re.search(
         r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
     ):
@@ -128,3 +132,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` where one of `known` is like the word, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _nearest_field(flag: str, known: Iterable[str]) -> str:
+    """As `nearest`, by the field alone: other tools have --epochs, and no section."""
+    section, _, word = flag.lstrip("-").replace("-", "_").rpartition(".")
+    known = [option for option in known if "." in option]
+    for options in ([o for o in known if o.startswith(f"--{section}.")], known):
+        fields = {option.rpartition(".")[2]: option for option in options}
+        typo = difflib.get_close_matches(word, fields, n=1, cutoff=0.85)
+        within = [field for field in fields if word in field]
+        if likely := typo or within[:2] or difflib.get_close_matches(word, fields, n=2):
+            return f"; did you mean {' or '.join(fields[field] for field in likely)}?"
+    return ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -107,7 +108,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
         ),
     ]
     trainer = build_trainer(config, callbacks, [table, *([tracker] if tracker else [])], store)
-    progress.note(_first_line(config, data, model, start.step if start else None))
+    progress.note(_first_line(config, data, model, environment, start.step if start else None))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.url if start else None)
         store.wait()
@@ -152,7 +153,9 @@ def _fit(command: Command, stop: StopRequest) -> None:
         if scratch_path and storage.is_remote(output.url):
             upload_offline_run(scratch_path, output.url)
     output.mark_done(numbers)
-    progress.note(f"done: {numbers_line(numbers, split)}")
+    how = f"the best by {config.trainer.monitor}" if "val" in data.manifests else "the newest"
+    of = f", by the checkpoint of step {best.step}, {how}" if split else ""
+    progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
     progress.note(_last_line(output, best.file, tracker))
 
 
@@ -224,14 +227,23 @@ def _examples(config: Config, data: ImageData, model: ImageClassifier, split: st
     ]
 
 
-def _first_line(config: Config, data: ImageData, model: ImageClassifier, step: int | None) -> str:
-    sizes = ", ".join(f"{len(manifest)} {split}" for split, manifest in data.manifests.items())
+def _first_line(
+    config: Config,
+    data: ImageData,
+    model: ImageClassifier,
+    environment: dict[str, Any],
+    step: int | None,
+) -> str:
+    sizes = ", ".join(f"{data.readable(split)} {split}" for split in data.manifests)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     start = f", from step {step}" if step is not None else ""
+    on = environment.get("device", "")
+    if ranks.world_size() > 1:
+        on = f"{ranks.world_size()} processes, {on}"
     return (
         f"training {config.model.net} ({parameters / 1e6:.2f} M parameters) on "
         f"{storage.redact(config.data.root)}: {sizes} images of {data.image_size_px} px in "
-        f"{len(data.class_names)} classes, to {storage.redact(str(config.run.output))}{start}"
+        f"{len(data.class_names)} classes, to {storage.redact(str(config.run.output))}{start}; {on}"
     )
 
 

@@ -173,8 +173,8 @@ class Tracker(Logger):
 
     @property
     def place(self) -> str:
-        """Where a person finds the run: its page, or the folder to upload."""
-        return f"wandb sync {self.run_path}" if self.offline else str(self.run.url)
+        """Where a person finds the run: its page, or the folder that `wandb sync` takes."""
+        return str(self.run_path) if self.offline else str(self.run.url)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: `start_tracking` has logged the run's whole resolved config."""
@@ -337,7 +337,7 @@ def start_tracking(
     run.define_metric("*", step_metric=STEP_KEY, step_sync=True)
     tracker = Tracker(run, note)
     if tracker.offline:
-        note(f"W&B offline ({why_offline}); to upload: {tracker.place}")
+        note(f"W&B offline ({why_offline}); to upload: wandb sync {tracker.place}")
     else:
         note(f"W&B: {tracker.place}")
     return tracker

@@ -28,7 +28,7 @@ def start_progress(config: Config) -> Progress:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_float32_matmul_precision("high")
-    return build_progress(config.run.log_format)
+    return build_progress(config.run.log_format, config.trainer.monitor)
 
 
 def build_data(config: Config, progress: Progress) -> ImageData:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightship import cli, storage
 from lightship.model.module import ImageClassifier
 
-_FIRST_STEPS = 10
+_FIRST_STEPS = 10 if torch.cuda.is_available() else 2
 
 
 class StepClock(Callback):

@@ -1,5 +1,6 @@
 """cifar10-speed beside the record it is made after, on the same images."""
 
+import math
 import os
 import sys
 import tempfile
@@ -11,18 +12,18 @@ import torch
 from tests.benchmarks.table import machine, print_table, run_json, spread
 
 RUNS = int(os.environ.get("RUNS", "3"))
-EPOCHS = int(os.environ.get("EPOCHS", "1"))
+EPOCHS = float(os.environ.get("EPOCHS", "1"))
 BATCH, STEPS_PER_EPOCH = 2000, 25
 
 
 def main() -> None:
-    """cifar10-speed and airbench94_muon: accuracy an image seen, images a second (EPOCHS=n)"""
+    """cifar10-speed and airbench94_muon: accuracy an image seen, images a second (EPOCHS=0.5)"""
     root, airbench = os.environ.get("CIFAR10"), os.environ.get("AIRBENCH_DIR")
     if not root:
         print("not run: set CIFAR10 to a folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
         return
     on_gpu = torch.cuda.is_available()
-    epochs = 8 if on_gpu else EPOCHS
+    epochs = 8.0 if on_gpu else EPOCHS
     arms: dict[str, Callable[[int, str], dict[str, Any]] | None] = {
         "airbench94_muon, float32": _airbench(airbench, root, epochs) if not on_gpu else None,
         "airbench94_muon unmodified, CUDA": _airbench(airbench, root, 8) if on_gpu else None,
@@ -40,7 +41,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as out:
                 results[name].append(measure(seed, out))
             print(f"  run {seed + 1}/{RUNS}  {name}: {results[name][-1]}", file=sys.stderr)
-    print(f"{machine()}; {epochs} epochs of the schedule; n = {RUNS}; median (range)\n")
+    print(f"{machine()}; {epochs:g} epochs of the schedule; n = {RUNS}; median (range)\n")
     rows = [_row(name, runs) for name, runs in results.items()]
     print_table(
         ["arm", "images seen", "test accuracy", "images/s", "training s", "command s"], rows
@@ -70,7 +71,7 @@ def _row(name: str, runs: list[dict[str, Any]]) -> list[str]:
 
 
 def _airbench(
-    folder: str | None, root: str, epochs: int
+    folder: str | None, root: str, epochs: float
 ) -> Callable[[int, str], dict[str, Any]] | None:
     if not folder:
         return None
@@ -80,15 +81,17 @@ def _airbench(
     )
 
 
-def _lightship(root: str, epochs: int, precision: str) -> Callable[[int, str], dict[str, Any]]:
+def _lightship(root: str, epochs: float, precision: str) -> Callable[[int, str], dict[str, Any]]:
+    steps = math.ceil(STEPS_PER_EPOCH * epochs)  # as airbench counts them
+
     def measure(seed: int, out: str) -> dict[str, Any]:
         found = run_json(
             "tests.benchmarks.one_fit", f"{out}/run", "--config=cifar10-speed",
-            f"--data.root={root}", f"--run.seed={seed}", f"--trainer.max_epochs={epochs}",
+            f"--data.root={root}", f"--run.seed={seed}", f"--trainer.max_steps={steps}",
             f"--trainer.precision={precision}", "--run.tracking=offline",
-            f"--optim.final_lr_fraction={1 / (STEPS_PER_EPOCH * epochs)}",  # airbench's last rate
+            f"--optim.final_lr_fraction={1 / steps}",  # airbench's last rate
         )  # fmt: skip
-        steps = found["steps"]
+        assert found["steps"] == steps
         train_s = found["init_s"] + found["step_s"] * steps
         return {**found, "images": steps * BATCH, "train_s": train_s}
 

@@ -1,19 +1,24 @@
 """What a stack adds to a training step, beside a bare loop over the same net and batches.
 
-All arms take turns in one process. The net keeps the clock: it notes the time at each call.
+All arms take turns in one process. The net keeps the clock: it notes when it is called and done. So
+what a stack adds is seen apart from the net's own time, which is the same work in each arm and yet
+varies by more, from one minute to the next, than what is measured.
 """
 
 import contextlib
 import io
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
@@ -43,7 +48,8 @@ WORK_MS = float(os.environ.get("WORK_MS", "5"))
 class Clocked(nn.Module):
     """A linear layer on pooled pixels; `work` matrix products of 256 on top of it."""
 
-    times: list[float] = []  # noqa: RUF012 - of whichever arm is running
+    times: list[float] = []  # noqa: RUF012 - when called, of whichever arm is running
+    ended: list[float] = []  # noqa: RUF012 - and when done
     work = 0
 
     def __init__(self, num_classes: int) -> None:
@@ -58,7 +64,10 @@ class Clocked(nn.Module):
             matrix = self.matrix
             for _ in range(self.work):
                 matrix = matrix @ self.matrix
-        return self.head(images.mean((2, 3)) + matrix[0, 1])
+        logits = self.head(images.mean((2, 3)) + matrix[0, 1])
+        if self.training:
+            self.ended.append(CLOCK())
+        return logits
 
 
 def build(num_classes: int) -> Clocked:
@@ -197,13 +206,22 @@ ARMS: dict[str, Callable[[int, str, Callback | None], None]] = {
 }
 
 
-def measure(arm: Callable[[int, str, Callback | None], None]) -> float:
-    """Milliseconds of a step: the mean over all but the first ones."""
+class Step(NamedTuple):
+    """Milliseconds of a step, and those of them in the net."""
+
+    whole: float
+    net: float
+
+
+def measure(arm: Callable[[int, str, Callback | None], None]) -> Step:
+    """The mean step of an arm, over all but the first ones."""
     Clocked.times.clear()
+    Clocked.ended.clear()
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
         arm(WARM_UP + STEPS + 1, out, None)
-    times = Clocked.times
-    return 1000 * (times[-1] - times[WARM_UP]) / (len(times) - 1 - WARM_UP)
+    times, ended = (np.array(clock[WARM_UP:]) for clock in (Clocked.times, Clocked.ended))
+    whole, net = times[-1] - times[0], (ended - times)[:-1].sum()
+    return Step(1000 * whole / (len(times) - 1), 1000 * net / (len(times) - 1))
 
 
 class CountSyncs(Callback):
@@ -241,19 +259,26 @@ def main() -> None:
     rows = []
     for work_ms in (0.0, WORK_MS):
         Clocked.work = products_of(work_ms) if work_ms else 0
-        taken: dict[str, list[float]] = {name: [] for name in names}
+        taken: dict[str, list[Step]] = {name: [] for name in names}
         for round_ in range(ROUNDS):
             for name in names:
                 taken[name].append(measure(ARMS[name]))
-                told = f"  round {round_ + 1}/{ROUNDS}  {name}: {taken[name][-1]:.3f} ms"
+                told = f"  round {round_ + 1}/{ROUNDS}  {name}: {taken[name][-1]}"
                 print(told, file=sys.stderr, flush=True)
-        floor = taken["bare loop"]
+        net_ms = statistics.median(step.net for steps in taken.values() for step in steps)
+        outside = {name: [one.whole - one.net for one in steps] for name, steps in taken.items()}
+        bare_ms = outside["bare loop"]
         for name in names:
-            added = [one - base for one, base in zip(taken[name], floor, strict=True)]
-            rates = [base / one for one, base in zip(taken[name], floor, strict=True)]
+            pairs = list(zip(outside[name], bare_ms, strict=True))
+            whole = zip(taken[name], taken["bare loop"], strict=True)
             rows.append([
                 f"{name}, {work_ms:g} ms" if work_ms else name,
-                spread(taken[name], 3), spread(added, 3), spread(rates, 3), waits[name],
+                spread([step.whole for step in taken[name]], 3),
+                spread([one - base for one, base in pairs], 3),
+                spread([(net_ms + base) / (net_ms + one) for one, base in pairs], 3),
+                spread([base.whole / one.whole for one, base in whole], 3),
+                waits[name],
             ])  # fmt: skip
     print(f"{machine()}; {STEPS} steps; n = {ROUNDS}; median (range)\n")
-    print_table(["arm", "ms a step", "added ms", "of the bare rate", "syncs a step"], rows)
+    head = ["arm", "ms a step", "added ms", "of the bare rate", "as timed whole", "syncs a step"]
+    print_table(head, rows)

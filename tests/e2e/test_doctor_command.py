@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = 17
+CHECKS = 18
 BOUND_S = 100
 """Far above the doctor's own 30 s, for a busy machine; far below what a hang would take."""
 
@@ -60,7 +60,9 @@ def test_the_first_failure_is_told_last(tmp_path: Path) -> None:
 def test_an_invalid_configuration_still_has_a_table(tmp_path: Path) -> None:
     code, lines = doctor(tmp_path, "--data.global_batch_size=0", "--run.log_format=json")
     assert code == 78
-    assert lines[-1].startswith("lightship: configuration: --data.global_batch_size is 0")
+    error = json.loads(lines[-1])
+    assert error["exit_code"] == 78
+    assert error["text"].startswith("configuration: --data.global_batch_size is 0")
     rows = [json.loads(line) for line in lines[:-1]]
     assert len(rows) == CHECKS
     assert [row["status"] for row in rows if row["check"] == "configuration"] == ["fail"]
@@ -120,7 +122,7 @@ def test_it_ends_where_nobody_answers(tmp_path: Path, silence: int) -> None:
         name: line
         for line in lines
         for name in ("data", "output", "W&B key")
-        if f"  {name} " in line
+        if f"  {name}  " in line
     }
     assert row["data"].startswith("fail")
     assert row["output"].startswith("fail")

@@ -147,7 +147,7 @@ def test_seeding_is_the_same_on_every_python(tmp_path: Path) -> None:
         global_rank, current_epoch, device = 1, 2, torch.device("cpu")
 
     StepSeeding(7).on_train_batch_start(Here(), Here(), None, 3)  # type: ignore[arg-type]
-    assert torch.initial_seed() == 15044785727205381434
+    assert torch.initial_seed() == 17538072120566645883
 
 
 class TestStartingFromAnotherRunsCheckpoint:

@@ -199,3 +199,27 @@ def test_a_checksum_goes_with_the_root_it_was_given_with(tmp_path: Path) -> None
     (output / "config.yaml").write_text(first.read_text())
     again = parse(["predict", f"--run.output={output}", "--data.root=new"]).config.data
     assert (again.root, again.root_md5) == ("new", None)
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--data.image_size", "--data.image_size_px"),
+        ("--trainer.max_epoch", "--trainer.max_epochs"),
+        ("--epochs", "--trainer.max_epochs"),
+        ("--trainer.lr", "--optim.lr"),
+        ("--batch-size", "--data.global_batch_size or --data.eval_batch_size"),
+        ("--patience", "--trainer.early_stopping_patience"),
+    ],
+)
+def test_a_flag_of_another_tool_or_cut_short_is_refused_with_the_one_meant(flag, meant) -> None:
+    with pytest.raises(LightshipError, match=f"unknown flag {flag}; did you mean {meant}\\?"):
+        parse(["fit", flag, "3"])
+
+
+def test_an_error_is_json_where_the_log_is(capsys, tmp_path: Path) -> None:
+    flags = ["fit", f"--data.root={tmp_path}/none", f"--run.output={tmp_path}/run"]
+    assert cli.main([*flags, "--run.log_format=json"]) == 65
+    error = yaml.safe_load(capsys.readouterr().err.splitlines()[-1])
+    assert (error["event"], error["exit_code"]) == ("error", 65)
+    assert f"--data.root {tmp_path}/none: nothing is there" in error["text"]

@@ -41,6 +41,7 @@ from lightship.doctor.trial import Trial, try_steps
 from lightship.exits import LightshipError
 
 GIB = 2**30
+NET = "--model.net=tests.own_nets:pooled_linear"
 
 
 @dataclass
@@ -170,6 +171,18 @@ def slow_store(lab: Lab) -> Finding:
     root = put(lab.s3.url("images"), little_set(("train",)))
     flags = ("--data.mode=streaming", "--model.net=tests.own_nets:pooled_linear")
     return behind_proxy(lab, "slow", "data", f"--data.root={root}", *flags)
+
+
+def images_of(lab: Lab, more: dict[str, bytes]) -> str:
+    """A hundred sound images and some more files."""
+    files = little_set(("train",), per_class=34)
+    return f"--data.root={put(str(lab.path / 'images'), {**files, **more})}"
+
+
+def empty_class(lab: Lab) -> Finding:
+    root = images_of(lab, {})
+    (lab.path / "images" / "train" / "dog").mkdir()
+    return lab.finding("data set", root, NET)
 
 
 def images(lab: Lab, damage: bool = False) -> str:
@@ -315,6 +328,25 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "a damaged image": (
         lambda lab: lab.finding("data", images(lab, damage=True), "--data.image_size_px=8"),
         "fail", "image|truncated|damaged", "mend the file it names"),
+    "an empty class folder": (
+        empty_class, "fail", "class folder train/dog/ has no image", "mend the data as told"),
+    "no train split": (
+        lambda lab: lab.finding(
+            "data set", f"--data.root={put(str(lab.path), little_set(('test',)))}", NET),
+        "fail", "12 test images.*no train split", "train/"),
+    "an image that cannot be read among many": (
+        lambda lab: lab.finding(
+            "data set", images_of(lab, {"train/cat/page.jpg": b"<html>"}), NET),
+        "fail", r"103 train images in 3 classes \(ant, bee, cat\); 1 of 103 looked at cannot be "
+        "read, such as cat/page.jpg|train/cat/page.jpg", "--data.on_error skip"),
+    "an empty file to be left out": (
+        lambda lab: lab.finding("data set", images_of(lab, {"train/cat/none.jpg": b""}), NET,
+                                "--data.on_error=skip"),
+        "warn", "1 of 103 looked at cannot be read, such as .*none.jpg", "mend or remove"),
+    "too many to be left out": (
+        lambda lab: lab.finding("data set", images_of(lab, {"train/cat/none.jpg": b""}), NET,
+                                "--data.on_error=skip", "--data.max_bad_fraction=0.001"),
+        "fail", "1 of 103", r"raise --data.max_bad_fraction \(0.001\)"),
     "a slow store": (slow_store, "fail", r"images/s.*training takes",
                      "lightship pack .* --data.cache_gib"),
     "output denied": (denied_output, "fail", "access denied",
@@ -389,8 +421,8 @@ def test_every_check_has_a_fault_of_its_own() -> None:
     names = {check.name for check in Examination(command, False).checks()}
     assert names == {
         "configuration", "packages", "imports", "GPU driver", "GPUs", "CPU", "memory limit",
-        "/dev/shm", "rendezvous", "all-reduce", "data", "output", "run at output", "clock",
-        "W&B key", "model memory", "cache disk",
+        "/dev/shm", "rendezvous", "all-reduce", "data", "data set", "output", "run at output",
+        "clock", "W&B key", "model memory", "cache disk",
     }  # fmt: skip
 
 
@@ -399,9 +431,10 @@ def test_sound_things_are_ok(lab: Lab) -> None:
     assert python_and_torch.driver("gpu", "12.6", (12, 4), "/nowhere").status == "ok"
     assert container.memory(container.Limits(None, 8 * GIB, "cgroup v2"), 2).status == "ok"
     assert memory(lab, WIDE, 80, on_gpu=True).status == "ok"
-    net = "--model.net=tests.own_nets:pooled_linear"
-    assert lab.finding("data", images(lab), net).status == "ok"
-    assert lab.finding("model memory", images(lab), net).status == "ok"
+    assert lab.finding("data", images(lab), NET).status == "ok"
+    assert lab.finding("data set", images(lab), NET).status == "ok"
+    assert "1,437 train" in lab.finding("data set", "--data.root=digits", NET).found
+    assert lab.finding("model memory", images(lab), NET).status == "ok"
     assert lab.finding("output", f"--run.output={lab.s3.url('run')}").status == "ok"
     assert lab.finding("clock", f"--run.output={lab.s3.url('run')}").status == "ok"
     assert wandb_key(lab, "a" * 40).status == "ok"

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lightship.callbacks.sentences import clock, duration_text, numbers, part_of, sentence
+from lightship.callbacks.sentences import best, clock, duration_text, numbers, part_of, sentence
 
 _LINE_EVERY_S = 5.0
 _VALIDATION_LINE_EVERY_S = 2.0
@@ -27,24 +27,30 @@ _FRAME_EVERY_S = 0.2
 
 
 def build_progress(
-    log_format: Literal["auto", "text", "json"], stream: TextIO | None = None
+    log_format: Literal["auto", "text", "json"],
+    monitor: str = "val/loss",
+    stream: TextIO | None = None,
 ) -> "Progress":
     """The progress display of a run; give the Trainer `enable_progress_bar=False` beside it.
 
     Args:
         log_format: a bar if `stream` is a terminal, else lines (auto); lines; JSON lines.
+        monitor: the metric that tells which validation was the best.
         stream: where it goes; None: standard error.
     """
     stream = stream or sys.stderr
     if log_format == "json":
-        return JsonLines(stream)
+        return JsonLines(stream, monitor)
     if log_format == "auto" and Console(file=stream).is_interactive:
-        return Bar(stream)
-    return TextLines(stream)
+        return Bar(stream, monitor)
+    return TextLines(stream, monitor)
 
 
 class Progress(Callback):
     """Follows the trainer and says when there is something to show. Rank 0 only.
+
+    Attributes:
+        repeats_numbers: Whether training's numbers are shown again while there are no newer ones.
 
     It shows numbers that are on the host already (those of the last log point, and what the
     loggers were given at a validation), so it never waits for the device. A line comes at most
@@ -52,13 +58,16 @@ class Progress(Callback):
     2 s, and always at the end. Once it is known, one line tells how long an epoch takes.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    repeats_numbers = False
+
+    def __init__(self, stream: TextIO, monitor: str) -> None:
+        self._stream, self._monitor = stream, monitor
         self._created_s = monotonic()
         self._due_s = self._validation_shown_s = -math.inf
         self._held_back = False
         self._shown_done = -1
-        self._best_acc = -math.inf
+        self._best: tuple[float, int] | None = None
+        self._shown_numbers: float | None = None
         self._first_step = 0
         self._train_began_s = self._first_batch_done_s = self._created_s
         self._batches = 0  # until the pace is told
@@ -68,6 +77,11 @@ class Progress(Callback):
     @rank_zero_only
     def note(self, text: str) -> None:
         """Print one line of `text`, whole, whatever is on the screen."""
+        self._show_note(text)
+
+    @rank_zero_only
+    def done(self, text: str, numbers: dict[str, float]) -> None:
+        """Print how a run has ended: as `text`, or its numbers where lines are for programs."""
         self._show_note(text)
 
     @contextmanager
@@ -105,7 +119,8 @@ class Progress(Callback):
         self._total_steps = float(trainer.estimated_stepping_batches)
         for logger in trainer.loggers:
             for row in getattr(logger, "rows", ()):
-                self._best_acc = max(self._best_acc, row.get("val/acc", -math.inf))
+                if self._monitor in row:
+                    self._note_best(row[self._monitor], int(row["epoch"]) + 1)
         if trainer.is_global_zero:
             self._begin()
 
@@ -116,16 +131,18 @@ class Progress(Callback):
         if not self._pace_is_told:
             self._tell_pace(trainer)
         if self._is_time():
-            self._show("train", self._facts(trainer))
+            self._show("train", self._newer(self._facts(trainer)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the validation's result, unless the last was just shown."""
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._show("validate", self._facts(trainer))
+            self._show("validate", self._results(trainer))
             return
-        self._best_acc = max(self._best_acc, _host_values(trainer).get("val/acc", -math.inf))
+        values = _host_values(trainer)
+        if self._monitor in values:
+            self._note_best(values[self._monitor], trainer.current_epoch + 1)
         now = monotonic()
         self._held_back = now - self._validation_shown_s < _VALIDATION_LINE_EVERY_S
         if not self._held_back:
@@ -136,7 +153,7 @@ class Progress(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the test's result."""
         if trainer.is_global_zero:
-            self._show("test", self._facts(trainer))
+            self._show("test", self._results(trainer))
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Show how far a long validation is."""
@@ -194,6 +211,29 @@ class Progress(Callback):
             facts = {"doing": doing, "batch": batch_idx + 1, "batches": _count(total)}
             self._show("batch", {**self._facts(trainer), **facts})
 
+    def _note_best(self, value: float, epoch: int) -> None:
+        is_lowest = self._monitor.endswith("loss")
+        if self._best is not None:
+            best = self._best[0]
+            if not (value < best if is_lowest else value > best):
+                return
+        if math.isfinite(value):
+            self._best = value, epoch
+
+    def _newer(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """`facts`, without training's numbers where the line before had the same ones."""
+        newest = facts.get("throughput/step_ms")
+        if newest == self._shown_numbers and not self.repeats_numbers:
+            old = ("train/", "throughput/", "lr")
+            facts = {key: value for key, value in facts.items() if not key.startswith(old)}
+        self._shown_numbers = newest
+        return facts
+
+    def _results(self, trainer: Trainer) -> dict[str, Any]:
+        """What an evaluation outside a fit has found."""
+        values = {key: _finite(value) for key, value in _host_values(trainer).items()}
+        return {"time_s": round(monotonic() - self._created_s, 3), **values}
+
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Everything a display may show, as plain values; None where not known."""
         step, now = trainer.global_step, monotonic()
@@ -206,7 +246,9 @@ class Progress(Callback):
             "step": step,
             "max_steps": _count(self._total_steps),
             "left_s": _finite(left_s),
-            "val/best_acc": _finite(self._best_acc),
+            "monitor": self._monitor,
+            "best": self._best and self._best[0],
+            "best_epoch": self._best and self._best[1],
             **{key: _finite(value) for key, value in _host_values(trainer).items()},
         }
 
@@ -222,7 +264,7 @@ class Progress(Callback):
 
 
 class JsonLines(Progress):
-    """One JSON object a line: event (train, val, batch, pace, ..., work, note), time, facts."""
+    """One JSON object a line: event (train, val, batch, pace, ..., note, done), time, facts."""
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -231,6 +273,11 @@ class JsonLines(Progress):
 
     def _show_note(self, text: str) -> None:
         self._show("note", {"text": text})
+
+    @rank_zero_only
+    def done(self, text: str, numbers: dict[str, float]) -> None:
+        """One object of all numbers."""
+        self._show("done", {name: _finite(value) for name, value in numbers.items()})
 
 
 class TextLines(Progress):
@@ -255,8 +302,10 @@ class Bar(Progress):
     Drawn by the training thread, at most 5 times a second: no thread of its own.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
+    repeats_numbers = True
+
+    def __init__(self, stream: TextIO, monitor: str) -> None:
+        super().__init__(stream, monitor)
         self._console = Console(file=stream, highlight=False)
         self._live: Live | None = None
 
@@ -277,7 +326,7 @@ class Bar(Progress):
         if style is not None:
             line = Text(clock(facts["time_s"]), style="dim")
             self._console.print(line.append(sentence(event, facts), style=style), soft_wrap=True)
-        if self._live is not None and event != "pace":
+        if self._live is not None and "left_s" in facts:
             self._live.update(_frame(facts), refresh=True)
 
     def _show_note(self, text: str) -> None:
@@ -307,7 +356,7 @@ def _frame(facts: dict[str, Any]) -> Group:
         Text(left, style="cyan"),
     )
     row = Text("  ", no_wrap=True, overflow="ellipsis")
-    for name, value in numbers(facts, "loss", "acc", "best", "speed", "wait"):
+    for name, value in numbers(facts, "loss", "acc", "speed", "wait") + best(facts):
         row.append(f"{name} ", style="dim").append(value.strip()).append("   ")
     if "doing" in facts:
         row.append(f"{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}", style="yellow")

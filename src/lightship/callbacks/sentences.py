@@ -34,7 +34,9 @@ def sentence(event: str, facts: dict[str, Any]) -> str:
         where = f"{where}  " if facts["doing"] == "validating" and facts["step"] else ""
         return f"{where}{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
     if event == "val":
-        shown = numbers(facts, "val/loss", "val/acc", "val/top5", "best")
+        shown = numbers(facts, "val/loss", "val/acc", "val/top5") + best(facts)
+        shown += [(f"train {name}", value) for name, value in numbers(facts, "loss")]
+        shown += numbers(facts, "left")
         return f"{where}  VAL  " + "  ".join(f"{name} {value}" for name, value in shown)
     shown = numbers(facts, "loss", "acc", "speed", "wait", "left")
     return f"{where}       " + "  ".join(f"{name} {value}" for name, value in shown)
@@ -46,7 +48,6 @@ _SHOWN = {
     "speed": ("images/s", "throughput/images_per_s", lambda v: f"{v:<7,.0f}"),
     "wait": ("data wait", "throughput/data_wait", lambda v: f"{v:4.0%}"),
     "left": ("left", "left_s", duration_text),
-    "best": ("best val acc", "val/best_acc", lambda v: f"{v:.4f}"),
 } | {
     f"{stage}/{key}": (key, f"{stage}/{key}", lambda v: f"{v:.4f}")
     for stage in ("val", "test")
@@ -58,6 +59,15 @@ def numbers(facts: dict[str, Any], *wanted: str) -> list[tuple[str, str]]:
     """(name, text) of those numbers that are known."""
     picked = [_SHOWN[name] for name in wanted]
     return [(n, text(facts[key])) for n, key, text in picked if facts.get(key) is not None]
+
+
+def best(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of the best validation so far, by the metric that chooses the checkpoint."""
+    if facts.get("best") is None:
+        return []
+    name = str(facts["monitor"]).removeprefix("val/")
+    epochs = len(str(facts["max_epochs"] or ""))
+    return [(f"best {name}", f"{facts['best']:.4f} (epoch {facts['best_epoch']:>{epochs}})")]
 
 
 def part_of(word: str, done: int, total: int | None) -> str:

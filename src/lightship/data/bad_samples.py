@@ -5,6 +5,8 @@ from threading import Lock
 from lightship.data.manifest import Manifest
 from lightship.exits import DataError
 
+_NAMED = 3
+
 
 class BadSamples:
     """The samples that cannot be read: each is told of, left out or too many. For any thread.
@@ -49,5 +51,11 @@ class BadSamples:
         if count > self.max_fraction * self.among:
             raise DataError(
                 f"at least {count} of {self.among} images are bad, more than "
-                f"{self.flags}max_bad_fraction {self.max_fraction:g} allows; the last: {told}"
+                f"{self.flags}max_bad_fraction {self.max_fraction:g} allows; the last: {told}; "
+                "remove them or raise that flag"
             ) from error
+
+    def first_told(self) -> str:
+        """The first few, for a line of a log."""
+        named = "; ".join(list(self.told.values())[:_NAMED])
+        return f"{named}; ..." if len(self.told) > _NAMED else named

@@ -18,6 +18,7 @@ from lightship.data.bad_samples import BadSamples
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
 from lightship.data.order import EvalShare, ListedShare, Order, TrainShare
+from lightship.data.pixels import channel_statistics
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
 from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.exits import ConfigError, DataError
@@ -89,9 +90,12 @@ class ImageData(LightningDataModule):
             if val is not None:
                 splits["val"] = val
         if need not in splits:
+            instead = (
+                "; lightship validate measures val" if need == "test" and "val" in splits else ""
+            )
             raise DataError(
                 f"no {need} split at --data.root {storage.redact(config.root)}: "
-                f"found {', '.join(sorted(splits)) or 'nothing'}"
+                f"found {', '.join(sorted(splits)) or 'nothing'}{instead}"
             )
         self.manifests = splits
 
@@ -121,6 +125,11 @@ class ImageData(LightningDataModule):
     def skipped(self) -> list[str]:
         """The images that this rank could not read and left out, of all splits, and why."""
         return [told for bad in self._bad.values() for told in bad.told.values()]
+
+    def readable(self, split: str) -> int:
+        """Images of a split, without those that are known to be bad by now."""
+        bad = self._bad.get(split)
+        return len(self.manifests[split]) - (len(bad.told) if bad else 0)
 
     def unreadable(self, split: str) -> Mapping[int, str]:
         """Those of a prepared split by id, and why: as this rank meets them, it grows."""
@@ -158,7 +167,8 @@ class ImageData(LightningDataModule):
         bad = np.isin(np.arange(len(manifest)), list(bad_samples.told))
         self._decoded[split], self._bad[split] = (images, bad), bad_samples
         if bad.any():
-            self.say(f"{split}: {bad.sum()} of {len(bad)} images could not be read and are skipped")
+            said = f"{bad.sum()} of {len(bad)} images could not be read and are skipped"
+            self.say(f"{split}: {said} ({bad_samples.first_told()})")
 
     def _threads(self) -> int:
         return self.config.decode_threads or ranks.cores()
@@ -216,13 +226,7 @@ class ImageData(LightningDataModule):
         if self.config.normalize == "none":
             return [0.0] * 3, [1.0] * 3
         images, _ = self._evenly("train", _STATISTICS_IMAGES)
-        # Whole-number histograms: exact, so the same on every machine and rank.
-        histogram = np.stack([np.bincount(c.ravel(), minlength=256) for c in images.swapaxes(0, 1)])
-        weight = histogram / histogram.sum(1, keepdims=True)
-        level = np.arange(256) / 255
-        mean = weight @ level
-        std = np.sqrt(np.maximum(weight @ level**2 - mean**2, 0))
-        return mean.tolist(), np.maximum(std, 1 / 255).tolist()
+        return channel_statistics(images)
 
     def examples(self, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`count` images spread evenly over a split: uint8 [K,3,S,S], labels [K], ids [K], CPU.
@@ -277,8 +281,8 @@ class ImageData(LightningDataModule):
         if order.dropped_per_epoch:
             self.say(
                 f"train: {order.steps_per_epoch} batches of {config.global_batch_size} an epoch; "
-                f"{order.dropped_per_epoch} of {order.num_samples} images sit out each epoch "
-                "(others every time)"
+                f"the last, incomplete one ({order.dropped_per_epoch} of {order.num_samples} "
+                "images, others every time) is left out"
             )
         augment = Augment(
             self.seed,

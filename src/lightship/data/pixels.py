@@ -270,3 +270,16 @@ def _decode_with_pillow(data: bytes | memoryview) -> np.ndarray:
     except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them into
         reason = str(error) or type(error).__name__
         raise DataError(f"a damaged or unsupported image ({reason})") from error
+
+
+def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, in 0..1, of images [N, C, H, W] uint8.
+
+    Of whole-number histograms: exact, so the same on every machine and rank.
+    """
+    histogram = np.stack([np.bincount(c.ravel(), minlength=256) for c in images.swapaxes(0, 1)])
+    weight = histogram / histogram.sum(1, keepdims=True)
+    level = np.arange(256) / 255
+    mean = weight @ level
+    std = np.sqrt(np.maximum(weight @ level**2 - mean**2, 0))
+    return mean.tolist(), np.maximum(std, 1 / 255).tolist()

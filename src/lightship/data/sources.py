@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -186,11 +187,22 @@ def _find(url: str, root: str, listing: _Listing, labelled: bool) -> Found:
     return found
 
 
+def nothing_there(url: str) -> DataError:
+    """What to say of a root with no file in it."""
+    if storage.is_remote(url):
+        why = "no object's name begins so"
+    elif storage.local_path(url).exists():
+        why = "the folder holds no file"
+    else:
+        why = f"no such folder or file (seen from {os.getcwd()})"
+    return DataError(f"--data.root {storage.redact(url)}: nothing is there: {why}")
+
+
 def _list(url: str, root: str) -> _Listing:
     try:
         files = storage.list_files(url)
     except storage.NotFound as error:
-        raise DataError(f"--data.root {root}: nothing is there ({error})") from error
+        raise nothing_there(url) from error
 
     def folders_in(folder: str) -> Iterable[str]:
         if storage.is_remote(url):  # object stores have no empty folders
@@ -219,7 +231,7 @@ def _list_zip(url: str) -> _Listing:
     except zipfile.BadZipFile as error:
         raise DataError(f"{root} is not a whole zip: {error}") from error
     except storage.NotFound as error:
-        raise DataError(f"--data.root {root}: nothing is there ({error})") from error
+        raise nothing_there(archive_url) from error
     files, folders = {}, []
     for entry in sorted(entries, key=lambda entry: entry.filename):
         path = entry.filename.removeprefix(prefix)

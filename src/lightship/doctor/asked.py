@@ -11,6 +11,7 @@ from lightship.doctor.check import Finding, Once, skipped
 from lightship.exits import ConfigError, LightshipError
 
 if TYPE_CHECKING:
+    from lightship.doctor.data_speed import Speeds
     from lightship.doctor.first_samples import FirstSamples
     from lightship.doctor.trial import Trial
 
@@ -30,6 +31,7 @@ class Asked:
         self.begun_s = time.monotonic()
         self.imported = Once(_imports)
         self.first = Once(self._first_samples)
+        self.speeds = Once(self._speeds)
         self.trial = Once(self._trial)
         self.exchanged = Once(self._exchange)
 
@@ -77,6 +79,11 @@ class Asked:
         from lightship.doctor.first_samples import find_first_samples
 
         return find_first_samples(self.config.data)
+
+    def _speeds(self) -> "Speeds":
+        from lightship.doctor.data_speed import measure
+
+        return measure(self.config.data, self.first())
 
     def _trial(self) -> "Trial | None":
         import torch

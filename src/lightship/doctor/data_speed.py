@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from lightship import storage
 from lightship.config import DataConfig
@@ -14,8 +15,15 @@ _AT_ONCE = 16
 _FAR_TOO_SLOW = 10
 
 
-def reads(data: DataConfig, first: FirstSamples) -> tuple[float, float | None]:
-    """(bytes/s read, images/s decoded by one thread or None) of the first samples. Blocks.
+class Speeds(NamedTuple):
+    """Bytes/s read, and images/s decoded by one thread (None: not known)."""
+
+    read_bytes: float
+    decoded_images: float | None
+
+
+def measure(data: DataConfig, first: FirstSamples) -> Speeds:
+    """Read and decode the first samples. Blocks.
 
     Raises:
         LightshipError: They cannot be read, or decoded (unless data.on_error is skip).
@@ -29,30 +37,32 @@ def reads(data: DataConfig, first: FirstSamples) -> tuple[float, float | None]:
             break
     bytes_per_s = read_bytes / max(1e-6, time.perf_counter() - begun_s)
     if not first.images:
-        return bytes_per_s, None
+        return Speeds(bytes_per_s, None)
     size = data.image_size_px or first.size_px() or 1
     begun_s = time.perf_counter()
     for image in first.images:
         decode_square(image, first.encoding, size)
-    return bytes_per_s, len(first.images) / max(1e-6, time.perf_counter() - begun_s)
+    return Speeds(bytes_per_s, len(first.images) / max(1e-6, time.perf_counter() - begun_s))
 
 
 def feed(
     data: DataConfig,
     first: FirstSamples,
+    speeds: Speeds,
     threads: int,
     needed_per_s: Callable[[], float | None],
 ) -> Finding:
-    """Whether training would wait for its images. Blocks.
+    """Whether training would wait for its images. Blocks for `needed_per_s`.
 
     Args:
         data: The data section.
         first: What lies at the root.
+        speeds: Measured with it.
         threads: That decode on this node.
         needed_per_s: Gives images a second that this node's devices train; None: not known. It is
             not asked where that does not matter.
     """
-    bytes_per_s, decoded_per_s = reads(data, first)
+    bytes_per_s, decoded_per_s = speeds
     speed = f"{first.told}, {bytes_per_s / 2**20:,.0f} MiB/s"
     if first.whole_bytes is not None:
         seconds = first.whole_bytes / max(1.0, bytes_per_s)

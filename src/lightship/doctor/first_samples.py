@@ -14,7 +14,7 @@ from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.pixels import decode
 from lightship.data.read import plan_spans, read_samples
 from lightship.data.shards import INDEX
-from lightship.data.sources import NAMED_ROOTS, scan
+from lightship.data.sources import NAMED_ROOTS, nothing_there, scan
 from lightship.data.sources_cifar import ENCODING, cifar_files
 from lightship.data.sources_parquet import scan_parquet
 from lightship.data.sources_parts import is_ignored, is_image, seen
@@ -25,6 +25,7 @@ _SPANS_BYTES = 16 * 2**20
 _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
 _DECODED = 16
+_TAR = "tar shards"
 _TARS = (".tar", ".tar.gz", ".tgz")
 
 
@@ -51,6 +52,11 @@ class FirstSamples:
     count: int | None = None
     classes: int | None = None
     whole_bytes: int | None = None
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether only reading all of it tells what is in it."""
+        return self.whole_bytes is not None or self.told == _TAR
 
     def size_px(self) -> int | None:
         """Side of the first image; None if there is none to look at. Raises DataError."""
@@ -81,7 +87,7 @@ def _listed(url: str) -> FirstSamples:
     try:
         files = storage.list_files(url, _LISTED)
     except storage.NotFound as error:
-        raise DataError(f"--data.root {storage.redact(url)}: nothing is there ({error})") from error
+        raise nothing_there(url) from error
     if [file.path for file in files] == [""]:
         return _in_one_file(url, files[0].size_bytes)
     sizes = {file.path: file.size_bytes for file in files if not is_ignored(file.path)}
@@ -184,7 +190,7 @@ def _in_tar(url: str, size_bytes: int) -> FirstSamples:
         # Read from its beginning to its end before training, whatever is in it.
         return FirstSamples("a gzipped tar", _pieces(url, size_bytes), None, images,
                             whole_bytes=size_bytes)  # fmt: skip
-    return FirstSamples("tar shards", _pieces(url, size_bytes), mean, images)
+    return FirstSamples(_TAR, _pieces(url, size_bytes), mean, images)
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

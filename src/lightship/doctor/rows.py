@@ -15,7 +15,7 @@ from lightship.doctor import (
 )
 from lightship.doctor.asked import Asked
 from lightship.doctor.check import Check, Finding, in_daemon, skipped
-from lightship.exits import TimeoutExpired
+from lightship.exits import LightshipError, TimeoutExpired
 
 _LATEST_S = 20.0
 """The last deadline of all: with Python's start and end the doctor stays below 30 s."""
@@ -31,6 +31,8 @@ _REACH = (
     "correct the address (AWS_ENDPOINT_URL), and let requests through firewall, NetworkPolicy and "
     "proxy to the storage"
 )
+_TRIED_S, _DATA_SET_KNOWN_S = 9.0, 18.0
+"""How long the check of the data set waits for the trial, and when it ends."""
 _NEED_KNOWN_S = 16.0
 """How long the check of the data waits for how fast the net trains: a slow net is no slow data."""
 
@@ -121,6 +123,14 @@ class Examination(Asked):
                 _LATEST_S,
             ),
             Check(
+                "data set",
+                self._data_set,
+                "a fit ends with 65",
+                "mend the data as told, or correct --data.root",
+                _LATEST_S,
+                "skipped",
+            ),
+            Check(
                 "output",
                 lambda: output.writable(url),
                 "a fit ends before its first step",
@@ -208,7 +218,7 @@ class Examination(Asked):
         from lightship.doctor.data_speed import feed
 
         try:
-            first = self.first()
+            first, speeds = self.first(), self.speeds()
         except TimeoutExpired as error:
             return Finding("fail", str(error), "a fit ends with 74", f"{_REACH} at --data.root")
         count = self._processes_or_one()
@@ -227,7 +237,20 @@ class Examination(Asked):
             return trial.images_per_s * (count if self.on_gpus else 1)
 
         threads = self.config.data.decode_threads * count or ranks.cores()
-        return feed(self.config.data, first, threads, needed_per_s)
+        return feed(self.config.data, first, speeds, threads, needed_per_s)
+
+    def _data_set(self) -> Finding:
+        from lightship.doctor.data_set import examine
+
+        try:
+            first = self.first()
+            self.speeds()  # which a listing beside it would slow, as it would the trial
+        except LightshipError:
+            return skipped("see data")
+        if first.is_read_whole:
+            return skipped(f"{first.told}: known once a fit has read it")
+        wait([in_daemon(self.trial)], self.begun_s + _TRIED_S - time.monotonic())
+        return examine(self.config.data, self.begun_s + _DATA_SET_KNOWN_S)
 
     def _model_memory(self) -> Finding:
         import torch
