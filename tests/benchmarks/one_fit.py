@@ -42,9 +42,9 @@ class StepClock(Callback):
 
     def step_s(self) -> float:
         """Seconds of a step; NaN where there were only first ones."""
-        if len(self._marks) < 2:
+        (first, began), (last, ended) = self._marks[0], self._marks[-1]
+        if first == last:
             return float("nan")
-        (first, began), (last, ended) = self._marks
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             return float(began.elapsed_time(ended)) / 1000 / (last - first)
