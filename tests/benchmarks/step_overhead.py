@@ -220,8 +220,8 @@ def measure(arm: Callable[[int, str, Callback | None], None]) -> Step:
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
         arm(WARM_UP + STEPS + 1, out, None)
     times, ended = (np.array(clock[WARM_UP:]) for clock in (Clocked.times, Clocked.ended))
-    whole, net = times[-1] - times[0], (ended - times)[:-1].sum()
-    return Step(1000 * whole / (len(times) - 1), 1000 * net / (len(times) - 1))
+    whole, net = np.diff(times).mean(), (ended - times)[:-1].mean()
+    return Step(1000 * float(whole), 1000 * float(net))
 
 
 class CountSyncs(Callback):

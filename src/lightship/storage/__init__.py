@@ -389,6 +389,7 @@ def check_writable(url: str, flag: str = "--run.output") -> None:
     except StorageTimeout:
         raise  # an outage passes: whoever starts the process may try again
     except LightshipError as error:
-        raise ConfigError(f"{flag} {redact(url)} cannot be written: {error}") from error
+        why = str(error).replace(redact(probe_url), "a file there")
+        raise ConfigError(f"{flag} {redact(url)} cannot be written: {why}") from error
     if found != data:
         raise ConfigError(f"{flag} {redact(url)} does not give back what is written to it")
