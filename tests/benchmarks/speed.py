@@ -12,12 +12,12 @@ import torch
 from tests.benchmarks.table import machine, print_table, run_json, spread
 
 RUNS = int(os.environ.get("RUNS", "3"))
-EPOCHS = float(os.environ.get("EPOCHS", "1"))
+EPOCHS = float(os.environ.get("SPEED_EPOCHS", "1"))
 BATCH, STEPS_PER_EPOCH = 2000, 25
 
 
 def main() -> None:
-    """cifar10-speed and airbench94_muon: accuracy an image seen, images a second (EPOCHS=0.5)"""
+    """cifar10-speed and airbench94_muon: accuracy an image seen, images a second (SPEED_EPOCHS=0.5)"""
     root, airbench = os.environ.get("CIFAR10"), os.environ.get("AIRBENCH_DIR")
     if not root:
         print("not run: set CIFAR10 to a folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
