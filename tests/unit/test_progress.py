@@ -58,6 +58,43 @@ def test_json_lines_parse_and_carry_the_numbers(tmp_path, monkeypatch):
     assert train[1]["left_s"] == pytest.approx(15)
     assert train[1]["train/loss"] == pytest.approx(table.rows[2]["train/loss"], rel=1e-6)
     assert events[-1]["test/acc"] == pytest.approx(table.rows[-1]["test/acc"])
+    assert not {"epoch", "step", "left_s"} & events[-1].keys(), "of a trainer that has not trained"
+
+
+def test_how_a_run_ended_is_a_sentence_or_its_numbers():
+    for log_format, expected in (("text", "done: 0.5"), ("json", '"event": "done"')):
+        stream = io.StringIO()
+        build_progress(log_format, stream=stream).done("done: 0.5", {"test/acc": 0.5})
+        assert expected in stream.getvalue()
+    assert json.loads(stream.getvalue())["test/acc"] == 0.5
+
+
+def test_a_number_is_told_once(tmp_path, monkeypatch):
+    """A line without newer ones leaves them out: the same loss again would look like a halt."""
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=6)
+    table = MetricsTable(str(tmp_path))
+    shown = build_progress("text", stream=stream)
+    fit([clock, Throughput(6, 4), shown], [table], train_batches=12, max_epochs=1)
+    lines = [line for line in stream.getvalue().splitlines() if " left " in line]
+    steps = [int(re.search(r"step +(\d+)/12", line)[1]) for line in lines if "VAL" not in line]
+    told = [line for line in lines if " loss " in line and "VAL" not in line]
+    assert steps == list(range(1, 13))
+    # A line comes before its step's log point: Throughput is the later callback in a run, too.
+    assert len(told) == len({line.partition(" loss ")[2][:6] for line in told}) >= 2
+
+
+@pytest.mark.parametrize(("monitor", "pick"), [("val/loss", min), ("val/acc", max)])
+def test_the_best_is_the_monitors(tmp_path, monkeypatch, monitor, pick):
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=3)
+    table = MetricsTable(str(tmp_path))
+    shown = build_progress("text", monitor, stream)
+    fit([clock, Throughput(6, 1), shown], [table], max_epochs=6)
+    best = pick(row[monitor] for row in table.rows if monitor in row)
+    [last] = [
+        line for line in stream.getvalue().splitlines() if "epoch 6/6" in line and "VAL" in line
+    ]
+    assert f"best {monitor[4:]} {best:.4f} (epoch " in last
+    assert "  train loss " in last
 
 
 def test_a_loss_that_is_no_number_is_still_json(tmp_path, monkeypatch):

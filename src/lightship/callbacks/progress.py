@@ -49,13 +49,13 @@ def build_progress(
 class Progress(Callback):
     """Follows the trainer and says when there is something to show. Rank 0 only.
 
-    Attributes:
-        repeats_numbers: Whether training's numbers are shown again while there are no newer ones.
-
     It shows numbers that are on the host already (those of the last log point, and what the
     loggers were given at a validation), so it never waits for the device. A line comes at most
     every 5 s (later once in 1/60 of the time spent, up to 60 s), at validations at most every
     2 s, and always at the end. Once it is known, one line tells how long an epoch takes.
+
+    Attributes:
+        repeats_numbers: Whether training's numbers are shown again while there are no newer ones.
     """
 
     repeats_numbers = False
