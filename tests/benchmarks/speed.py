@@ -17,7 +17,7 @@ BATCH, STEPS_PER_EPOCH = 2000, 25
 
 
 def main() -> None:
-    """cifar10-speed and airbench94_muon: accuracy an image seen, images a second (SPEED_EPOCHS=0.5)"""
+    """cifar10-speed beside airbench94_muon: accuracy an image seen, speed (SPEED_EPOCHS=0.5)"""
     root, airbench = os.environ.get("CIFAR10"), os.environ.get("AIRBENCH_DIR")
     if not root:
         print("not run: set CIFAR10 to a folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
