@@ -33,6 +33,8 @@ def main() -> None:
             "tests.benchmarks.speed_bare", root, "10", "1"
         ),
     }
+    if "ARMS" in os.environ:
+        arms = {name: arms[name] for name in os.environ["ARMS"].split(";")}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for seed in range(RUNS):
         for name, measure in arms.items():
