@@ -112,7 +112,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if unknown := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         flag = unknown[1].partition("=")[0]
         kind = "flag" if flag.startswith("-") else "argument"
-        near = _nearest_field(flag, known) or nearest(flag, known)
+        near = nearest(flag, known, 0.8) or _nearest_field(flag, known)
         return f"unknown {kind} {flag}{near}; see {parser.prog} --help"
     if group := re.search(
         r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
@@ -128,9 +128,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
     return message
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
     """`; did you mean X?` where one of `known` is like the word, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -140,8 +140,8 @@ def _nearest_field(flag: str, known: Iterable[str]) -> str:
     known = [option for option in known if "." in option]
     for options in ([o for o in known if o.startswith(f"--{section}.")], known):
         fields = {option.rpartition(".")[2]: option for option in options}
-        typo = difflib.get_close_matches(word, fields, n=1, cutoff=0.85)
+        exact = [field for field in fields if field == word]
         within = [field for field in fields if word in field]
-        if likely := typo or within[:2] or difflib.get_close_matches(word, fields, n=2):
+        if likely := exact or within[:2] or difflib.get_close_matches(word, fields, n=2):
             return f"; did you mean {' or '.join(fields[field] for field in likely)}?"
     return ""

@@ -325,7 +325,9 @@ class Bar(Progress):
         style = _STYLE_OF_LINES.get(event)
         if style is not None:
             line = Text(clock(facts["time_s"]), style="dim")
-            self._console.print(line.append(sentence(event, facts), style=style), soft_wrap=True)
+            # Without what the bar shows below it.
+            said = sentence(event, {**facts, "train/loss": None, "left_s": None})
+            self._console.print(line.append(said, style=style), soft_wrap=True)
         if self._live is not None and "left_s" in facts:
             self._live.update(_frame(facts), refresh=True)
 
