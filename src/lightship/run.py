@@ -153,7 +153,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
         if scratch_path and storage.is_remote(output.url):
             upload_offline_run(scratch_path, output.url)
     output.mark_done(numbers)
-    how = f"the best by {config.trainer.monitor}" if "val" in data.manifests else "the newest"
+    how = "the newest" if best.score is None else f"the best by {config.trainer.monitor}"
     of = f", by the checkpoint of step {best.step}, {how}" if split else ""
     progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
     progress.note(_last_line(output, best.file, tracker))

@@ -79,7 +79,6 @@ def test_a_number_is_told_once(tmp_path, monkeypatch):
     steps = [int(re.search(r"step +(\d+)/12", line)[1]) for line in lines if "VAL" not in line]
     told = [line for line in lines if " loss " in line and "VAL" not in line]
     assert steps == list(range(1, 13))
-    # A line comes before its step's log point: Throughput is the later callback in a run, too.
     assert len(told) == len({line.partition(" loss ")[2][:6] for line in told}) >= 2
 
 

@@ -9,6 +9,7 @@ from lightship.config import DataConfig
 from lightship.data.pixels import decode_square
 from lightship.doctor.check import Finding
 from lightship.doctor.first_samples import FirstSamples
+from lightship.exits import DataError
 
 _MEASURE_S = 2.0
 _AT_ONCE = 16
@@ -41,7 +42,11 @@ def measure(data: DataConfig, first: FirstSamples) -> Speeds:
     size = data.image_size_px or first.size_px() or 1
     begun_s = time.perf_counter()
     for image in first.images:
-        decode_square(image, first.encoding, size)
+        try:
+            decode_square(image, first.encoding, size)
+        except DataError:
+            if data.on_error == "raise":
+                raise
     return Speeds(bytes_per_s, len(first.images) / max(1e-6, time.perf_counter() - begun_s))
 
 

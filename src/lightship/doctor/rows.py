@@ -249,7 +249,7 @@ class Examination(Asked):
             return skipped("see data")
         if first.is_read_whole:
             return skipped(f"{first.told}: known once a fit has read it")
-        wait([in_daemon(self.trial)], self.begun_s + _TRIED_S - time.monotonic())
+        wait([in_daemon(self.trial)], max(0.0, self.begun_s + _TRIED_S - time.monotonic()))
         return examine(self.config.data, self.begun_s + _DATA_SET_KNOWN_S)
 
     def _model_memory(self) -> Finding:
