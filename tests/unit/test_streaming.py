@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,9 +261,11 @@ class TestFetching:
         most, batches = 0, 0
         for batch in fetcher:
             most, batches = max(most, fetcher.held_bytes), batches + 1
+            samples = dict(batch.samples)
             fetcher.release(batch)
-            for i, sample in zip(batch.ids.tolist(), batch.samples, strict=True):
-                assert read.fault_of(manifest, i, sample) is None
+            assert sorted(samples) == list(range(len(batch.ids)))
+            for row, i in enumerate(batch.ids.tolist()):
+                assert read.fault_of(manifest, i, samples[row]) is None
         assert batches == len(share) - first
         assert fetcher.held_bytes == 0
         fetcher.close()
@@ -330,6 +333,24 @@ class TestFetching:
         spans, most = self.fetched(manifest, 2**30, monkeypatch)
         assert len(spans) == 5 * BATCH
         assert most <= 9 * BATCH * int(manifest.length.max())
+
+    def test_what_has_come_does_not_wait_for_the_rest(self, files, tmp_path, monkeypatch) -> None:
+        manifest = sources.scan(put(str(tmp_path), files))["train"]
+        share = TrainShare(order_of(manifest), 0, 1, 1)
+        stretch = Stretch(0, 0, 1, 1)
+        fetcher = Fetcher(manifest, manifest.block_edges(), share, stretch, 2**30, 0)
+        under_way: list[Future] = []
+        monkeypatch.setattr(
+            fetcher._reads, "begin", lambda span: (under_way.append(Future()), under_way[-1])[1]
+        )
+        batch = next(iter(fetcher))
+        assert len(under_way) == BATCH
+        for row in reversed(range(BATCH)):
+            image = bytes(manifest.length[batch.ids[row]])
+            under_way[row].set_result(image)
+            assert next(batch.samples) == (row, image)
+        assert next(batch.samples, None) is None
+        fetcher.close()
 
 
 class TestBlockCache:

@@ -8,7 +8,7 @@ import os
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -139,6 +139,10 @@ class CachedReads:
         future = self._under_way[span] = self.reads.begin(span)
         future.add_done_callback(lambda done: self._keep(span, done))
         return future
+
+    def as_completed(self, futures: Iterable["Future[Data]"]) -> Iterator["Future[Data]"]:
+        """As `ReadAhead.as_completed`."""
+        return self.reads.as_completed(futures)
 
     def result(self, future: "Future[Data]") -> Data:
         """As `ReadAhead.result`."""

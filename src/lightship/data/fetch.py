@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
@@ -54,21 +54,23 @@ class Stretch:
 
 @dataclass
 class FetchedBatch:
-    """The bytes of one batch.
+    """The bytes of one batch, some of which may still be under way.
 
     Attributes:
         epoch: Its epoch.
         batch: Its place in the epoch.
         ids: [B] int64, NOT_COUNTED in padding.
-        samples: Bytes or error of each row, unchecked; b"" in padding.
-        frees_bytes: What need not be held once the batch is decoded.
+        samples: (row, bytes or error, unchecked; b"" in padding) of each row once, as they come.
+            Taken to its end before the next batch is asked for. Blocks; raises LightshipError
+            where the storage fails, which is no sample's fault.
+        frees_bytes: What need not be held once the batch is decoded; known at the samples' end.
     """
 
     epoch: int
     batch: int
     ids: np.ndarray
-    samples: list[Raw]
-    frees_bytes: int
+    samples: Iterator[tuple[int, Raw]]
+    frees_bytes: int = 0
 
 
 @dataclass
@@ -240,23 +242,32 @@ class Fetcher:
         return all(i == NOT_COUNTED or epoch.requests[i].future.done() for i in ids)
 
     def _take(self, epoch: _Epoch, batch: int) -> FetchedBatch:
-        """The bytes of a batch that was asked for. Blocks until they are there."""
-        samples: list[Raw] = []
-        frees_bytes = 0
-        for i in epoch.ids[batch].tolist():
+        """A batch that was asked for. Does not block, as its samples do."""
+        fetched = FetchedBatch(epoch.number, batch, epoch.ids[batch], iter(()))
+        fetched.samples = self._as_they_come(epoch, fetched)
+        return fetched
+
+    def _as_they_come(self, epoch: _Epoch, fetched: FetchedBatch) -> Iterator[tuple[int, Raw]]:
+        """Those that wait for others are decoded meanwhile."""
+        rows: dict[Future[Any], list[tuple[int, int, _Request]]] = {}
+        for row, i in enumerate(fetched.ids.tolist()):
             if i == NOT_COUNTED:
-                samples.append(b"")
+                yield row, b""
                 continue
             request = epoch.requests.pop(i)
-            if request.samples is None:
-                request.samples = self._samples(request)
-            samples.append(request.samples.pop(i))
-            if not request.samples:
-                frees_bytes += request.size_bytes
-        return FetchedBatch(epoch.number, batch, epoch.ids[batch], samples, frees_bytes)
+            rows.setdefault(request.future, []).append((row, i, request))
+        completed = as_completed if self._rows is not None else self._reads.as_completed
+        for future in completed(rows):
+            for row, i, request in rows[future]:
+                if request.samples is None:
+                    request.samples = self._samples(request)
+                sample = request.samples.pop(i)
+                if not request.samples:
+                    fetched.frees_bytes += request.size_bytes
+                yield row, sample
 
     def _samples(self, request: _Request) -> dict[int, Raw]:
-        """What a request has brought. Blocks.
+        """What a request has brought. Blocks where it failed and its samples are read alone.
 
         Raises:
             LightshipError: The storage fails, which is no sample's fault.

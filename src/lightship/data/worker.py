@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Thread
@@ -226,24 +227,28 @@ class _Decoder:
         self.pool = ThreadPoolExecutor(task.threads, "lightship-decode")
 
     def begin(self, fetched: FetchedBatch, out: np.ndarray) -> "list[Future[dict[int, DataError]]]":
-        """Decode into `out` [B, S, S, 3]; each future gives its bad rows."""
+        """Decode into `out` [B, S, S, 3] what comes, as it comes; blocks until all has come.
+
+        Returns:
+            Futures of the bad rows, for some rows each.
+        """
         draws = self._draws(fetched)
         return [
-            self.pool.submit(self._decode_rows, fetched, rows, draws, out)
-            for rows in _in_pieces(len(fetched.ids))
+            self.pool.submit(self._decode_rows, fetched.ids, rows, draws, out)
+            for rows in _in_pieces(fetched.samples)
         ]
 
     def _decode_rows(
         self,
-        fetched: FetchedBatch,
-        rows: range,
+        ids: np.ndarray,
+        rows: list[tuple[int, Raw]],
         draws: tuple[np.ndarray, list[bool]],
         out: np.ndarray,
     ) -> dict[int, DataError]:
         boxes, flips = draws
         bad = {}
-        for row in rows:
-            i, raw = int(fetched.ids[row]), fetched.samples[row]
+        for row, raw in rows:
+            i = int(ids[row])
             if i == NOT_COUNTED:
                 out[row] = 0
                 continue
@@ -291,7 +296,6 @@ class _TwoSizes(DataError):
     """An image of another size than the first: no sample's fault but a setting's."""
 
 
-def _in_pieces(count: int) -> Iterator[range]:
-    return (
-        range(start, min(start + _ROWS_AT_ONCE, count)) for start in range(0, count, _ROWS_AT_ONCE)
-    )
+def _in_pieces(samples: Iterator[tuple[int, Raw]]) -> Iterator[list[tuple[int, Raw]]]:
+    while piece := list(islice(samples, _ROWS_AT_ONCE)):
+        yield piece

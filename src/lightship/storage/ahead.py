@@ -3,8 +3,10 @@
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from functools import partial
+from queue import Empty, SimpleQueue
 
 from lightship.storage import Span, resolve
 from lightship.storage.backends import Data
@@ -45,19 +47,41 @@ class ReadAhead:
                 threading.Thread(target=self._read_all, name="lightship-read", daemon=True).start()
         return future
 
+    def as_completed(self, futures: Iterable["Future[Data]"]) -> Iterator["Future[Data]"]:
+        """Each future when it is done, first those that are. Any thread.
+
+        Blocks as long as any read makes progress, within the storage's deadline.
+
+        Raises:
+            StorageTimeout: None made any.
+        """
+        done: SimpleQueue[Future[Data]] = SimpleQueue()
+        awaited = 0
+        for future in futures:
+            future.add_done_callback(done.put)
+            awaited += 1
+        patience, seen_s = Patience("the storage", _IN_FLIGHT_BYTES), self._moved_s
+        while awaited:
+            try:
+                future = done.get(timeout=_LOOK_S)
+            except Empty:
+                if seen_s != self._moved_s:
+                    seen_s = self._moved_s
+                    patience.progress()
+                elif not patience.left_s():
+                    raise patience.expired() from None
+            else:
+                awaited -= 1
+                yield future
+
     def result(self, future: "Future[Data]") -> Data:
-        """What was read. Blocks as long as any read makes progress, within the storage's deadline.
+        """What was read. Blocks as `as_completed`.
 
         Raises:
             LightshipError: What `storage.read_range` raises.
         """
-        patience, seen_s = Patience("the storage", _IN_FLIGHT_BYTES), self._moved_s
-        while not wait([future], _LOOK_S).done:
-            if seen_s != self._moved_s:
-                seen_s = self._moved_s
-                patience.progress()
-            elif not patience.left_s():
-                raise patience.expired()
+        if not future.done():
+            next(self.as_completed([future]))
         return future.result()
 
     def close(self) -> None:
