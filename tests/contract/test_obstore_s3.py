@@ -7,8 +7,9 @@ from tests.s3 import S3Server
 from lightship import storage
 from lightship.exits import ConfigError
 from lightship.storage import Span, resolve
-from lightship.storage.backends import S3
+from lightship.storage import s3 as s3_module
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
+from lightship.storage.s3 import S3
 
 ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;'().jpg"]
 
@@ -160,3 +161,42 @@ def test_an_empty_file_is_listed(s3: S3Server) -> None:
         ("a.jpg", 1),
         ("b.jpg", 0),
     ]
+
+
+@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+@pytest.mark.parametrize("marked", [False, True], ids=["plain", "with folder markers"])
+def test_a_large_bucket_is_listed_folder_by_folder(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, client: str, marked: bool
+) -> None:
+    """Many at once, wherever in them the objects lie; a small one as a whole."""
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", client)
+    url = s3.url()
+    folders = ["train/cat", "train/dog", "train/dog-big", "train/\N{SNOWMAN}#", "train", "val", ""]
+    names = sorted(
+        f"{folder}/{i}.jpg".lstrip("/") for folder in folders for i in range(20 if folder else 2)
+    )
+    for name in names:
+        storage.write_bytes(f"{url}/{name}", b"x")
+    if marked:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        s3.client().put_object(Bucket=bucket, Key=f"{prefix}/train/dog/", Body=b"")
+    asked: list[str] = []
+    pages = S3._pages
+
+    def small_pages(self, patience, bucket, prefix, most=None):
+        asked.append(f"s3://{bucket}/{prefix}".removeprefix(f"{url}/"))
+        for page in pages(self, patience, bucket, prefix, most):
+            items = list(page.items())
+            yield from (dict(items[start : start + 5]) for start in range(0, len(items), 5))
+
+    monkeypatch.setattr(S3, "_pages", small_pages)
+    assert [file.path for file in storage.list_files(url)] == names
+    assert asked == [""]
+    monkeypatch.setattr(s3_module, "_PAGES_ALONE", 3)
+    assert [file.path for file in storage.list_files(url)] == names
+    assert asked == ["", ""], "too few in a folder"
+    monkeypatch.setattr(s3_module, "_LEAST_IN_A_FOLDER", 5)
+    monkeypatch.setattr(s3_module, "_FOLDERS_AT_ONCE", 4)
+    assert [file.path for file in storage.list_files(url)] == names
+    assert set(asked[3:]) == {f"{folder}/" for folder in folders[:4]}, "the others on the way"
+    assert len(asked) == 3 + 4

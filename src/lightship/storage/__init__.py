@@ -25,7 +25,6 @@ from fsspec.registry import get_filesystem_class
 from lightship.exits import ConfigError, DataError, LightshipError
 from lightship.storage.backends import (
     PIECE_BYTES,
-    S3,
     Async,
     Data,
     FileInfo,
@@ -45,6 +44,7 @@ from lightship.storage.retry import (
     persist,
     result_of,
 )
+from lightship.storage.s3 import S3
 from lightship.storage.urls import base_name, is_private, is_remote, join, local_path, redact, split
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""Backends: one try of each storage call, on local paths, any fsspec file system, and S3.
+"""Backends: one try of each storage call, on local paths and any fsspec file system (S3: s3.py).
 
-Used by storage.py alone, which explains the calls and adds deadlines, retries and the meaning of
-errors. Each method gets the patience of its call, to report progress, and a path as its file system
-spells it.
+Used by the storage's own modules alone; __init__.py explains the calls and adds deadlines, retries
+and the meaning of errors. Each method gets the patience of its call, to report progress, and a path
+as its file system spells it.
 """
 # ruff: noqa: D102
 
@@ -14,19 +14,15 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightship.exits import ConfigError, DataError
-from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.retry import (
     Limits,
     Patience,
     WrongLength,
     http_answer,
-    in_daemon,
-    persist,
     result_of,
 )
 from lightship.storage.urls import redact
@@ -199,92 +195,6 @@ class Async(Remote):
         return result_of(future, patience, grace_s=0.0)
 
 
-class S3(Async):
-    """S3: each page of a listing and each part of an upload is tried again on its own."""
-
-    def __init__(self, fs: Any):
-        super().__init__(fs)
-        self.obstore = ObstoreS3.where_possible(fs)
-
-    def reads_at_once(self, limits: Limits) -> int:
-        return (2 if self.obstore else 1) * limits.in_flight  # one costs it next to nothing
-
-    def connect(self, patience: Patience, path: str) -> None:
-        super().connect(patience, path)
-        if self.obstore:
-            self.obstore.connect(path)
-
-    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
-        if self.obstore and not most and not patience.tries and self.obstore.may_try():
-            with contextlib.suppress(FirstTryFailed):
-                if found := self.obstore.files(patience, path):
-                    return [FileInfo(*each) for each in found]
-        bucket, key, _ = self.fs.split_path(path)
-        prefix = key.rstrip("/") + "/" if key else ""
-        listed: list[FileInfo] = []
-        where: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        where |= {"MaxKeys": min(most, 1000)} if most else {}
-        while True:
-            page = self.call(patience, 0, "list_objects_v2", **where)
-            for entry in page.get("Contents", ()):
-                if not entry["Key"].endswith("/"):  # what consoles put where a folder shall show
-                    listed.append(FileInfo(entry["Key"][len(prefix) :], entry["Size"]))
-            if not page.get("IsTruncated") or (most and len(listed) >= most):
-                break
-            where["ContinuationToken"] = page["NextContinuationToken"]
-        if not listed and key and (size := self.size(patience, path)) is not None:
-            listed.append(FileInfo("", size))
-        return listed
-
-    def get(self, patience: Patience, path: str, start: int, end: int | None, **how: Any) -> Data:
-        obstore = self.obstore if end is not None else None
-        if obstore and end is not None and not patience.tries and obstore.may_try(end - start):
-            return obstore.read(path, start, end)
-        # Without the limit it would ask for the size first: a HEAD for each object.
-        data = super().get(patience, path, start, end, max_concurrency=1)
-        if obstore and patience.tries:
-            obstore.s3fs_could()
-        return data
-
-    def put(self, patience: Patience, path: str, source: Source) -> None:
-        bucket, key, _ = self.fs.split_path(path)
-        size = length_of(source)
-        part_bytes = max(2 * PIECE_BYTES, -(-size // 10_000))  # S3 takes 10,000 parts
-        if size <= 2 * part_bytes:
-            body = _piece(source, 0, size)
-            # The client bounds the silence of a server that answers, not of one that takes no more.
-            limit_s = patience.try_s(size)
-            self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, timeout=limit_s)
-            return
-        call = partial(self.call, patience, part_bytes, Bucket=bucket, Key=key)
-        call = partial(call, UploadId=call("create_multipart_upload")["UploadId"])
-        tags: dict[int, str] = {}
-        todo = iter(range(-(-size // part_bytes)))
-
-        def put_parts() -> None:
-            for i in todo:
-                body = _piece(source, i * part_bytes, part_bytes)
-                tags[i] = call("upload_part", PartNumber=i + 1, Body=body)["ETag"]
-
-        try:
-            for future in [in_daemon(put_parts) for _ in range(4)]:
-                result_of(future, patience)
-            parts = [{"PartNumber": i + 1, "ETag": tags[i]} for i in sorted(tags)]
-            call("complete_multipart_upload", MultipartUpload={"Parts": parts})
-        except BaseException:
-            list(todo)  # the other threads begin no more
-            call("abort_multipart_upload")
-            raise
-
-    def call(self, patience: Patience, size: int, method: str, **args: Any) -> dict[str, Any]:
-        """One request with tries of its own, so that a fault does not undo those before."""
-        limit_s = patience.try_s(size)
-        request = partial(self.fs.call_s3, method, timeout=limit_s, **args)
-        answer = persist(request, Patience(patience.url, size))
-        patience.progress()
-        return answer
-
-
 def _size(info: dict[str, Any]) -> int | None:
     if info["type"] == "directory":
         return None
@@ -307,7 +217,8 @@ def length_of(source: Source) -> int:
     return source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
 
 
-def _piece(source: Source, start: int, count: int) -> bytes:
+def piece(source: Source, start: int, count: int) -> bytes:
+    """At most `count` bytes of a source."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             file.seek(start)

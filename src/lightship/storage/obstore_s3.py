@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,12 @@ class ObstoreS3:
         with contextlib.suppress(FileNotFoundError):
             obstore.head(*self._place(path))
 
-    def files(self, patience: Patience, path: str) -> list[tuple[str, int]]:
-        """(path below "BUCKET/PREFIX", bytes) of each object there. Blocks.
+    def pages(self, bucket: str, prefix: str) -> Iterator[dict[str, int]]:
+        """Key -> bytes of the objects below "PREFIX/", 1,000 at once. Blocks.
+
+        Args:
+            bucket: Its name.
+            prefix: Empty, or with a slash at its end.
 
         Raises:
             FirstTryFailed: Whatever went wrong, or there is an empty object: it may be what marks a
@@ -92,19 +96,17 @@ class ObstoreS3:
         """
         import obstore
 
-        found: list[tuple[str, int]] = []
         try:
-            store, prefix = self._place(path)
-            above = f"{prefix.rstrip('/')}/" if prefix else ""
-            for page in obstore.list(store, above or None, chunk_size=1000):
-                found += [(item["path"][len(above) :], item["size"]) for item in page]
-                patience.progress()
+            store = self._store(bucket)
+            for page in obstore.list(store, prefix or None, chunk_size=1000):
+                if not all(item["size"] for item in page):
+                    raise FirstTryFailed("an empty object")
+                yield {item["path"]: item["size"] for item in page}
+        except FirstTryFailed:
+            raise
         except Exception as error:
             raise FirstTryFailed(f"{type(error).__name__}: {error}") from error
-        if not all(size for _, size in found):
-            raise FirstTryFailed("an empty object")
         self._succeeded = True
-        return found
 
     def read(self, path: str, start: int, end: int) -> memoryview:
         """Bytes [start, end) of "BUCKET/KEY"; fewer if the object is shorter. Blocks.
@@ -133,8 +135,10 @@ class ObstoreS3:
 
     def _place(self, path: str) -> tuple[Any, str]:
         bucket, key, _ = self.fs.split_path(path)
-        store = self._stores.get(bucket) or self._stores.setdefault(bucket, self._open(bucket))
-        return store, key
+        return self._store(bucket), key
+
+    def _store(self, bucket: str) -> Any:
+        return self._stores.get(bucket) or self._stores.setdefault(bucket, self._open(bucket))
 
     def _open(self, bucket: str) -> Any:
         from obstore.store import S3Store
