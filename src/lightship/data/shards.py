@@ -71,7 +71,10 @@ def shard_sizes(manifest: Manifest) -> dict[str, int]:
 
 
 def load_index(
-    url: str, root: str, sizes_of: Callable[[Iterable[str]], Mapping[str, int]]
+    url: str,
+    root: str,
+    sizes_of: Callable[[Iterable[str]], Mapping[str, int]],
+    load: Callable[[], dict[str, Manifest]] | None = None,
 ) -> dict[str, Manifest]:
     """The splits of the packed shards at `url`, whose index must agree with them. Rank 0; blocks.
 
@@ -81,6 +84,7 @@ def load_index(
         url: The root.
         root: What to call it in messages.
         sizes_of: File -> bytes for those of the given files that are there, and any other files.
+        load: Reads the index, if that is begun already; default: it is read here.
 
     Raises:
         DataError: The index is damaged, or shards are missing, of another size, or not in it.
@@ -89,7 +93,7 @@ def load_index(
     told = f"{root}: the index {INDEX}"
     remedy = "pack again, or remove the index to have the shards read without it"
     try:
-        manifests = load_manifests(storage.join(url, INDEX))
+        manifests = load() if load else load_manifests(storage.join(url, INDEX))
     except DataError as error:
         raise DataError(f"{told} cannot be used ({error}); {remedy}") from error
     expected = {f: size for m in manifests.values() for f, size in shard_sizes(m).items()}

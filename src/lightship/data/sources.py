@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from lightship import storage
-from lightship.data.manifest import Manifest
+from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.shards import INDEX, UNFINISHED, WORK, load_index
 from lightship.data.sources_cifar import cifar_files, scan_cifar
 from lightship.data.sources_parquet import scan_parquet
@@ -127,9 +127,15 @@ def _look(url: str, root: str) -> _Listing | dict[str, Manifest]:
     """What lies at a root, or if it holds packed shards, the splits that their index names."""
     if (packed := _find_on_web(url, root)) is not None:
         return packed
-    listing = _list_zip(url) if url.startswith("zip://") else _list(url, root)
-    if INDEX in listing.sizes:
-        return load_index(url, f"--data.root {root}", lambda files: listing.sizes)
+    with ThreadPoolExecutor(1) as pool:
+        if url.startswith("zip://"):
+            listing, index = _list_zip(url), None
+        else:  # beside the listing, which tells whether it is there: a round trip less to wait for
+            index = pool.submit(load_manifests, storage.join(url, INDEX))
+            listing = _list(url, root)
+        if INDEX in listing.sizes:
+            load = index.result if index else None
+            return load_index(url, f"--data.root {root}", lambda files: listing.sizes, load)
     return listing
 
 
