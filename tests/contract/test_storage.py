@@ -24,6 +24,7 @@ from tests.s3 import KEYS, S3Server
 from lightship import storage
 from lightship.exits import ConfigError, DataError
 from lightship.storage import Denied, FileInfo, NotFound, Span, StorageTimeout
+from lightship.storage.ahead import ReadAhead
 
 TREE = {
     "empty": b"",
@@ -88,6 +89,16 @@ class ReadContract(abc.ABC):
         assert storage.read_spans(spans) == [*expected, b"odd name", TREE["z"][2990:], b"", b"odd"]
         assert storage.read_range(big, 10, 20) == TREE["z"][10:20]
         assert storage.read_spans([]) == []
+
+    def test_reads_ahead_what_it_reads(self, tree_url: str) -> None:
+        """Each twice: how a folder is reached is asked for once."""
+        reads = ReadAhead()
+        read = [(storage.join(tree_url, path), data) for path, data in TREE.items() if data] * 2
+        futures = [reads.begin(Span(url, 1, len(data))) for url, data in read]
+        assert len(set(reads.as_completed(futures))) == len(futures)
+        for future, (_, data) in zip(futures, read, strict=True):
+            assert reads.result(future) == data[1:]
+        reads.close()
 
     def test_a_range_beyond_the_end_is_an_error(self, tree_url: str) -> None:
         url = storage.join(tree_url, "train/cat/2.jpg")

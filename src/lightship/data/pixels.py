@@ -54,12 +54,8 @@ def decode(
             raise DataError(f"{len(data)} bytes where {encoding} has {np.prod(shape)}")
         return np.frombuffer(data, dtype=np.uint8).reshape(shape)
     if upright_jpeg_size(data) is not None:
-        height, width = least_px or (0, 0)
-        with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
-            return simplejpeg.decode_jpeg(
-                data, min_height=height, min_width=width, min_factor=2
-            ).transpose(2, 0, 1)
-    elif _suits_torchvision(data):
+        return _decode_upright_jpeg(data, least_px or (0, 0))
+    if _suits_torchvision(data):
         from torchvision.io import ImageReadMode, decode_image  # as slow to import as torch itself
 
         with contextlib.suppress(RuntimeError):
@@ -87,7 +83,7 @@ def decode_box(
     top, left, box_height, box_width = random_box(height, width, draws, min_area)
     enough_px = _OVERSAMPLING * size_px
     least_px = -(-enough_px * height // box_height), -(-enough_px * width // box_width)
-    image = decode(data, encoding, least_px)
+    image = _decode_upright_jpeg(data, least_px)
     down, across = image.shape[1] / height, image.shape[2] / width
     box = (
         round(top * down), round(left * across),
@@ -242,6 +238,15 @@ def _orientation(exif: bytes) -> int:
     except Exception:  # whatever damaged bytes lead the parser into
         return 0
     return int(table.get(_ORIENTATION_TAG, 1))
+
+
+def _decode_upright_jpeg(data: bytes | memoryview, least_px: tuple[int, int]) -> np.ndarray:
+    """[3, H, W] uint8; see `decode`."""
+    height, width = least_px
+    with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
+        pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+        return pixels.transpose(2, 0, 1)
+    return _decode_with_pillow(data).transpose(2, 0, 1)
 
 
 def _decode_with_pillow(data: bytes | memoryview) -> np.ndarray:

@@ -128,13 +128,12 @@ def _look(url: str, root: str) -> _Listing | dict[str, Manifest]:
     if (packed := _find_on_web(url, root)) is not None:
         return packed
     with ThreadPoolExecutor(1) as pool:
-        if url.startswith("zip://"):
-            listing, index = _list_zip(url), None
-        else:  # beside the listing, which tells whether it is there: a round trip less to wait for
-            index = pool.submit(load_manifests, storage.join(url, INDEX))
-            listing = _list(url, root)
+        load = None
+        if storage.is_remote(url) and "::" not in url:
+            # Beside the listing, which tells whether it is there: a round trip less to wait for.
+            load = pool.submit(load_manifests, storage.join(url, INDEX)).result
+        listing = _list_zip(url) if url.startswith("zip://") else _list(url, root)
         if INDEX in listing.sizes:
-            load = index.result if index else None
             return load_index(url, f"--data.root {root}", lambda files: listing.sizes, load)
     return listing
 
