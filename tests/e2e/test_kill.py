@@ -164,8 +164,6 @@ def test_seconds_bound_what_is_lost(images: str, tmp_path: Path) -> None:
         assert child.wait(60) == -signal.SIGKILL, child.output
         newest, times_s = job.newest(), child.times_s()
     assert newest is not None
-    assert 3 < newest.step < len(times_s) < 48, "within the first epoch"
+    assert 3 < newest.step < len(times_s) - 2 < 48, "within the first epoch, some steps later"
     lost_s = times_s[-1] - times_s[newest.step]
-    assert 0.7 < lost_s < 1.5, (
-        "the bound and a step at most, though writes are slower than half of it"
-    )
+    assert lost_s < 1.5, "the bound and a step at most, though writes are slower than half of it"
