@@ -1,5 +1,8 @@
 """obstore as the first to read ranges of S3: used where it may be, given up where it cannot."""
 
+import threading
+import time
+
 import pytest
 from tests.faults import FaultProxy
 from tests.s3 import S3Server
@@ -9,6 +12,7 @@ from lightship.exits import ConfigError
 from lightship.storage import Span, resolve
 from lightship.storage import s3 as s3_module
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
+from lightship.storage.retry import Patience
 from lightship.storage.s3 import S3
 
 ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;'().jpg"]
@@ -200,3 +204,24 @@ def test_a_large_bucket_is_listed_folder_by_folder(
     assert [file.path for file in storage.list_files(url)] == names
     assert set(asked[3:]) == {f"{folder}/" for folder in folders[:4]}, "the others on the way"
     assert len(asked) == 3 + 4
+    flat = f"{url}/train/cat"
+    monkeypatch.setattr(S3, "_by_folders", None)  # is not asked
+    assert len(storage.list_files(flat)) == 20
+
+
+def test_an_error_ends_what_is_done_at_once() -> None:
+    """Though it is not the first thread's, which is the one that is waited for."""
+    begun: list[int] = []
+    is_failing = threading.Event()
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item:
+            is_failing.set()
+            raise ValueError(item)
+        assert is_failing.wait(10)
+        time.sleep(0.2)
+
+    with pytest.raises(ValueError, match="1"):
+        s3_module._at_once(work, range(100), 2, Patience("s3://bucket"))
+    assert begun == [0, 1]

@@ -139,7 +139,7 @@ class ReadAhead:
         return persist(partial(backend.read, patience, path, span.start, span.end), patience)
 
     def _resolve(self, url: str) -> tuple[Any, str]:
-        """As `resolve`, but once a folder, if names are plain: that costs a fifth of a GET."""
+        """As `resolve`, but once a folder, if names are plain: it costs an eighth of a GET."""
         folder, _, name = url.rpartition("/")
         path = folder.partition("://")[2] if "://" in url else folder
         if not path or "::" in url or not _PLAIN_NAME.fullmatch(name):

@@ -42,7 +42,7 @@ class S3(Async):
     def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
         bucket, key, _ = self.fs.split_path(path)
         prefix = key.rstrip("/") + "/" if key else ""
-        found: dict[str, int] = {}
+        found: Page = {}
         for number, page in enumerate(self._pages(patience, bucket, prefix, most), 1):
             found |= page
             if most and len(found) >= most:
@@ -82,14 +82,20 @@ class S3(Async):
 
     def _folder(self, patience: Patience, bucket: str, folder: str) -> tuple[list[str], Page]:
         """(the folders, as "PREFIX/", the objects) that lie in a folder itself."""
-        answers = list(self._answers(patience, Bucket=bucket, Prefix=folder, Delimiter="/"))
-        names = [each["Prefix"] for answer in answers for each in answer.get("CommonPrefixes", ())]
-        return names, {name: size for answer in answers for name, size in _objects(answer).items()}
+        inner: list[str] = []
+        found: Page = {}
+        for answer in self._answers(patience, Bucket=bucket, Prefix=folder, Delimiter="/"):
+            inner += [each["Prefix"] for each in answer.get("CommonPrefixes", ())]
+            found |= _objects(answer)
+        return inner, found
 
     def _pages(
         self, patience: Patience, bucket: str, prefix: str, most: int | None = None
     ) -> Iterator[Page]:
-        """The objects below a prefix."""
+        """The objects below a prefix; some twice if obstore gives up on the way.
+
+        What it finds nothing in is asked for again by s3fs, whose errors say why.
+        """
         if self.obstore and not most and not patience.tries and self.obstore.may_try():
             with contextlib.suppress(FirstTryFailed):
                 is_any = False
@@ -164,14 +170,17 @@ def _at_once(
     done: dict[int, R] = {}
 
     def work() -> None:
-        for place, item in todo:
-            done[place] = function(item)
+        try:
+            for place, item in todo:
+                done[place] = function(item)
+        finally:
+            list(todo)  # after an error the others begin no more
 
     try:
         for future in [in_daemon(work) for _ in range(most)]:
             result_of(future, patience)
     finally:
-        list(todo)  # the other threads begin no more
+        list(todo)
     return [done[place] for place in sorted(done)]
 
 
@@ -184,6 +193,6 @@ def _objects(answer: dict[str, Any]) -> Page:
 
 
 def _are_gathered(keys: Collection[str]) -> bool:
-    """Whether folders hold so many objects each that to list them one by one costs little more."""
+    """Whether there are folders, with so many objects each that their own pages are fairly full."""
     folders = {key.rpartition("/")[0] for key in keys}
-    return len(keys) >= _LEAST_IN_A_FOLDER * len(folders)
+    return 1 < len(folders) <= len(keys) / _LEAST_IN_A_FOLDER
