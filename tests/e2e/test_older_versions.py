@@ -1,0 +1,116 @@
+"""What released versions have left goes on with the code of today: see tests/data/README.md."""
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightship import cli, run
+
+KEPT = Path(__file__).parents[1] / "data"
+VERSIONS = sorted(folder.name for folder in KEPT.iterdir() if folder.is_dir())
+FIT = [
+    "fit", "--data.root=set", "--model.net=frozen_net:net", "--data.global_batch_size=6",
+    "--data.val_fraction=0.25", "--data.flip=true", "--data.crop_padding_px=1",
+    "--model.ema_decay=0.5", "--optim.name=adamw", "--optim.lr=0.02", "--optim.schedule=cosine",
+    "--trainer.max_epochs=4", "--trainer.log_every_n_steps=2",
+    "--trainer.early_stopping_patience=3", "--run.log_images=2", "--run.tracking=none",
+    "--trainer.accelerator=cpu",
+]  # fmt: skip
+"""The command that the runs were made with, less run.output."""
+
+
+def bitmap(seed: int, brightness: int) -> bytes:
+    """An image of 8 x 8 pixels; the same bytes whatever Pillow's version."""
+    size = (54 + 192).to_bytes(4, "little")
+    side = (8).to_bytes(4, "little")
+    head = b"BM" + size + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    head += side + side + b"\x01\x00\x18\x00" + bytes(24)
+    return head + bytes(brightness + (seed * 31 + i * i * 7 + i * 13) % 90 for i in range(192))
+
+
+def write_set(root: Path) -> None:
+    """The images that the kept files are of."""
+    number = 0
+    for split, per_class in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                (root / split / name / f"{i}.bmp").write_bytes(bitmap(number, 60 * label))
+                number += 1
+
+
+@pytest.fixture(params=VERSIONS)
+def kept(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A copy of what a version has left, as the working folder."""
+    folder = tmp_path / "kept"
+    shutil.copytree(KEPT / request.param, folder)
+    write_set(folder / "set")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(run, "write_report", lambda *_: None)  # drawing it takes the most time
+    yield folder
+    sys.modules.pop("frozen_net", None)
+
+
+def numbers(path: Path) -> dict[str, float]:
+    found = json.loads(path.read_text())
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(kept: Path, capsys) -> None:
+    assert cli.main([*FIT, "--run.output=interrupted"]) == 0
+    assert ", from step 7;" in capsys.readouterr().err
+    was, now = numbers(kept / "finished" / "DONE"), numbers(kept / "interrupted" / "DONE")
+    assert {name: now[name] for name in was} == pytest.approx(was, abs=1e-4)
+    # Its files are those of today now; they go on too.
+    (kept / "interrupted" / "DONE").unlink()
+    assert cli.main([*FIT, "--run.output=interrupted"]) == 0
+    assert ", from step 12;" in capsys.readouterr().err
+    assert numbers(kept / "interrupted" / "DONE") == now
+
+
+def test_a_finished_run_is_complete(kept: Path) -> None:
+    before = sorted((kept / "finished").rglob("*"))
+    assert cli.main([*FIT, "--run.output=finished"]) == 0
+    assert sorted((kept / "finished").rglob("*")) == before
+
+
+@pytest.mark.parametrize("ckpt_path", ["best", "last", "url"])
+def test_a_checkpoint_is_measured(kept: Path, ckpt_path: str) -> None:
+    [url] = (kept / "finished" / "checkpoints").glob("step-00000012-*.ckpt")
+    chosen = str(url) if ckpt_path == "url" else ckpt_path
+    assert cli.main(["test", "--run.output=finished", f"--ckpt_path={chosen}"]) == 0
+    found = numbers(kept / "finished" / "report" / "test.json")
+    was = numbers(kept / "finished" / "DONE")
+    assert found["test/loss"] == pytest.approx(was["test/loss"], abs=1e-4)
+    assert cli.main(["validate", "--run.output=finished", f"--ckpt_path={chosen}"]) == 0
+    found = numbers(kept / "finished" / "report" / "val.json")
+    assert found["val/loss"] == pytest.approx(was["val/loss"], abs=1e-4)
+
+
+def test_a_prediction_goes_on_from_its_parts(kept: Path, capsys) -> None:
+    predict = ["predict", "--run.output=finished", "--data.root=set/test"]
+    assert cli.main([*predict, "--predictions=table.csv"]) == 0
+    assert "12 are done" in capsys.readouterr().err
+    assert cli.main([*predict, "--predictions=anew.csv"]) == 0
+    tables = [
+        [(row["path"], row["class"]) for row in csv.DictReader((kept / name).open())]
+        for name in ("table.csv", "anew.csv")
+    ]
+    assert len(tables[0]) == 12
+    assert tables[0] == tables[1]
+
+
+def test_packed_images_are_trained_on(kept: Path) -> None:
+    flags = [flag for flag in FIT if not flag.startswith("--data.root")]
+    assert (
+        cli.main([*flags, "--data.root=packed", "--run.output=new", "--trainer.max_epochs=1"]) == 0
+    )
+    assert numbers(kept / "new" / "DONE")["test/num_samples"] == 12
