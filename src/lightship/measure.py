@@ -4,6 +4,7 @@ import json
 
 from lightship import ranks, storage
 from lightship.cli import Command
+from lightship.data.names import normal_form
 from lightship.exits import DataError
 from lightship.output import RunOutput
 from lightship.restored import load_model
@@ -29,7 +30,7 @@ def _measure(command: Command, split: str) -> None:
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
     data.load_manifests(None, need=split)
-    if data.class_names != model.class_names:
+    if data.class_names != [normal_form(name) for name in model.class_names]:
         raise DataError(
             f"--data.root has the classes {_few(data.class_names)}, the checkpoint "
             f"{_few(model.class_names)}"

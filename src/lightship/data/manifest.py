@@ -46,6 +46,8 @@ class Manifest:
     members: list[str] | None = None
     """[N] what each sample is called within its file, where that is known: names for a table of
     predictions, which neither the saved table nor the fingerprint has."""
+    not_read: str = ""
+    """What else lies at the root and no reader takes, in words (`24 .heic files`); not saved."""
 
     def __len__(self) -> int:
         return len(self.label)

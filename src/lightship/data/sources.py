@@ -88,12 +88,12 @@ def scan_images(root: str, root_md5: str | None = None) -> Manifest:
     url, told = resolve_root(root, root_md5), storage.redact(root)
     seen_there = _look(url, told)
     if isinstance(seen_there, _Listing):
-        return build_unlabelled(_find(url, told, seen_there, labelled=False), url)
+        return build_unlabelled(_find(url, told, seen_there, labelled=False), url, told)
     parts = [
         Part(split, m.files, m.file_index, m.offset, m.length, [None] * len(m), m.crc32)
         for split, m in sorted(seen_there.items())
     ]
-    return build_unlabelled(Found(parts), url)
+    return build_unlabelled(Found(parts), url, told)
 
 
 def resolve_root(root: str, root_md5: str | None = None) -> str:

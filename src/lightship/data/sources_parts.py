@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightship.data.manifest import Manifest
+from lightship.data.names import check_class_names, check_file_names, normal_form
 from lightship.exits import DataError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
@@ -46,6 +47,8 @@ class Found:
     """None: the sorted names, or the numbers from 0, that the labels show."""
     class_folders: bool = False
     """Labels are folders, so that every split must have the same."""
+    not_read: list[str] = field(default_factory=list)
+    """Paths of the files that no reader takes."""
 
 
 @dataclass
@@ -60,7 +63,8 @@ class ClassFolders:
 
 def suffix(path: str) -> str:
     """The lower-case extension of a path without its dot, "" without one."""
-    return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path else ""
+    name = path.rpartition("/")[2]
+    return name.rpartition(".")[2].lower() if "." in name else ""
 
 
 def is_image(path: str) -> bool:
@@ -81,10 +85,13 @@ def is_ignored(path: str) -> bool:
 def seen(paths: Iterable[str]) -> str:
     """The listing in a few words: `12 .txt files, 1 .md file`, or `no files`."""
     counts = Counter(suffix(path) for path in paths)
+    listed = counts.most_common(_LISTED)
     words = [
         f"{count} {'.' + ext if ext else 'extensionless'} file{'s' * (count > 1)}"
-        for ext, count in counts.most_common(_LISTED)
+        for ext, count in listed
     ]
+    if rest := counts.total() - sum(count for _, count in listed):
+        words.append(f"{rest} of {len(counts) - len(listed)} other kinds")
     return ", ".join(words) or "no files"
 
 
@@ -206,7 +213,10 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
         DataError: Labels are missing, out of range, of two kinds, or differ between splits.
     """
     by_split = {split: [p for p in found.parts if p.split == split] for split in SPLITS.values()}
-    labels = {split: [x for p in parts for x in p.labels] for split, parts in by_split.items()}
+    labels = {
+        split: _in_normal_form([x for p in parts for x in p.labels])
+        for split, parts in by_split.items()
+    }
     for split, values in labels.items():
         if values and all(value is None for value in values):
             warnings.warn(f"{root}: the split {split} has no labels; not used", stacklevel=2)
@@ -221,24 +231,60 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
         _check_same_classes(
             {split: set(map(str, values)) for split, values in labels.items()}, root
         )
-    class_names, numbers = _number_labels(labels, found.class_names, root)
+    listed = None if found.class_names is None else check_class_names(found.class_names, root)
+    class_names, numbers = _number_labels(labels, listed, root)
+    class_names = check_class_names(class_names, root)
+    left = _not_read(found, root)
     return {
-        split: _manifest(found, by_split[split], numbers[split], class_names, root_url)
+        split: replace(
+            _manifest(found, by_split[split], numbers[split], class_names, root_url, root),
+            not_read=left,
+        )
         for split in labels
     }
 
 
-def build_unlabelled(found: Found, root_url: str) -> Manifest:
+def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:
     """All parts as one manifest with label -1."""
     size = sum(len(part.offset) for part in found.parts)
-    manifest = _manifest(found, found.parts, np.full(size, -1, dtype=np.int64), [], root_url)
+    label = np.full(size, -1, dtype=np.int64)
+    manifest = _manifest(found, found.parts, label, [], root_url, root)
     members = [name for part in found.parts for name in part.members or ()]
-    return replace(manifest, members=members) if len(members) == size else manifest
+    check_file_names(members, root)
+    return replace(
+        manifest,
+        members=members if len(members) == size else None,
+        not_read=_not_read(found, root),
+    )
+
+
+def _in_normal_form(labels: list[Label]) -> list[Label]:
+    """The labels with each name in composed form (NFC), so that one class has one spelling."""
+    other = {x: normal_form(x) for x in set(labels) if isinstance(x, str) and not x.isascii()}
+    if all(name == form for name, form in other.items()):
+        return labels
+    return [other.get(x, x) if isinstance(x, str) else x for x in labels]
+
+
+def _not_read(found: Found, root: str) -> str:
+    """What no reader takes, by suffix, in words; a warning says it. "": nothing."""
+    if not found.not_read:
+        return ""
+    told = seen(found.not_read)
+    warnings.warn(f"{root}: not read: {told}, such as {found.not_read[0]}", stacklevel=3)
+    return told
 
 
 def _manifest(
-    found: Found, parts: list[Part], label: np.ndarray, class_names: list[str], root_url: str
+    found: Found,
+    parts: list[Part],
+    label: np.ndarray,
+    class_names: list[str],
+    root_url: str,
+    root: str,
 ) -> Manifest:
+    files = [file for part in parts for file in part.files]
+    check_file_names(files, root)
     starts = np.cumsum([0, *(len(part.files) for part in parts)])
     joined: dict[str, Any] = {
         "file_index": [
@@ -256,7 +302,7 @@ def _manifest(
     }
     return Manifest(
         root=root_url,
-        files=[file for part in parts for file in part.files],
+        files=files,
         file_index=columns.pop("file_index").astype(np.int32),
         label=label,
         class_names=class_names,
