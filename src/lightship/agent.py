@@ -49,6 +49,7 @@ from lightship.exits import (
     Preempted,
     TimeoutExpired,
 )
+from lightship.signals import stop_signals
 
 _FINAL = {EXIT_CODES[name].code for name in ("usage", "data", "config")}
 _PREEMPTED, _PEER_LOST = EXIT_CODES["preempted"].code, EXIT_CODES["peer_lost"].code
@@ -93,6 +94,9 @@ def run_agent(processes: int, arguments: Sequence[str], goes_on_from: str | None
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    handled = (*stop_signals(), signal.SIGQUIT)
+    names = ",".join(signal.Signals(number).name for number in handled)
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", names)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     # What these loggers tell, this file tells in the user's words.

@@ -15,7 +15,7 @@ from types import FrameType
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config, table
+from lightship import __version__, config, streams, table
 from lightship.config import Config, PackConfig
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 from lightship.flags import (
@@ -27,6 +27,7 @@ from lightship.flags import (
     nearest,
     recipe_names,
 )
+from lightship.signals import stop_signals
 
 _FROM_THE_START = ("fit", "doctor")
 """Commands that need no run at run.output."""
@@ -88,21 +89,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code (see exits.py)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
+        streams.set_up()
         # OpenMP's threads soon wait asleep (read when torch loads). Where others use the cores too,
         # a thread that spins keeps out the one that it waits for; docs/measurements.md has numbers.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals():
             # The imports take seconds, and a container's first process ignores what is not handled.
             signal.signal(number, _stop_at_once)
     command = None
     try:
         command = parse(arguments)
-        if command is None:
-            return 0
-        from lightship import launch  # heavy: only once the command is known to be sound
+        if command is not None:
+            from lightship import launch  # heavy: only once the command is known to be sound
 
-        launch.launch(command, arguments)
+            launch.launch(command, arguments)
+        if command is None or (isinstance(command, Command) and command.name == "doctor"):
+            streams.check_output()
     except LightshipError as error:
         _tell(error, "text" if command is None else command.log_format)
         return error.exit_code
@@ -120,7 +123,7 @@ def _tell(error: LightshipError, log_format: str) -> None:
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     """End the process where nothing has to be saved."""
-    os.write(2, f"lightship: stopped by {signal.Signals(number).name}\n".encode())
+    streams.write_error(f"lightship: stopped by {signal.Signals(number).name}\n")
     os._exit(EXIT_CODES["preempted"].code)
 
 

@@ -16,6 +16,7 @@ from lightship import storage
 from lightship.cli import Command, PackCommand
 from lightship.config import Config
 from lightship.exits import ConfigError, LightshipError, PeerLost, Preempted
+from lightship.signals import stop_signals
 
 _AGENT_PID = "LIGHTSHIP_AGENT_PID"
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +53,7 @@ def launch(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     else:
         processes = processes_here(command.config)
         if processes > 1 or os.environ.get("PET_NNODES", "1") not in ("1", "1:1"):
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals():
                 signal.signal(number, _stopped_early)
             from lightship import shared_memory
             from lightship.agent import run_agent
@@ -95,7 +96,7 @@ def _pack(command: PackCommand) -> None:
     from lightship.callbacks.progress import build_progress
     from lightship.data.pack import pack
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = stop_signals()
     before = [signal.signal(number, _stopped_in_pack) for number in numbers]
     progress = build_progress(command.config.log_format)
     try:

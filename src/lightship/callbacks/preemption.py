@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 
 from lightship.exits import EXIT_CODES, Preempted
+from lightship.signals import stop_signals
+from lightship.streams import write_error
 
 _SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopRequest:
-    """Takes over SIGTERM and SIGINT while it is entered (in the main thread; elsewhere nothing).
+    """Takes over `stop_signals` while it is entered (in the main thread; elsewhere nothing).
 
     Before and after training all that counts is durable, and a signal ends the process at once,
     with 143. In training (from `defer` to `act_at_once`) it sets a flag and does nothing else: a
@@ -31,7 +33,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals():
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -74,7 +76,7 @@ class StopRequest:
 def _leave(text: str, code: int) -> None:
     """End the process as a kill would, which every file of a run is made to survive."""
     cursor = _SHOW_CURSOR if os.isatty(2) else ""
-    os.write(2, f"{cursor}lightship: {text}\n".encode())
+    write_error(f"{cursor}lightship: {text}\n")
     os._exit(code)
 
 
