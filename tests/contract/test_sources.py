@@ -20,7 +20,7 @@ from tests.images import CLASSES, Files, expected, little_set, put
 from lightship import storage
 from lightship.data import read, sources
 from lightship.data.manifest import Manifest, load_manifests, save_manifests
-from lightship.data.sources_parts import split_of_file
+from lightship.data.sources_splits import splits_of_files
 from lightship.exits import ConfigError, DataError
 
 FILES = little_set()
@@ -435,11 +435,41 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path):
         ("dev.tar", "val"),
         ("train/part-test-1.tar", "test"),
         ("contest/trained.tar", None),
-        ("eval/0.tar", None),
+        ("eval/0.tar", "test"),
+        ("training-000.tar", "train"),
+        ("data/TestSet.parquet", "test"),
+        ("my-dev-area/sub/pets.parquet", None),
     ],
 )
 def test_the_split_a_shard_names(path, split):
-    assert split_of_file(path) == split
+    assert splits_of_files([path], "root") == (split and [split])
+
+
+@pytest.mark.parametrize(
+    ("paths", "splits"),
+    [
+        (["train_set/0.tar", "test_set/0.tar"], ["train", "test"]),
+        (["x/train2017/0.tar", "x/val2017/0.tar"], ["train", "val"]),
+        (["my-test-set/a.tar", "my-test-set/b.tar"], None),
+        (["train-station-train-0.tar", "train-station-test-0.tar"], ["train", "test"]),
+    ],
+)
+def test_the_splits_that_shards_name_together(paths, splits):
+    assert splits_of_files(paths, "root") == splits
+
+
+@pytest.mark.parametrize("folder", ["plain", "test", "my-dev-area", "run_val/sub"])
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_parquet_file_trains_wherever_it_lies(tmp_path, folder, form):
+    files = images.parquet(FILES)
+    put(str(tmp_path / folder), {"pets.parquet": files[min(f for f in files if "train" in f)]})
+    root = tmp_path / folder / ("pets.parquet" if form == "file" else "")
+    assert list(sources.scan(str(root))) == ["train"]
+
+
+def test_a_shard_that_names_two_splits_is_refused():
+    with pytest.raises(DataError, match=r"train_val\.tar names several splits"):
+        splits_of_files(["train_val.tar", "test.tar"], "root")
 
 
 # ---- named roots, MD5 sums ---------------------------------------------------------------------

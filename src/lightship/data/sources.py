@@ -13,16 +13,15 @@ from lightship import storage
 from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.shards import INDEX, UNFINISHED, WORK, load_index
 from lightship.data.sources_cifar import cifar_files, scan_cifar
+from lightship.data.sources_folders import check_no_empty_class, read_class_folders
 from lightship.data.sources_parquet import scan_parquet
 from lightship.data.sources_parts import (
     Found,
     Part,
     build_manifests,
     build_unlabelled,
-    check_no_empty_class,
     is_ignored,
     is_image,
-    read_class_folders,
     seen,
     suffix,
 )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lightship import storage
-from lightship.data.sources_parts import Found, Label, Part, splits_of_files
+from lightship.data.sources_parts import Found, Label, Part
+from lightship.data.sources_splits import splits_of_files
 from lightship.exits import ConfigError, DataError, LightshipError
 
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -78,7 +79,8 @@ def scan_parquet(root_url: str, files: Sequence[str], root: str, labelled: bool 
         ConfigError: pyarrow is not installed.
         DataError: A file is damaged, or has no image or label column.
     """
-    splits = splits_of_files([file or root_url for file in files], root) if labelled else None
+    named = [file or storage.base_name(root_url) for file in files]
+    splits = splits_of_files(named, root) if labelled else None
 
     def scan_one(job: tuple[int, str]) -> tuple[Part, list[str] | None]:
         i, file = job

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,11 +12,10 @@ from lightship.data.manifest import Manifest
 from lightship.data.names import check_class_names, check_file_names, normal_form
 from lightship.exits import DataError
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
-SPLITS["test"] = "test"
 IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp"}
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "pnm"}
 _LISTED = 5
+_SPLITS = ("train", "val", "test")
 
 Label = str | int | None
 """A class by name or by number; None: unlabelled."""
@@ -49,16 +48,6 @@ class Found:
     """Labels are folders, so that every split must have the same."""
     not_read: list[str] = field(default_factory=list)
     """Paths of the files that no reader takes."""
-
-
-@dataclass
-class ClassFolders:
-    """How image paths name splits and classes."""
-
-    assigned: list[tuple[str, str] | None]
-    """(split, class) per path; None: in no class folder."""
-    splits: dict[str, str] = field(default_factory=dict)
-    """The folder that holds a split's class folders -> the split."""
 
 
 def suffix(path: str) -> str:
@@ -95,112 +84,6 @@ def seen(paths: Iterable[str]) -> str:
     return ", ".join(words) or "no files"
 
 
-def split_of_file(path: str) -> str | None:
-    """The split a shard's path names, by its base name first (train-0001.tar, test/00.parquet)."""
-    for part in reversed(path.lower().split("/")):
-        for word in part.replace("_", "-").replace(".", "-").split("-"):
-            if word in SPLITS:
-                return SPLITS[word]
-    return None
-
-
-def splits_of_files(paths: Sequence[str], root: str) -> list[str] | None:
-    """The split of each shard; None if no path names one.
-
-    Raises:
-        DataError: Some name a split and some do not.
-    """
-    named = [split_of_file(path) for path in paths]
-    if not any(named):
-        return None
-    for path, split in zip(paths, named, strict=True):
-        if split is None:
-            raise DataError(f"{root}: {path} names no split (train, val or test), but others do")
-    return [split for split in named if split]
-
-
-def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
-    """Read `[TOP/]{train,val,test}/CLASS/.../IMAGE` or `[TOP/]CLASS/.../IMAGE`.
-
-    TOP is any chain of single folders around the splits or classes, as archivers make them.
-
-    Raises:
-        DataError: No image lies in a class folder, or two folders name one split.
-    """
-    pieces = [path.split("/") for path in paths]
-    cut = 0
-    while (
-        len({tuple(piece[: cut + 1]) for piece in pieces if len(piece) > cut + 1}) == 1
-        and max(map(len, pieces)) >= cut + 3
-        and max(pieces, key=len)[cut].lower() not in SPLITS
-    ):
-        cut += 1
-    holds_class_folders = {piece[cut] for piece in pieces if len(piece) >= cut + 3}
-    folders = sorted(name for name in holds_class_folders if name.lower() in SPLITS)
-    by_split: dict[str, str] = {}
-    for name in folders:
-        other = by_split.setdefault(SPLITS[name.lower()], name)
-        if other != name:
-            raise DataError(f"{root}: {other}/ and {name}/ both name the split {SPLITS[other]}")
-    top = "".join(f"{part}/" for part in max(pieces, key=len)[:cut])
-    if folders:
-        found = ClassFolders(
-            [
-                (SPLITS[piece[cut].lower()], piece[cut + 1])
-                if len(piece) >= cut + 3 and piece[cut] in folders
-                else None
-                for piece in pieces
-            ],
-            {f"{top}{name}": SPLITS[name.lower()] for name in folders},
-        )
-    else:
-        assigned = [("train", piece[cut]) if len(piece) >= cut + 2 else None for piece in pieces]
-        found = ClassFolders(list(assigned), {top.rstrip("/"): "train"})
-    classes = {pair[1].lower() for pair in found.assigned if pair}
-    if not classes or (not folders and classes <= set(SPLITS)):
-        raise DataError(
-            f"{root}: the images lie in no class folder (such as {paths[0]}); expected "
-            "ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE under --data.root"
-        )
-    outside = [path for path, pair in zip(paths, found.assigned, strict=True) if pair is None]
-    if outside:
-        warnings.warn(
-            f"{root}: {len(outside)} images outside the class folders are not used, "
-            f"such as {outside[0]}",
-            stacklevel=2,
-        )
-    return found
-
-
-def check_no_empty_class(
-    found: ClassFolders,
-    others: Iterable[str],
-    folders_in: Callable[[str], Iterable[str]],
-    root: str,
-) -> None:
-    """Raise DataError for a class folder without an image.
-
-    Args:
-        found: The layout of the images.
-        others: Paths of all other files, whose folders may be class folders too.
-        folders_in: The names of the folders directly in a folder, as far as the storage has any.
-        root: What to call the root.
-    """
-    others = list(others)
-    full = {pair for pair in found.assigned if pair}
-    for holder, split in found.splits.items():
-        prefix = f"{holder}/" if holder else ""
-        listed = [other[len(prefix) :].split("/") for other in others if other.startswith(prefix)]
-        names = {parts[0] for parts in listed if len(parts) > 1} | set(folders_in(holder))
-        for name in sorted(names):
-            if (split, name) not in full and not is_ignored(name):
-                held = [other for other in others if other.startswith(f"{prefix}{name}/")]
-                raise DataError(
-                    f"{root}: the class folder {prefix}{name}/ has no image "
-                    f"(found {seen(held)}); fill it or remove it"
-                )
-
-
 def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifest]:
     """One manifest a split, with the same classes for all of them.
 
@@ -212,7 +95,9 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
     Raises:
         DataError: Labels are missing, out of range, of two kinds, or differ between splits.
     """
-    by_split = {split: [p for p in found.parts if p.split == split] for split in SPLITS.values()}
+    by_split = {
+        split: [p for p in found.parts if p.split == split] for split in ("train", "val", "test")
+    }
     labels = {
         split: _in_normal_form([x for p in parts for x in p.labels])
         for split, parts in by_split.items()
@@ -316,7 +201,7 @@ def _check_same_classes(classes: dict[str, set[str]], root: str) -> None:
     first, *others = classes
     for other in others:
         missing = {other: classes[first] - classes[other], first: classes[other] - classes[first]}
-        told = [f"{split} lacks {_some(names)}" for split, names in missing.items() if names]
+        told = [f"{split} lacks {some(names)}" for split, names in missing.items() if names]
         if told:
             raise DataError(f"{root}: the class folders differ between splits: {'; '.join(told)}")
 
@@ -331,7 +216,7 @@ def _number_labels(
             class_names = sorted(names)
         elif names - set(class_names):
             raise DataError(f"{root}: labels not in the list of classes: "
-                            f"{_some(names - set(class_names))}")  # fmt: skip
+                            f"{some(names - set(class_names))}")  # fmt: skip
         number = {name: i for i, name in enumerate(class_names)}
         numbered = {s: np.array([number[str(v)] for v in values]) for s, values in labels.items()}
         return class_names, numbered
@@ -350,7 +235,8 @@ def _number_labels(
     return class_names, numbered
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first names of a set, and how many more there are."""
     ordered = sorted(names)
     rest = len(ordered) - _LISTED
     return ", ".join(ordered[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

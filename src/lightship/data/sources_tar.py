@@ -11,17 +11,16 @@ from typing import Any
 
 from lightship import storage
 from lightship.data.sources_cifar import cifar_files, scan_cifar
+from lightship.data.sources_folders import check_no_empty_class, read_class_folders
 from lightship.data.sources_parts import (
     Found,
     Label,
     Part,
-    check_no_empty_class,
     is_ignored,
     is_image,
-    read_class_folders,
-    splits_of_files,
     suffix,
 )
+from lightship.data.sources_splits import splits_of_files
 from lightship.exits import DataError
 
 _SCAN_THREADS = 8
