@@ -1,5 +1,6 @@
 """Nets as a user would write them, for `--model.net tests.own_nets:NAME`."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +22,18 @@ def moody(num_classes: int) -> nn.Module:
         nn.Dropout(0.3),
         nn.Linear(48, num_classes),
     )
+
+
+def normalised_first(num_classes: int) -> nn.Module:
+    """Begins with a layer whose weight is None."""
+    return nn.Sequential(nn.InstanceNorm2d(3), *pooled_linear(num_classes))
+
+
+def codes_first(num_classes: int) -> nn.Module:
+    """Begins with a parameter of whole numbers."""
+    first = nn.Identity()
+    first.register_parameter("codes", nn.Parameter(torch.ones(2).int(), requires_grad=False))
+    return nn.Sequential(first, *pooled_linear(num_classes))
 
 
 def bulky(num_classes: int) -> nn.Module:

@@ -5,11 +5,15 @@ strategy, under a profiler's context manager, whether or not anything is there: 
 that this project does in a step. Where nothing is asked that needs them, `QuietEpochLoop` takes the
 same steps in the same order with the same counters, and calls what is overridden and nothing else.
 Where more is asked, or at a restart, it does as Lightning does.
+
+A true `is_quiet` is the promise of a module to override no hook of a training step but
+`training_step` itself, to optimize automatically and to log nothing through Lightning there; and of
+a data module that its batches are on the device.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.fabric.plugins import Precision as FabricPrecision
 from lightning.pytorch import Callback, Trainer
@@ -29,16 +33,6 @@ _DETOURS = (
     "on_before_optimizer_step",
 )
 """Hooks within a step: with a callback that has one, steps are Lightning's own."""
-
-
-class QuietParts(Protocol):
-    """What a module and a data module promise by a true `is_quiet`.
-
-    The module overrides no hook of a training step but `training_step` itself, optimizes by itself
-    and logs nothing through Lightning there; the data module's batches are on the device.
-    """
-
-    is_quiet: bool
 
 
 def make_quiet(trainer: Trainer) -> Trainer:

@@ -19,10 +19,12 @@ from lightship.callbacks.seeding import StepSeeding
 from lightship.callbacks.throughput import Throughput
 from lightship.cli import Command
 from lightship.config import Config
+from lightship.data.manifest import refuse_one_class
 from lightship.data.module import ImageData
 from lightship.exits import ConfigError
 from lightship.findings import find_mistakes
 from lightship.model.module import ImageClassifier
+from lightship.model.zoo import check_training
 from lightship.output import RunOutput, Start, shown_config
 from lightship.report import ReportData, Shown, write_report
 from lightship.report.environment import environment_facts
@@ -55,6 +57,8 @@ def _fit(command: Command, stop: StopRequest) -> None:
     start = ranks.from_rank_0(open_output)
     data = build_data(config, progress)
     data.load_manifests(output.at("data"), need="train")
+    refuse_one_class(data.manifests["train"], config.data.root)
+    early_stopping = _early_stopping(config, data)
     for part in ("train", "val"):
         if part in data.manifests:
             data.prepare(part)
@@ -94,7 +98,7 @@ def _fit(command: Command, stop: StopRequest) -> None:
         StepSeeding(config.run.seed),
         *([EMA(config.model.ema_decay)] if config.model.ema_decay else []),
         SameBuffers(),
-        *_early_stopping(config, data),
+        *early_stopping,
         *_prediction_logger(config, data, tracker),
         progress,
         Throughput(config.data.global_batch_size, config.trainer.log_every_n_steps),
@@ -174,6 +178,11 @@ def _build_model(config: Config, data: ImageData) -> ImageClassifier:
         test_shift=config.model.test_shift,
         optim=dataclasses.asdict(config.optim),
     )
+    # What does not divide is refused where the order of the images is made.
+    batch_size = config.data.global_batch_size // config.trainer.accumulate_grad_batches
+    if not config.trainer.sync_batchnorm:
+        batch_size = max(1, batch_size // ranks.world_size())
+    check_training(model.net, config.model.net, batch_size, data.image_size_px)
     if config.model.compile != "none":
         model.compile_net(config.model.compile)
     return model
@@ -185,7 +194,8 @@ def _early_stopping(config: Config, data: ImageData) -> list[Callback]:
         return []
     if "val" not in data.manifests:
         raise ConfigError(
-            "--trainer.early_stopping_patience needs a validation split: set --data.val_fraction"
+            "--trainer.early_stopping_patience needs a validation split, and --data.root "
+            f"{storage.redact(config.data.root)} has none: set --data.val_fraction, or 0 patience"
         )
     mode = "min" if trainer.monitor.endswith("loss") else "max"
     return [
@@ -201,7 +211,7 @@ def _early_stopping(config: Config, data: ImageData) -> list[Callback]:
 def _prediction_logger(
     config: Config, data: ImageData, tracker: Tracker | None
 ) -> list[PredictionLogger]:
-    if not config.run.log_images or "val" not in data.manifests:
+    if tracker is None or not config.run.log_images or "val" not in data.manifests:
         return []
     examples = data.examples("val", config.run.log_images)
     return [PredictionLogger(*examples, data.class_names, tracker)]
@@ -212,8 +222,7 @@ def _examples(config: Config, data: ImageData, model: ImageClassifier, split: st
     if not config.run.log_images:
         return []
     images, labels, ids = data.examples(split, config.run.log_images)
-    with torch.no_grad():
-        shares = model.eval().cpu()(images).float().softmax(1)
+    shares = model.probabilities(images)
     names, manifest = model.class_names, data.manifests[split]
     return [
         Shown(

@@ -135,11 +135,17 @@ class MetricsTable(Logger):
         writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
         writer.writeheader()
         for row in self.rows:
-            writer.writerow({key: f"{value:.7g}" for key, value in row.items()})
+            writer.writerow({key: _exact(value) for key, value in row.items()})
         self._check_fence()
         storage.write_bytes(self.url, text.getvalue().encode())
         self._unwritten = False
         self._written_s = time.monotonic()
+
+
+def _exact(value: float) -> str:
+    """`value` as text that reads back as the same number; a whole one without a point."""
+    is_whole = float(value).is_integer() and abs(value) < 2**53
+    return str(int(value)) if is_whole else repr(float(value))
 
 
 class Tracker(Logger):

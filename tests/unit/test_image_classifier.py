@@ -308,6 +308,43 @@ def test_a_checkpoint_alone_rebuilds_the_classifier(tmp_path) -> None:
     assert all(key.startswith("net.") for key in plain["state_dict"])
 
 
+def test_outside_the_steps_a_net_is_eager_and_left_as_it_was() -> None:
+    model = classifier()
+    calls: list[int] = []
+
+    def backend(graph, inputs):
+        def run(*arguments):
+            calls.append(len(arguments))
+            return graph(*arguments)
+
+        return run
+
+    model.net.compile(backend=backend)
+    model.train()
+    model.net[0].eval()  # a frozen part
+    modes = [part.training for part in model.modules()]
+    sizes: list[int] = []
+    model.net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    state = torch.random.get_rng_state()
+    images = batch_of(0, 150).images
+    found = model.probabilities(images)
+    assert not calls
+    assert sum(sizes) == 150
+    assert max(sizes) <= 64
+    assert [part.training for part in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with torch.no_grad():
+        expected = model.eval()(images).softmax(1)
+    assert calls
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("net", ["normalised_first", "codes_first"])
+def test_a_net_may_begin_without_weights(net: str) -> None:
+    model = classifier(net=f"tests.own_nets:{net}").to(torch.bfloat16)
+    assert model(batch_of(0).images).dtype == torch.bfloat16
+
+
 def test_a_compiled_net_keeps_its_names() -> None:
     module = classifier()
     names = list(module.state_dict())

@@ -22,6 +22,7 @@ from lightship.model.zoo import build_net
 # EvalMetrics has summed over the ranks; averaging equal values again would only round them.
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
 
+_IMAGES_AT_ONCE = 64
 _SCHEDULE_FIELDS = ("schedule", "warmup_fraction", "final_lr_fraction")
 _SGD_FIELDS = {
     "sgd_lr": "lr",
@@ -96,7 +97,10 @@ class ImageClassifier(LightningModule):
         self._has_peers = False
         # Found once: to look for it takes as long as a layer. In a tuple, so that it is no child.
         self._first_weight = next(
-            (owner, name) for owner in self.net.modules() for name in owner._parameters
+            (owner, name)
+            for owner in self.net.modules()
+            for name, weight in owner._parameters.items()
+            if weight is not None and weight.is_floating_point()
         )
 
     def compile_net(self, mode: str) -> None:
@@ -230,6 +234,27 @@ class ImageClassifier(LightningModule):
             return scores
         mirrored = self(images.flip(3)).float().log_softmax(1)
         return torch.logaddexp(scores, mirrored) - math.log(2)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities [N, C] float32 on the CPU, for use outside a trainer's steps. Blocks.
+
+        In evaluation mode, a bounded batch at a time, and eager: a compiled net would be compiled
+        anew for the device and the batch shapes met here. Modes of modules are left as they were.
+
+        Args:
+            images: [N, 3, S, S] uint8 RGB, on any device.
+        """
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        with torch.compiler.set_stance("force_eager"):
+            parts = [
+                self.log_probabilities(part.to(self.device)).exp().cpu()
+                for part in images.split(_IMAGES_AT_ONCE)
+            ]
+        for part, was_training in modes.items():
+            part.training = was_training
+        return torch.cat(parts)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a validation batch."""

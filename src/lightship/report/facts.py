@@ -101,7 +101,6 @@ class ReportData:
     """`environment_facts()`."""
     skipped: Sequence[str] = ()
     """Samples left out, one line each."""
-    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.confusion is not None:
