@@ -124,8 +124,8 @@ class DataConfig:
     mixup_alpha: float = bounded(0.0, 0, 100)
     """Training: mix pairs of images with a Beta(alpha, alpha) weight; 0: none."""
     cutmix_alpha: float = bounded(0.0, 0, 100)
-    """Training: paste a box of one image of a pair into the other; 0: none. With both, each step
-    draws one of the two."""
+    """Training: paste a box of one image of a pair into the other; 0: none. With mixup too, each
+    pair draws one of the two."""
 
 
 @dataclass
@@ -296,6 +296,12 @@ def check(config: Config) -> None:
             "--trainer.max_epochs and --trainer.max_steps are both -1 (no bound): the run would "
             "never end; set one of them"
         )
+    for name in ("max_epochs", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise ConfigError(
+                f"--trainer.{name} is 0, which trains nothing; it must be at least 1, or -1 (no "
+                "bound). To evaluate a trained run: lightship validate or lightship test"
+            )
     if data.global_batch_size % trainer.accumulate_grad_batches:
         raise ConfigError(
             f"--data.global_batch_size {data.global_batch_size} is not divisible by "
@@ -304,10 +310,6 @@ def check(config: Config) -> None:
     if trainer.devices != "auto" and not trainer.devices.isdecimal():
         raise ConfigError(
             f"--trainer.devices is '{trainer.devices}'; it must be 'auto' or a number"
-        )
-    if data.val_fraction == 0 and trainer.early_stopping_patience:
-        raise ConfigError(
-            "--trainer.early_stopping_patience needs a validation split: set --data.val_fraction"
         )
     if data.flip_in_turn and not data.flip:
         raise ConfigError("--data.flip_in_turn true says how to mirror: set --data.flip true too")

@@ -108,6 +108,49 @@ def test_own_net_with_the_wrong_output(capsys, flags) -> None:
     assert "10" in line
 
 
+def test_one_class(tmp_path: Path, capsys, flags) -> None:
+    root = folder(tmp_path, little_set(("train", "test"), classes=("ant",)))
+    code, line = fit(capsys, *flags, f"--data.root={root}")
+    assert code == 65
+    assert "only one class, 'ant' (3 train images)" in line
+    assert line.endswith(f"each class is a folder of images directly below {root}/train")
+
+
+def test_one_class_of_folders(tmp_path: Path, capsys, flags) -> None:
+    files = little_set(("train", "test"))
+    root = folder(tmp_path, {path.replace("/", "/all/", 1): data for path, data in files.items()})
+    code, line = fit(capsys, *flags, f"--data.root={root}")
+    assert code == 65
+    assert "only one class, 'all'" in line
+    assert line.endswith(
+        f"if its sub-folders (ant, ...) are the classes, move them to {root}/train"
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--data.global_batch_size=1"], ["--trainer.accumulate_grad_batches=4"]],
+    ids=["batch", "parts"],
+)
+def test_one_image_a_step_and_batchnorm(capsys, flags, more: list[str]) -> None:
+    code, line = fit(capsys, *flags, "--model.net=resnet18", *more)
+    assert code == 78
+    assert "--data.global_batch_size / devices / --trainer.accumulate_grad_batches" in line
+
+
+def test_early_stopping_needs_a_validation_split(tmp_path: Path, capsys, flags) -> None:
+    flags = [*flags, "--data.val_fraction=0", "--trainer.early_stopping_patience=3"]
+    root = folder(tmp_path, little_set(("train", "test")))
+    code, line = fit(capsys, *flags, f"--data.root={root}")
+    assert code == 78
+    assert "--trainer.early_stopping_patience needs a validation split" in line
+    # With a val split of its own the set is taken: it is the net that is refused here.
+    root = put(str(tmp_path / "own"), little_set(("train", "val", "test")))
+    code, line = fit(capsys, *flags, f"--data.root={root}", "--model.net=reznet18")
+    assert code == 78
+    assert "--model.net" in line
+
+
 def test_batch_larger_than_the_set(tmp_path: Path, capsys, flags) -> None:
     root = folder(tmp_path, little_set(("train", "test")))
     code, line = fit(capsys, *flags, f"--data.root={root}", "--data.global_batch_size=999")

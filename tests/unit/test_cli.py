@@ -46,8 +46,8 @@ WRONG = [
     (["fit", "--trainer.max_epochs=-1"], 78, "would never end"),
     (["fit", "--trainer.devices", "some"], 78, "it must be 'auto' or a number"),
     (["fit", "--trainer.accumulate_grad_batches", "7"], 78, "is not divisible by"),
-    (["fit", "--data.val_fraction=0", "--trainer.early_stopping_patience=3"], 78,
-     "needs a validation split"),
+    (["fit", "--trainer.max_epochs=0"], 78, "--trainer.max_epochs is 0, which trains nothing"),
+    (["fit", "--trainer.max_steps=0"], 78, "--trainer.max_steps is 0, which trains nothing"),
 ]  # fmt: skip
 
 

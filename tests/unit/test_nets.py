@@ -9,7 +9,7 @@ from torch import nn
 
 from lightship.exits import ConfigError
 from lightship.model.litcnn import litcnn
-from lightship.model.zoo import build_net
+from lightship.model.zoo import build_net, check_training
 
 
 def test_litcnn_is_the_tutorials_net() -> None:
@@ -102,6 +102,11 @@ def own_nets(tmp_path, monkeypatch):
         "    return Pair()\n"
         "def empty(n): return nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten())\n"
         "def small(n): return nn.Sequential(nn.Flatten(), nn.Linear(5, n))\n"
+        "class Two(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        y = super().forward(x)\n"
+        "        return (y, y) if self.training else y\n"
+        "def two(n): return Two(*good(n))\n"
     )
     (tmp_path / "needs_absent.py").write_text("import absent_package_of_mine\n")
     monkeypatch.chdir(tmp_path)
@@ -133,6 +138,35 @@ def test_own_net() -> None:
 def test_own_net_that_does_not_fit(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_net(name, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "size_px", "least"),
+    [("resnet18", 32, 2), ("resnet18", 64, 1), ("mobilenet_v3_small", 32, 2), ("litcnn", 32, 1)],
+)
+def test_one_image_at_a_time_is_refused_where_batchnorm_has_single_values(
+    name: str, size_px: int, least: int
+) -> None:
+    net = build_net(name, 3, size_px)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    for batch_size in range(1, 4):
+        if batch_size >= least:
+            check_training(net, name, batch_size, size_px)
+            continue
+        with pytest.raises(ConfigError) as refused:
+            check_training(net, name, batch_size, size_px)
+        for flag in ("--data.global_batch_size", "devices", "--trainer.accumulate_grad_batches"):
+            assert flag in str(refused.value)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert net.training
+
+
+@pytest.mark.usefixtures("own_nets")
+def test_a_net_whose_training_gives_something_else_is_refused() -> None:
+    with pytest.raises(ConfigError, match="gives a tuple in training"):
+        check_training(build_net("my_nets:two", 3, 8), "my_nets:two", 4, 8)
 
 
 @pytest.mark.usefixtures("own_nets")

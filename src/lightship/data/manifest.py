@@ -166,6 +166,30 @@ def load_manifests(url: str) -> dict[str, Manifest]:
     return loaded
 
 
+def refuse_one_class(train: Manifest, root: str) -> None:
+    """Raise DataError, naming the most likely mistake of layout, if there is only one class.
+
+    Args:
+        train: The train split.
+        root: data.root, as it was given.
+    """
+    if len(train.class_names) > 1:
+        return
+    [name] = train.class_names
+    shown = storage.redact(root)
+    first = train.name(0)
+    below = first.partition(f"{name}/")[2]
+    where = shown if not first.startswith("train/") else f"{shown}/train"
+    advice = f"each class is a folder of images directly below {where}"
+    if "/" in below:
+        folder = below.partition("/")[0]
+        advice = f"if its sub-folders ({folder}, ...) are the classes, move them to {where}"
+    raise DataError(
+        f"--data.root {shown} has only one class, '{name}' ({len(train)} train images), and "
+        f"a classifier needs two: {advice}"
+    )
+
+
 def split_validation(manifest: Manifest, fraction: float) -> tuple[Manifest, Manifest | None]:
     """Hold out about `fraction` of the samples, the same ones on every call.
 

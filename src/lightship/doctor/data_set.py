@@ -8,7 +8,7 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.manifest import Manifest
+from lightship.data.manifest import Manifest, refuse_one_class
 from lightship.data.pixels import decode
 from lightship.data.read import read_samples
 from lightship.data.sources import scan
@@ -41,6 +41,7 @@ def examine(data: DataConfig, ends_s: float) -> Finding:
     if "train" not in splits:
         found = f"{told}, and no train split"
         return Finding("fail", found, "a fit ends with 65", "name a folder of --data.root train/")
+    refuse_one_class(splits["train"], data.root)
     looked_at, bad = _unreadable(data, splits["train"])
     if not bad:
         return Finding("ok", f"{told}; {looked_at:,} of train looked at", "can be trained on")

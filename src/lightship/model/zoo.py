@@ -54,6 +54,46 @@ def build_net(
     return net
 
 
+def check_training(net: nn.Module, name: str, batch_size: int, image_size_px: int) -> None:
+    """Prove on a dummy batch that a net can make a training step; it stays as it is.
+
+    Args:
+        net: As build_net made it, on the CPU.
+        name: As the user knows it.
+        batch_size: Images that a device sees at once in training; 2 stands for any larger number.
+        image_size_px: Side of the square images.
+
+    Raises:
+        ConfigError: It cannot, with this number of images or at this size.
+    """
+    buffers = [
+        (part, key, value, value.clone())
+        for part in net.modules()
+        for key, value in part._buffers.items()
+        if value is not None
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            output = net.train()(torch.zeros((min(batch_size, 2), 3, image_size_px, image_size_px)))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                f"--model.net {name} cannot train on one image at a time: a BatchNorm layer would "
+                "normalise single values. --data.global_batch_size / devices / "
+                "--trainer.accumulate_grad_batches must be at least 2 images"
+            ) from error
+        raise _unsuitable_size(name, image_size_px, error) from error
+    finally:
+        for part, key, value, was in buffers:
+            part._buffers[key] = value
+            value.copy_(was)
+    if not isinstance(output, Tensor):
+        raise ConfigError(
+            f"--model.net {name} gives a {type(output).__name__} in training; it must give logits "
+            "as in evaluation"
+        )
+
+
 def _torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
