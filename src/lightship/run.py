@@ -23,13 +23,14 @@ from lightship.data.manifest import refuse_one_class
 from lightship.data.module import ImageData
 from lightship.exits import ConfigError
 from lightship.findings import find_mistakes
+from lightship.metrics_table import MetricsTable
 from lightship.model.module import ImageClassifier
 from lightship.model.zoo import check_training
 from lightship.output import RunOutput, Start, shown_config
 from lightship.report import ReportData, Shown, write_report
 from lightship.report.environment import environment_facts
 from lightship.starts import record_start
-from lightship.tracking import MetricsTable, Tracker, run_id, start_tracking, upload_offline_run
+from lightship.tracking import Tracker, run_id, start_tracking, upload_offline_run
 from lightship.trainer import build_data, build_trainer, evaluate, numbers_line, start_progress
 
 _IMAGES_TO_START_FROM = 5000

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightship.callbacks.preemption import StopRequest
 from lightship.callbacks.saving import Saving
 from lightship.checkpoint import CheckpointStore
-from lightship.tracking import MetricsTable
+from lightship.metrics_table import MetricsTable
 from tests.benchmarks.table import machine, print_table, run_json, spread
 from tests.s3 import S3Server
 

@@ -15,9 +15,10 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 from lightship import agent, flags
 from lightship.callbacks.saving import Saving
 from lightship.exits import EXIT_CODES
+from lightship.metrics_table import MetricsTable
 from lightship.storage.backends import PIECE_BYTES
 from lightship.storage.retry import Limits
-from lightship.tracking import MetricsTable, start_tracking
+from lightship.tracking import start_tracking
 
 MOST_LINES = {"README.md": 199, "docs/measurements.md": 400}
 """Of the others: 120."""

@@ -26,6 +26,7 @@ ALLOWED = {
     "data": {"exits", "batch", "config", "devices", "ranks", "storage"},
     "model": {"exits", "batch", "devices", "storage"},
     "wandb_key": set(),
+    "metrics_table": {"storage"},
     "tracking": {"exits", "storage", "wandb_key"},
     "report": {"exits", "storage"},
     "starts": {"storage"},
@@ -33,8 +34,8 @@ ALLOWED = {
     "parts": {"exits", "storage", "table"},
     "output": {"exits", "config", "storage", "checkpoint"},
     "callbacks": {
-        "exits", "batch", "checkpoint", "devices", "storage", "tracking", "model", "parts", "table",
-        "signals", "streams",
+        "exits", "batch", "checkpoint", "devices", "storage", "metrics_table", "tracking", "model",
+        "parts", "table", "signals", "streams",
     },
 }  # fmt: skip
 TOP = {

@@ -14,7 +14,7 @@ from lightship.callbacks import progress as progress_module
 from lightship.callbacks.progress import Bar, JsonLines, TextLines, build_progress
 from lightship.callbacks.sentences import duration_text
 from lightship.callbacks.throughput import Throughput
-from lightship.tracking import MetricsTable
+from lightship.metrics_table import MetricsTable
 
 
 class Clock(Callback):

@@ -22,8 +22,8 @@ from lightship import storage
 from lightship.callbacks.predictions import PredictionLogger
 from lightship.callbacks.throughput import Throughput
 from lightship.exits import ConfigError
+from lightship.metrics_table import MetricsTable
 from lightship.tracking import (
-    MetricsTable,
     read_settings,
     run_id,
     start_tracking,

@@ -12,7 +12,7 @@ from lightship.callbacks.loss_bound import LossBound
 from lightship.callbacks.preemption import Agreement, StopRequest
 from lightship.checkpoint import CheckpointStore
 from lightship.exits import Preempted
-from lightship.tracking import MetricsTable
+from lightship.metrics_table import MetricsTable
 
 
 class Saving(Checkpoint):
