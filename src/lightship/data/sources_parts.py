@@ -16,6 +16,7 @@ IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "t
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "pnm"}
 _LISTED = 5
 _SPLITS = ("train", "val", "test")
+_FEW_CLASSES, _MAX_CLASSES_PER_LABEL = 1000, 10
 
 Label = str | int | None
 """A class by name or by number; None: unlabelled."""
@@ -222,17 +223,43 @@ def _number_labels(
         return class_names, numbered
     if kinds != {int}:
         raise DataError(f"{root}: some labels are numbers and some are text")
-    numbered = {split: np.array(values, dtype=np.int64) for split, values in labels.items()}
+    numbers = {int(value) for values in labels.values() for value in values if value is not None}
     if class_names is None:
-        class_names = [str(i) for i in range(1 + max(int(x.max()) for x in numbered.values()))]
-    for split, values in numbered.items():
-        wrong = values[(values < 0) | (values >= len(class_names))]
-        if len(wrong):
-            raise DataError(
-                f"{root}: {len(wrong)} labels of {split} are out of range, such as {wrong[0]}; "
-                f"with {len(class_names)} classes they must be 0 to {len(class_names) - 1}"
-            )
-    return class_names, numbered
+        class_names = _names_of_numbers(numbers, root)
+    if not 0 <= min(numbers) <= max(numbers) < len(class_names):
+        split, wrong = next(
+            (split, wrong)
+            for split, values in labels.items()
+            if (wrong := [x for x in values if not 0 <= int(x or 0) < len(class_names)])
+        )
+        raise DataError(
+            f"{root}: {len(wrong)} labels of {split} are out of range, such as {wrong[0]}; "
+            f"with {len(class_names)} classes they must be 0 to {len(class_names) - 1}"
+        )
+    return class_names, {s: np.array(values, dtype=np.int64) for s, values in labels.items()}
+
+
+def _names_of_numbers(numbers: set[int], root: str) -> list[str]:
+    """A class for each number from 0 to the largest.
+
+    Raises:
+        DataError: Most of them would be empty: the numbers are dates, codes, ids of another set.
+    """
+    count = max(0, *numbers) + 1
+    if count > max(_FEW_CLASSES, _MAX_CLASSES_PER_LABEL * len(numbers)):
+        raise DataError(
+            f"{root}: the labels are {len(numbers)} different numbers up to {max(numbers)}, which "
+            f"would make {count} classes; number the classes from 0, write their names as labels, "
+            "or list a name for each number in classes.txt"
+        )
+    empty = sorted(set(range(count)) - numbers)
+    if empty and min(numbers) >= 0:
+        warnings.warn(
+            f"{root}: {len(empty)} of {count} classes have no image: no label is "
+            f"{some(map(str, empty))}; labels count from 0",
+            stacklevel=2,
+        )
+    return [str(i) for i in range(count)]
 
 
 def some(names: Iterable[str]) -> str:

@@ -1,39 +1,21 @@
 """Tar files: WebDataset shards, class folders in a tar, a CIFAR archive; plain or gzipped."""
 
-import gzip
 import json
-import tarfile
-import zlib
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
 
 from lightship import storage
 from lightship.data.sources_cifar import cifar_files, scan_cifar
 from lightship.data.sources_folders import check_no_empty_class, read_class_folders
-from lightship.data.sources_parts import (
-    Found,
-    Label,
-    Part,
-    is_ignored,
-    is_image,
-    suffix,
-)
+from lightship.data.sources_parts import Found, Label, Part, is_image, suffix
 from lightship.data.sources_splits import splits_of_files
+from lightship.data.tar_members import TarMembers, is_label, read_members
 from lightship.exits import DataError
 
 _SCAN_THREADS = 8
-
-
-@dataclass
-class _Shard:
-    """The members of one tar: where their bytes lie, and those of the small ones."""
-
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Path -> (offset, length), in the order of the tar."""
-    folders: list[str] = field(default_factory=list)
-    bytes_of: dict[str, bytes] = field(default_factory=dict)
+_MAX_DIGITS = 20  # of a number that an int64 may hold, with its sign
 
 
 def scan_tars(
@@ -52,51 +34,38 @@ def scan_tars(
         DataError: A damaged tar, no image, or labels that are missing or do not fit.
     """
 
-    def scan_one(file: str) -> _Shard:
+    def scan_one(file: str) -> TarMembers:
         url = storage.join(root_url, file) if file else root_url
-        return _read_members(url, gzipped, file or root)
+        return read_members(url, gzipped, file or root)
 
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
         shards = list(pool.map(scan_one, files))
+    _warn_of_unreadable(files, shards, root)
     found = _find(files, shards, root, labelled)
+    if found.encoding == "image":
+        found.not_read = [
+            f"{file}/{path}" if file else path
+            for file, shard in zip(files, shards, strict=True)
+            for path in shard.places
+            if not is_image(path) and not is_label(path)
+        ]
     found.container = "gzip" if gzipped else "bytes"
     return found
 
 
-def _read_members(url: str, gzipped: bool, name: str) -> _Shard:
-    shard = _Shard()
-    try:
-        with storage.open_binary(url) as stream:
-            plain: Any = gzip.GzipFile(fileobj=stream) if gzipped else stream
-            with tarfile.open(fileobj=plain, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    path = member.name.removeprefix("./")
-                    if member.isdir():
-                        shard.folders.append(path)
-                    elif member.isfile() and not is_ignored(path):
-                        if member.issparse():
-                            raise DataError(f"{name}: {path} is stored sparse; repack the tar")
-                        shard.places[path] = (member.offset_data, member.size)
-                        if suffix(path) in ("cls", "json") or _may_be_cifar(path):
-                            content = tar.extractfile(member)
-                            assert content is not None
-                            shard.bytes_of[path] = content.read()
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if gzipped:
-                while plain.read(2**20):  # to the end, where the checksum is
-                    pass
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{name} is not a whole tar: {error}") from error
-    return shard
+def _warn_of_unreadable(files: Sequence[str], shards: list[TarMembers], root: str) -> None:
+    why = Counter(why for shard in shards for why in shard.unreadable.values())
+    if why:
+        first, shard = next(pair for pair in zip(files, shards, strict=True) if pair[1].unreadable)
+        path, reason = next(iter(shard.unreadable.items()))
+        warnings.warn(
+            f"{root}: {why.total()} images in the tars cannot be read, such as "
+            f"{f'{first}: ' if first else ''}{path} ({reason})",
+            stacklevel=2,
+        )
 
 
-def _may_be_cifar(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name.startswith("data_batch_") or name in (
-        "test_batch", "batches.meta", "train", "test", "meta")  # fmt: skip
-
-
-def _find(files: Sequence[str], shards: list[_Shard], root: str, labelled: bool) -> Found:
+def _find(files: Sequence[str], shards: list[TarMembers], root: str, labelled: bool) -> Found:
     if len(shards) == 1 and (cifar := cifar_files(list(shards[0].bytes_of))):
         only = shards[0]
         read, offset = only.bytes_of.__getitem__, lambda path: (files[0], only.places[path][0])
@@ -114,7 +83,7 @@ def _find(files: Sequence[str], shards: list[_Shard], root: str, labelled: bool)
             for i, (shard, paths) in enumerate(zip(shards, images, strict=True))
         ])  # fmt: skip
     splits = splits_of_files(files, root)
-    labels = [_labels_of_keys(shard) for shard in shards]
+    labels = [_labels_of_keys(*pair) for pair in zip(shards, files, strict=True)]
     if any(labels):
         return _find_webdataset(files, shards, images, labels, splits, root)
     return _find_class_folders(files, shards, images, splits, root)
@@ -125,42 +94,58 @@ def _key(path: str) -> str:
     return folder + slash + name.partition(".")[0]
 
 
-def _labels_of_keys(shard: _Shard) -> dict[str, Label]:
+def _labels_of_keys(shard: TarMembers, file: str) -> dict[str, Label]:
+    """Sample -> its label, of its .cls or else of its .json."""
     labels: dict[str, Label] = {}
     for path, raw in shard.bytes_of.items():
+        told = f"{file}: {path}" if file else f"{path} in the tar"
         if suffix(path) == "json":
-            label = _json_label(raw, path)
+            label = _json_label(raw, told)
         elif suffix(path) == "cls":
-            label = raw.decode("utf-8", "replace").strip()
+            label = _text_label(raw, told)
         else:
             continue
-        if isinstance(label, str) and label.removeprefix("-").isdecimal():
+        if label is None:
+            continue
+        if (digits := str(label)).removeprefix("-").isdecimal():
+            if len(digits) > _MAX_DIGITS:
+                raise DataError(f"{told}: the label {digits[:_MAX_DIGITS]}... is no class number")
             label = int(label)
-        if label is not None:
-            labels.setdefault(_key(path), label)
+        if suffix(path) == "cls" or _key(path) not in labels:
+            labels[_key(path)] = label
     return labels
 
 
-def _json_label(raw: bytes, path: str) -> Label:
+def _text_label(raw: bytes, told: str) -> str:
+    try:
+        label = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{told} is not UTF-8 text: {error}") from error
+    if len(label.splitlines()) != 1:
+        raise DataError(f"{told} holds {len(label.splitlines())} lines; a label is one")
+    return label
+
+
+def _json_label(raw: bytes, told: str) -> Label:
     try:
         table = json.loads(raw)
-    except ValueError as error:
-        raise DataError(f"{path} in the tar is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{told} is not JSON: {error}") from error
     label = table.get("label", table.get("cls")) if isinstance(table, dict) else None
     if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
-        raise DataError(f"{path} in the tar: the label {label!r} is neither a number nor text")
+        raise DataError(f"{told}: the label {label!r:.80} is neither a number nor text")
     return label
 
 
 def _find_webdataset(
     files: Sequence[str],
-    shards: list[_Shard],
+    shards: list[TarMembers],
     images: list[list[str]],
     labels: list[dict[str, Label]],
     splits: list[str] | None,
     root: str,
 ) -> Found:
-    parts = []
+    parts, without = [], list[str]()
     for i, (shard, paths, label_of) in enumerate(zip(shards, images, labels, strict=True)):
         keys = [_key(path) for path in paths]
         if len(set(keys)) < len(keys):
@@ -169,14 +154,21 @@ def _find_webdataset(
         unlabelled = [key for key in keys if key not in label_of]
         if unlabelled:
             raise DataError(f"{root}: {files[i]} has no label for the sample {unlabelled[0]}")
+        without += sorted(label_of.keys() - keys)
         split = splits[i] if splits else "train"
         parts.append(_part(split, files[i], shard, paths, [label_of[key] for key in keys]))
+    if without:
+        warnings.warn(
+            f"{root}: {len(without)} samples have a label and no image and are not used, such as "
+            f"{without[0]}",
+            stacklevel=2,
+        )
     return Found(parts)
 
 
 def _find_class_folders(
     files: Sequence[str],
-    shards: list[_Shard],
+    shards: list[TarMembers],
     images: list[list[str]],
     splits: list[str] | None,
     root: str,
@@ -210,7 +202,7 @@ def _find_class_folders(
 
 
 def _part(
-    split: str, file: str, shard: _Shard, paths: Sequence[str], labels: Sequence[Label]
+    split: str, file: str, shard: TarMembers, paths: Sequence[str], labels: Sequence[Label]
 ) -> Part:
     places = [shard.places[path] for path in paths]
     offsets, lengths = [place[0] for place in places], [place[1] for place in places]
