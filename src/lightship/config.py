@@ -104,6 +104,10 @@ class DataConfig:
     """An image that cannot be read: stop and name it, or leave it out and count it."""
     max_bad_fraction: float = bounded(0.01, 0, 1, free=True)
     """With on_error=skip, the largest share of a split that may be left out."""
+    max_image_pixels: int = bounded(178_956_970, 1, None, "pixels", free=True)
+    """Largest image that is decoded, width times height: a bound of memory, of which a pixel takes
+    up to 7 bytes. A larger JPEG that is to be scaled down is decoded at a half, a quarter or an
+    eighth of its size (unless it is progressive); any other larger image cannot be read."""
     decode_threads: int = bounded(0, 0, 1024, "threads", free=True)
     """Threads that decode images; 0: one a core."""
     normalize: Literal["auto", "imagenet", "none"] = "auto"
@@ -248,6 +252,8 @@ class PackConfig:
     DST/skipped.txt. What is copied is known by its first bytes and not decoded."""
     max_bad_fraction: float = bounded(0.01, 0, 1)
     """With on_error=skip, the largest share of a split that may be left out."""
+    max_image_pixels: int = bounded(178_956_970, 1, None, "pixels")
+    """Largest image that is decoded, width times height (see --data.max_image_pixels)."""
     src_md5: str | None = None
     """MD5 that the one file at SRC must have; it is then fetched and kept (the named sets bring
     their own)."""

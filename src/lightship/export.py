@@ -23,6 +23,7 @@ from lightship.callbacks.progress import Progress
 from lightship.cli import Command
 from lightship.config import EXPORTS, Config, DataConfig
 from lightship.data import read
+from lightship.data.decode import PixelLimit
 from lightship.exits import ConfigError, DataError, LightshipError
 from lightship.model.module import ImageClassifier
 from lightship.restored import build_model, load_checkpoint
@@ -313,6 +314,7 @@ def _real_images(config: Config, model: ImageClassifier, progress: Progress) -> 
         ids,
         image_size_px=model.hparams["image_size_px"],
         threads=ranks.cores(),
+        limit=PixelLimit(config.data.max_image_pixels),
         max_bad_fraction=1.0,
     )
     good = torch.from_numpy(images[~np.isin(ids, list(bad.told))])

@@ -153,7 +153,6 @@ def test_exif_orientation_is_applied(orientation, kind):
 @pytest.mark.parametrize("quality", [30, 95])
 def test_the_fast_path_gives_pillows_pixels(subsampling, quality):
     data = saved(Image.fromarray(picture()), "JPEG", quality=quality, subsampling=subsampling)
-    assert pixels._suits_torchvision(data)
     np.testing.assert_array_equal(
         read.decode(data, "image").transpose(1, 2, 0), np.asarray(Image.open(io.BytesIO(data)))
     )
@@ -185,13 +184,13 @@ def test_what_is_no_image_is_refused(data):
 
 def test_decompression_bombs_are_refused_with_the_bound():
     png = bytearray(AWKWARD["rgb png"][0])
-    png[16:24] = (12_000).to_bytes(4, "big") * 2
+    png[16:24] = (14_000).to_bytes(4, "big") * 2
     png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     jpeg = bytearray(AWKWARD["jpeg"][0])
     frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5 : frame + 9] = (12_000).to_bytes(2, "big") * 2
+    jpeg[frame + 5 : frame + 9] = (14_000).to_bytes(2, "big") * 2
     for bomb in (png, jpeg):
-        with pytest.raises(DataError, match=rf"12000x12000 px.*{pixels.MAX_PIXELS}"):
+        with pytest.raises(DataError, match=r"14000x14000 px.*--data\.max_image_pixels 178956970"):
             read.decode(bytes(bomb), "image")
 
 

@@ -15,15 +15,17 @@ from lightship.config import DataConfig
 from lightship.data import read, sources
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
+from lightship.data.decode import PixelLimit
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
 from lightship.data.order import EvalShare, ListedShare, Order, TrainShare
 from lightship.data.pixels import channel_statistics
+from lightship.data.regime import is_streamed, side_of_first
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
 from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.exits import ConfigError, DataError
 
-_STATISTICS_IMAGES = 1024
+_STATISTICS_IMAGES, _STATISTICS_AT_ONCE = 1024, 128
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -49,10 +51,10 @@ class ImageData(LightningDataModule):
         self.config, self.seed, self.accumulate, self.say = config, seed, accumulate, say
         self.manifests: dict[str, Manifest] = {}
         self.image_size_px = config.image_size_px or 0
+        self._limit = PixelLimit(config.max_image_pixels)
         self._bad: dict[str, BadSamples] = {}
-        self._decoded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._decoded: dict[str, tuple[torch.Tensor, np.ndarray]] = {}
         self._splits: dict[str, ResidentSplit | StreamedSplit] = {}
-        self._spread: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self._train_loader: StreamedTrainLoader | None = None
         self._chosen: ListedShare | None = None
 
@@ -151,70 +153,32 @@ class ImageData(LightningDataModule):
             name = manifest.name(int(np.argmax(manifest.label < 0)))
             raise DataError(f"{split} image without a label: {name} (--data.root)")
         most = config.max_bad_fraction if config.on_error == "skip" else None
-        if self._is_streamed(split):
-            # A rank meets its share of the samples only; of a prediction's all are counted at last.
-            peers = 1 if split == "predict" else ranks.world_size()
-            among = -(-len(manifest) // peers)
-            self._bad[split] = BadSamples(manifest, among, most)
+        # A rank meets its share of the samples only; of a prediction's all are counted at last.
+        peers = 1 if split == "predict" else ranks.world_size()
+        among = -(-len(manifest) // peers)
+        bad_samples = BadSamples(manifest, among, most)
+        if not self.image_size_px:
+            self.image_size_px = side_of_first(manifest, bad_samples, self._limit)
+        if is_streamed(config, split, manifest, self.image_size_px):
+            self._bad[split] = bad_samples
             return
         images, bad_samples = read.decode_all(
             manifest,
-            image_size_px=self.image_size_px or None,
+            image_size_px=self.image_size_px,
+            resize=config.image_size_px is not None,
             threads=self._threads(),
             max_bad_fraction=most,
+            limit=self._limit,
         )
-        self.image_size_px = images.shape[-1]
         bad = np.isin(np.arange(len(manifest)), list(bad_samples.told))
-        self._decoded[split], self._bad[split] = (images, bad), bad_samples
+        self._decoded[split] = torch.from_numpy(images), bad
+        self._bad[split] = bad_samples
         if bad.any():
             said = f"{bad.sum()} of {len(bad)} images could not be read and are skipped"
             self.say(f"{split}: {said} ({bad_samples.first_told()})")
 
     def _threads(self) -> int:
         return self.config.decode_threads or ranks.cores()
-
-    def _is_streamed(self, split: str) -> bool:
-        """Whether a split is streamed; sets image_size_px if nothing has, from the first image.
-
-        Raises:
-            ConfigError: It must be and cannot.
-        """
-        config, manifest = self.config, self.manifests[split]
-        size = self.image_size_px
-        needs_memory = manifest.container == "gzip" or storage.is_private(manifest.root)
-        if split == "predict" and config.mode == "auto" and not needs_memory:
-            return True  # each image is wanted once, and results from the first moment on
-        if not size:
-            _, first = next(iter(read.read_samples(manifest, np.array([0]))))
-            if isinstance(first, Exception):
-                return False  # decode_all tells of it, or skips it
-            size = read.decode(first, manifest.encoding).shape[-1]
-        gib = len(manifest) * 3 * size * size / 2**30
-        boxes = split == "train" and config.crop_min_area > 0
-        if config.mode == "streaming" or boxes:
-            why = "--data.crop_min_area" if boxes else "--data.mode streaming"
-        elif gib <= config.resident_gib:
-            return False
-        elif config.mode == "resident":
-            raise ConfigError(
-                f"the {split} split decodes to {gib:.1f} GiB at {size} px, more than "
-                f"--data.resident_gib {config.resident_gib:g}: raise it, lower "
-                "--data.image_size_px or set --data.mode streaming"
-            )
-        else:
-            why = f"{gib:.1f} GiB decoded, more than --data.resident_gib {config.resident_gib:g}"
-        if manifest.container == "gzip":
-            raise ConfigError(
-                f"the {split} split must be streamed ({why}), and gzip cannot be read in part: "
-                "pack it first (lightship pack)"
-            )
-        if storage.is_private(manifest.root):
-            raise ConfigError(
-                f"the {split} split must be streamed ({why}), and memory:// cannot: it is read by "
-                "another process"
-            )
-        self.image_size_px = size
-        return True
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and deviation a channel, in 0..1, as data.normalize asks for. Every rank; blocks.
@@ -225,15 +189,16 @@ class ImageData(LightningDataModule):
             return IMAGENET_MEAN, IMAGENET_STD
         if self.config.normalize == "none":
             return [0.0] * 3, [1.0] * 3
-        images, _ = self._evenly("train", _STATISTICS_IMAGES)
-        return channel_statistics(images)
+        ids = self._evenly("train", _STATISTICS_IMAGES)
+        parts = -(-len(ids) // _STATISTICS_AT_ONCE)
+        return channel_statistics(self._read("train", ids[at::parts])[0] for at in range(parts))
 
     def examples(self, split: str, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`count` images spread evenly over a split: uint8 [K,3,S,S], labels [K], ids [K], CPU.
 
         Blocks. Fewer if some of them cannot be read.
         """
-        images, ids = self._evenly(split, count)
+        images, ids = self._read(split, self._evenly(split, count))
         labels = self.manifests[split].label[ids]
         return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(ids)
 
@@ -245,27 +210,27 @@ class ImageData(LightningDataModule):
         images, readable = self._read(split, ids)
         return dict(zip(readable.tolist(), images.transpose(0, 2, 3, 1), strict=True))
 
-    def _evenly(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """([K, 3, S, S] uint8, [K] ids): the readable ones of `count` ids at even distances."""
-        if (split, count) not in self._spread:
-            size = len(self.manifests[split])
-            ids = np.linspace(0, size - 1, min(count, size)).astype(np.int64)
-            self._spread[split, count] = self._read(split, ids)
-        return self._spread[split, count]
+    def _evenly(self, split: str, count: int) -> np.ndarray:
+        """`count` ids of a split at even distances."""
+        size = len(self.manifests[split])
+        return np.linspace(0, size - 1, min(count, size)).astype(np.int64)
 
     def _read(self, split: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([K, 3, S, S] uint8, [K] ids): the readable ones of `ids`."""
         self.prepare(split)
         if split in self._decoded:
-            images, bad = (array[ids] for array in self._decoded[split])
+            held, bad = self._decoded[split][0], self._decoded[split][1][ids]
+            images = held[torch.from_numpy(ids).to(held.device)].cpu().numpy()
         else:
             most = 1.0 if self.config.on_error == "skip" else None
             images, bad_samples = read.decode_all(
                 self.manifests[split],
                 ids,
                 image_size_px=self.image_size_px,
+                resize=self.config.image_size_px is not None,
                 threads=self._threads(),
                 max_bad_fraction=most,
+                limit=self._limit,
             )
             bad = np.isin(ids, list(bad_samples.told))
         return images[~bad], ids[~bad]
@@ -379,9 +344,10 @@ class ImageData(LightningDataModule):
             is_remote = storage.is_remote(manifest.root)
             if split in self._decoded:
                 images, bad = self._decoded[split]
-                source: ResidentSplit | StreamedSplit = ResidentSplit.from_arrays(
-                    images, manifest.label, bad, device
-                )
+                held = ResidentSplit.from_arrays(images.numpy(), manifest.label, bad, device)
+                if device.type == "cuda":  # the host's copy is not needed any more
+                    self._decoded[split] = held.pixels.permute(0, 3, 1, 2), bad
+                source: ResidentSplit | StreamedSplit = held
             else:
                 source = StreamedSplit(
                     manifest,
@@ -392,6 +358,7 @@ class ImageData(LightningDataModule):
                     cache_bytes=int(self.config.cache_gib * 2**30) if is_remote else 0,
                     bad=self._bad[split],
                     device=device,
+                    limit=self._limit,
                 )
             self._splits[split] = source
         return self._splits[split]

@@ -15,6 +15,7 @@ import numpy as np
 from lightship import ranks, storage
 from lightship.config import PackConfig
 from lightship.data.bad_samples import BadSamples
+from lightship.data.decode import PixelLimit
 from lightship.data.manifest import Manifest
 from lightship.data.pack_plan import Plan, Shard, ShardRecord
 from lightship.data.read import Sample, read_samples
@@ -32,7 +33,8 @@ def stored_form(data: Sample, manifest: Manifest, options: PackConfig) -> tuple[
     """`recode` of a sample of a split. Raises DataError for a bad one."""
     if isinstance(data, DataError):
         raise data
-    return recode(data, manifest.encoding, options.short_side_px, options.quality)
+    limit = PixelLimit(options.max_image_pixels, "--max_image_pixels")
+    return recode(data, manifest.encoding, options.short_side_px, options.quality, limit)
 
 
 class _Stopped(Exception):

@@ -1,92 +1,51 @@
-"""Bytes to pixels: decodes an image as a person sees it, and fits it to a square."""
+"""Images as squares: an image fitted to one, a random part cut out, and statistics of many."""
 
-import contextlib
-import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from lightship.data.decode import DEFAULT_LIMIT, PixelLimit, decode, image_size
 from lightship.exits import DataError
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused undecoded: the bound from which Pillow warns of a bomb."""
-Image.init()
-# Of Pillow's formats those that only compute (none starts a program, as EPS does), if built in.
-_FORMATS = tuple(
-    {"JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "GIF", "TIFF", "AVIF"} & set(Image.OPEN)
-)
-_TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
-_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PNG_GREY, _PNG_RGB = 0, 2
-_EXIF_SEGMENT, _ORIENTATION_TAG = 0xE1, 0x112
-_OVERSAMPLING = 2  # with so many pixels a side before scaling, an image loses nothing visible
+OVERSAMPLING = 2
+"""With so many times the pixels a side before scaling, an image loses nothing visible."""
+_WIDE = 4  # longer than so many short sides, an image is cropped before it is scaled
 _LOG_ASPECT = math.log(4 / 3)
 
 
-def decode(
-    data: bytes | memoryview, encoding: str, least_px: tuple[int, int] | None = None
+def decode_square(
+    data: bytes | memoryview, encoding: str, size_px: int, limit: PixelLimit = DEFAULT_LIMIT
 ) -> np.ndarray:
-    """The pixels of a sample as a person sees it on a white page.
-
-    EXIF orientation is applied; grey, 16-bit, palette, transparent (over white) and CMYK images
-    become RGB; of an animation the first frame counts.
-
-    Args:
-        data: The sample's bytes.
-        encoding: `Manifest.encoding`.
-        least_px: (height, width) that are enough: a large JPEG may come at a half, a quarter or an
-            eighth of its size that is no smaller than this (12 megapixels for 448: in two thirds
-            of the time, and there is less to scale).
-
-    Returns:
-        [3, H, W] uint8 RGB. For encoding "image" a view of pixels that lie HWC in memory.
-
-    Raises:
-        DataError: Damaged, truncated, no image, or more than MAX_PIXELS; does not name the sample.
-    """
-    if encoding != "image":
-        shape = tuple(int(n) for n in encoding.removeprefix("raw:").split("x"))
-        if len(data) != np.prod(shape):
-            raise DataError(f"{len(data)} bytes where {encoding} has {np.prod(shape)}")
-        return np.frombuffer(data, dtype=np.uint8).reshape(shape)
-    if upright_jpeg_size(data) is not None:
-        return _decode_upright_jpeg(data, least_px or (0, 0))
-    if _suits_torchvision(data):
-        from torchvision.io import ImageReadMode, decode_image  # as slow to import as torch itself
-
-        with contextlib.suppress(RuntimeError):
-            tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_image(tensor, ImageReadMode.RGB, apply_exif_orientation=True).numpy()
-    return _decode_with_pillow(data).transpose(2, 0, 1)
-
-
-def decode_square(data: bytes | memoryview, encoding: str, size_px: int) -> np.ndarray:
     """The middle of an image as a square, [3, size_px, size_px] uint8: `decode` + `fit_square`."""
-    enough_px = _OVERSAMPLING * size_px
-    return fit_square(decode(data, encoding, (enough_px, enough_px)), size_px)
+    enough_px = OVERSAMPLING * size_px
+    return fit_square(decode(data, encoding, (enough_px, enough_px), limit), size_px)
 
 
 def decode_box(
-    data: bytes | memoryview, encoding: str, size_px: int, draws: np.ndarray, min_area: float
+    data: bytes | memoryview,
+    encoding: str,
+    size_px: int,
+    draws: np.ndarray,
+    min_area: float,
+    limit: PixelLimit = DEFAULT_LIMIT,
 ) -> np.ndarray:
     """A random part of an image as a square, [3, size_px, size_px] uint8 (see `random_box`)."""
-    size = upright_jpeg_size(data) if encoding == "image" else None
+    size = image_size(data) if encoding == "image" else None
     if size is None:
-        image = decode(data, encoding)
+        image = decode(data, encoding, limit=limit)
         height, width = image.shape[1:]
         return cut(image, random_box(height, width, draws, min_area), size_px)
     height, width = size
     top, left, box_height, box_width = random_box(height, width, draws, min_area)
-    enough_px = _OVERSAMPLING * size_px
+    enough_px = OVERSAMPLING * size_px
     least_px = -(-enough_px * height // box_height), -(-enough_px * width // box_width)
-    image = _decode_upright_jpeg(data, least_px)
+    image = decode(data, encoding, least_px, limit)
     down, across = image.shape[1] / height, image.shape[2] / width
     box = (
-        round(top * down), round(left * across),
+        min(round(top * down), image.shape[1] - 1), min(round(left * across), image.shape[2] - 1),
         max(1, round(box_height * down)), max(1, round(box_width * across)),
     )  # fmt: skip
     return cut(image, box, size_px)
@@ -106,9 +65,44 @@ def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
     """
     if image.shape[1:] == (size_px, size_px):
         return image
+    height, width = image.shape[1:]
+    if max(height, width) > _WIDE * min(height, width):
+        return _middle_of_wide(image, size_px)
     pixels = scale_short_side(image, size_px)
     top, left = (round((side - size_px) / 2) for side in pixels.shape[1:])
     return pixels[:, top : top + size_px, left : left + size_px]
+
+
+def _middle_of_wide(image: np.ndarray, size_px: int) -> np.ndarray:
+    """`fit_square` of a wide or tall image, scaling nothing that is not in the result.
+
+    The scaled image would be up to as many times larger than the result as the image is wider than
+    high: for 30000x1 pixels at 224, 4.5 GB.
+    """
+    height, width = image.shape[1:]
+    short = min(height, width)
+    spans = [_middle_span(side, short, size_px) for side in (height, width)]
+    (top, bottom, y0, y1), (left, right, x0, x1) = spans
+    part = np.ascontiguousarray(image[:, top:bottom, left:right].transpose(1, 2, 0))
+    square = Image.fromarray(part).resize(
+        (size_px, size_px), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1)
+    )
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _middle_span(side: int, short: int, size_px: int) -> tuple[int, int, float, float]:
+    """(first, end, from, to) along one side: the pixels needed, and what of them is scaled.
+
+    The latter becomes `size_px` pixels and is as exact as the offset of whole scaled pixels makes
+    it; the former are as many more as the filter reaches.
+    """
+    scaled = size_px * side // short
+    step = side / scaled
+    start = round((scaled - size_px) / 2) * step
+    reach = math.ceil(step) + 1
+    first = max(0, math.floor(start) - reach)
+    end = min(side, math.ceil(start + size_px * step) + reach)
+    return first, end, start - first, min(start + size_px * step, side) - first
 
 
 def scale_short_side(image: np.ndarray, size_px: int) -> np.ndarray:
@@ -179,110 +173,19 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return out[0].numpy().transpose(2, 0, 1)
 
 
-def upright_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that libjpeg-turbo alone decodes as Pillow would.
-
-    That is one with one or three channels, which EXIF does not turn. None for anything else.
-    """
-    frame = _jpeg_frame(data) if data[:2] == b"\xff\xd8" else None
-    if frame is None:
-        return None
-    height, width, channels, orientation = frame
-    is_plain = channels in (1, 3) and orientation == 1
-    return (height, width) if is_plain and 0 < height * width <= MAX_PIXELS else None
-
-
-def _suits_torchvision(data: bytes | memoryview) -> bool:
-    """Whether torchvision decodes these bytes as Pillow would; it is 1.2 to 4 times as fast.
-
-    That is: JPEG with one or three channels, PNG with 8 bits of grey or RGB and no transparency.
-    """
-    if data[:2] == b"\xff\xd8":
-        frame = _jpeg_frame(data)
-        if frame is None:
-            return False
-        height, width, channels, _ = frame
-        return channels in (1, 3) and 0 < height * width <= MAX_PIXELS
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 33:
-        width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-        opaque = b"tRNS" not in bytes(data[33:]).partition(b"IDAT")[0]
-        is_plain = data[24] == 8 and data[25] in (_PNG_GREY, _PNG_RGB)
-        return is_plain and opaque and 0 < height * width <= MAX_PIXELS
-    return False
-
-
-def _jpeg_frame(data: bytes | memoryview) -> tuple[int, int, int, int] | None:
-    """(height, width, channels, EXIF orientation) from a JPEG's headers; None if there are none."""
-    at, end, orientation = 2, len(data) - 9, 1
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        length = 2 + ((data[at + 2] << 8) | data[at + 3])
-        if marker in _JPEG_FRAMES:
-            return (
-                (data[at + 5] << 8) | data[at + 6],
-                (data[at + 7] << 8) | data[at + 8],
-                data[at + 9],
-                orientation,
-            )
-        if marker == _EXIF_SEGMENT and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(bytes(data[at + 4 : at + length]))
-        at += 1 if marker == 0xFF else length
-    return None
-
-
-def _orientation(exif: bytes) -> int:
-    """As Pillow reads it; 0, which is none, where it cannot."""
-    table = Image.Exif()
-    try:
-        table.load(exif)
-    except Exception:  # whatever damaged bytes lead the parser into
-        return 0
-    return int(table.get(_ORIENTATION_TAG, 1))
-
-
-def _decode_upright_jpeg(data: bytes | memoryview, least_px: tuple[int, int]) -> np.ndarray:
-    """[3, H, W] uint8; see `decode`."""
-    height, width = least_px
-    with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
-        pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
-        return pixels.transpose(2, 0, 1)
-    return _decode_with_pillow(data).transpose(2, 0, 1)
-
-
-def _decode_with_pillow(data: bytes | memoryview) -> np.ndarray:
-    """[H, W, 3] uint8."""
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"{image.width}x{image.height} px, more than the {MAX_PIXELS} allowed")
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode in _SIXTEEN_BIT:
-            deep = np.asarray(image).astype(np.int64).clip(0, 65535)
-            grey = ((deep + 128) // 257).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        if image.mode in _TRANSPARENT or "transparency" in image.info:
-            image = image.convert("RGBA")
-            page = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(page, image)
-        if image.mode == "F":
-            raise DataError("floating-point pixels, whose white is unknown")
-        return np.asarray(image.convert("RGB"))
-    except (DataError, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"no image ({len(data)} bytes that begin {bytes(data[:8])!r})") from error
-    except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them into
-        reason = str(error) or type(error).__name__
-        raise DataError(f"a damaged or unsupported image ({reason})") from error
-
-
-def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel, in 0..1, of images [N, C, H, W] uint8.
+def channel_statistics(parts: Iterable[np.ndarray]) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, in 0..1, of images [N, 3, H, W] uint8 in parts.
 
     Of whole-number histograms: exact, so the same on every machine and rank.
+
+    Raises:
+        DataError: There are no images.
     """
-    histogram = np.stack([np.bincount(c.ravel(), minlength=256) for c in images.swapaxes(0, 1)])
+    histogram = np.zeros((3, 256), dtype=np.int64)
+    for images in parts:
+        histogram += [np.bincount(c.ravel(), minlength=256) for c in images.swapaxes(0, 1)]
+    if not histogram.any():
+        raise DataError("no image to take the mean of (--data.normalize auto) can be read")
     weight = histogram / histogram.sum(1, keepdims=True)
     level = np.arange(256) / 255
     mean = weight @ level

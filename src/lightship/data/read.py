@@ -14,8 +14,9 @@ import numpy as np
 
 from lightship import storage
 from lightship.data.bad_samples import BadSamples
+from lightship.data.decode import DEFAULT_LIMIT, PixelLimit, decode
 from lightship.data.manifest import Manifest
-from lightship.data.pixels import decode, decode_square, fit_square
+from lightship.data.pixels import decode_square, fit_square
 from lightship.data.sources_parquet import RowReader
 from lightship.exits import DataError, LightshipError
 
@@ -68,9 +69,11 @@ def decode_all(
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray | None = None,
     image_size_px: int | None = None,
+    resize: bool = True,
     threads: int = 0,
     max_bad_fraction: float | None = None,
     progress: Callable[[int], None] | None = None,
+    limit: PixelLimit = DEFAULT_LIMIT,
 ) -> tuple[np.ndarray, BadSamples]:
     """Read and decode samples into one array, files in the order they lie. Any rank; blocks.
 
@@ -80,13 +83,16 @@ def decode_all(
         manifest: The split.
         ids: [N] which samples; default: all.
         image_size_px: Make squares of this side (`fit_square`); None: all must have one size.
+        resize: If not, images must have that side instead.
         threads: Decoding threads; 0: one a core.
         max_bad_fraction: Largest share of N that may be bad and is left black; None: raise at the
             first.
         progress: Called now and then, in the calling thread, with how many are done so far.
+        limit: Bound of an image that is decoded.
 
     Returns:
-        ([N, 3, H, W] uint8 in the order of `ids`, those that could not be read).
+        ([N, 3, H, W] uint8 in the order of `ids`, a view of pixels that lie NHWC in memory; those
+        that could not be read).
 
     Raises:
         DataError: A bad sample, too many or all, or images of two sizes.
@@ -94,13 +100,16 @@ def decode_all(
     ids = np.arange(len(manifest)) if ids is None else np.asarray(ids, dtype=np.int64)
     order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
     result = _Result(manifest, ids, max_bad_fraction)
+    if not resize and image_size_px is not None:
+        result.expect((3, image_size_px, image_size_px))
+        image_size_px = None
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
     waiting: deque[tuple[list[int], Future[list[np.ndarray | DataError]]]] = deque()
     done, samples = 0, (sample for _, sample in read_samples(manifest, ids[order]))
     try:
         for places, chunk in _chunks(order.tolist(), samples):
-            decoding = pool.submit(_decode_chunk, chunk, manifest.encoding, image_size_px)
+            decoding = pool.submit(_decode_chunk, chunk, manifest.encoding, image_size_px, limit)
             waiting.append((places, decoding))
             is_last = done + sum(len(each) for each, _ in waiting) == len(ids)
             while waiting and (is_last or len(waiting) > 2 * threads + 2):
@@ -127,18 +136,24 @@ class _Result:
         self.manifest, self.ids = manifest, ids
         self.bad = BadSamples(manifest, len(ids), max_bad_fraction)
         self.images = np.zeros((0, 3, 0, 0), dtype=np.uint8)
-        self.first_place: int | None = None
+        self.first = "others"
+
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """All images have this shape [3, H, W]."""
+        channels, height, width = shape
+        rows = np.zeros((len(self.ids), height, width, channels), dtype=np.uint8)
+        self.images = rows.transpose(0, 3, 1, 2)
 
     def put(self, place: int, image: np.ndarray | DataError) -> None:
         if isinstance(image, DataError):
             self.bad.add(int(self.ids[place]), image)
             return
-        if self.first_place is None:
-            self.first_place = place
-            self.images = np.zeros((len(self.ids), *image.shape), dtype=np.uint8)
+        if not self.images.shape[-1]:
+            self.expect(image.shape)
+            self.first = self.manifest.name(self.ids[place])
         if image.shape != self.images.shape[1:]:
-            names = [self.manifest.name(self.ids[each]) for each in (place, self.first_place)]
-            raise two_sizes(names[0], image.shape, names[1], self.images.shape[1:])
+            name = self.manifest.name(self.ids[place])
+            raise two_sizes(name, image.shape, self.first, self.images.shape[1:])
         self.images[place] = image
 
 
@@ -167,7 +182,7 @@ def _chunks(
 
 
 def _decode_chunk(
-    chunk: list[Sample], encoding: str, image_size_px: int | None
+    chunk: list[Sample], encoding: str, image_size_px: int | None, limit: PixelLimit
 ) -> list[np.ndarray | DataError]:
     images: list[np.ndarray | DataError] = []
     for data in chunk:
@@ -175,9 +190,9 @@ def _decode_chunk(
             if isinstance(data, DataError):
                 raise data
             if image_size_px is None:
-                images.append(decode(data, encoding))
+                images.append(decode(data, encoding, limit=limit))
             else:
-                images.append(decode_square(data, encoding, image_size_px))
+                images.append(decode_square(data, encoding, image_size_px, limit))
         except DataError as error:
             images.append(error)
     return images

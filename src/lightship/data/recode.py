@@ -6,7 +6,8 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from lightship.data.pixels import decode, scale_short_side
+from lightship.data.decode import DEFAULT_LIMIT, PixelLimit, decode
+from lightship.data.pixels import OVERSAMPLING, scale_short_side
 from lightship.exits import DataError
 
 SCALED_JPEG_QUALITY = 90
@@ -35,7 +36,11 @@ def extension_of(data: bytes) -> str:
 
 
 def recode(
-    data: bytes, encoding: str, short_side_px: int | None, quality: int | None
+    data: bytes,
+    encoding: str,
+    short_side_px: int | None,
+    quality: int | None,
+    limit: PixelLimit = DEFAULT_LIMIT,
 ) -> tuple[bytes, str]:
     """A sample as it is stored: bytes and extension.
 
@@ -47,6 +52,7 @@ def recode(
         encoding: `Manifest.encoding`.
         short_side_px: Scale a larger image down to this shorter side, as `fit_square` would.
         quality: Make it a JPEG of this quality, 1 to 100.
+        limit: Bound of an image that is decoded.
 
     Raises:
         DataError: It cannot be decoded (if it has to be), or is no image; does not name the sample.
@@ -57,7 +63,8 @@ def recode(
             return data, extension
     else:
         extension = "png"
-    pixels = decode(data, encoding)
+    least_px = (OVERSAMPLING * short_side_px,) * 2 if short_side_px else None
+    pixels = decode(data, encoding, least_px, limit)
     is_scaled = short_side_px is not None and min(pixels.shape[1:]) > short_side_px
     if encoding == "image" and not is_scaled and quality is None:
         return data, extension

@@ -11,6 +11,7 @@ from lightship import devices
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
+from lightship.data.decode import DEFAULT_LIMIT, PixelLimit
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, ListedShare, TrainShare
@@ -35,6 +36,7 @@ class StreamedSplit:
         cache_bytes: Of the block cache; 0: none.
         bad: Takes the samples that cannot be read.
         device: Where batches go.
+        limit: Bound of an image that is decoded.
     """
 
     manifest: Manifest
@@ -45,6 +47,7 @@ class StreamedSplit:
     cache_bytes: int
     bad: BadSamples
     device: torch.device
+    limit: PixelLimit = DEFAULT_LIMIT
 
     def task(
         self, share: TrainShare | EvalShare | ListedShare, stretch: Stretch, mixed_bytes: int = 0
@@ -58,6 +61,7 @@ class StreamedSplit:
             share.batch_size,
             self.size_px,
             self.resize,
+            self.limit,
             min_area=0.0,
             flip=None,
             seed=0,

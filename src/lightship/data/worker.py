@@ -1,8 +1,8 @@
 """The worker: a rank's process that fetches and decodes batches into shared memory.
 
 One process and not several, or each would fetch the blocks of the others; its threads decode, and
-torchvision lets go of Python's lock for that. It runs `main`, which takes up one task after the
-other (worker_process.py hands them over) and does them at once, each in threads of its own.
+the decoders release Python's lock for that. It runs `main`, which takes up one task after the other
+(worker_process.py hands them over) and does them at once, each in threads of its own.
 """
 
 import contextlib
@@ -24,9 +24,10 @@ from lightship import storage
 from lightship.batch import NOT_COUNTED
 from lightship.data.augment import Augment, uniform
 from lightship.data.cache import BlockCache
+from lightship.data.decode import PixelLimit, decode
 from lightship.data.fetch import FetchedBatch, Fetcher, Raw, Share, Stretch
 from lightship.data.manifest import Manifest
-from lightship.data.pixels import decode, decode_box, decode_square
+from lightship.data.pixels import decode_box, decode_square
 from lightship.data.read import fault_of, two_sizes
 from lightship.data.worker_process import SharedSlots
 from lightship.exits import DataError, LightshipError
@@ -48,6 +49,7 @@ class Task:
         batch_size: Rows of each.
         size_px: Side of the squares.
         resize: Whether images are scaled to that, or must have it.
+        limit: Bound of an image that is decoded.
         min_area: Least share of the image in a random box; 0: no boxes but the whole image.
         flip: Mirrors those images that it would mirror, and does no more; None: nothing.
         seed: The run's.
@@ -65,6 +67,7 @@ class Task:
     batch_size: int
     size_px: int
     resize: bool
+    limit: PixelLimit
     min_area: float
     flip: Augment | None
     seed: int
@@ -271,10 +274,10 @@ class _Decoder:
         assert not isinstance(raw, DataError)
         encoding = task.manifest.encoding
         if task.min_area:
-            return decode_box(raw, encoding, task.size_px, box_draws, task.min_area)
+            return decode_box(raw, encoding, task.size_px, box_draws, task.min_area, task.limit)
         if task.resize:
-            return decode_square(raw, encoding, task.size_px)
-        image = decode(raw, encoding)
+            return decode_square(raw, encoding, task.size_px, task.limit)
+        image = decode(raw, encoding, limit=task.limit)
         if image.shape[1:] != (task.size_px, task.size_px):
             expected = (3, task.size_px, task.size_px)
             raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))

@@ -8,8 +8,8 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
+from lightship.data.decode import PixelLimit, decode
 from lightship.data.manifest import Manifest, refuse_one_class
-from lightship.data.pixels import decode
 from lightship.data.read import read_samples
 from lightship.data.sources import scan
 from lightship.doctor.check import Finding, in_daemon, skipped
@@ -69,6 +69,7 @@ def _unreadable(data: DataConfig, manifest: Manifest) -> tuple[int, list[str]]:
     ids = np.unique(np.linspace(0, len(manifest) - 1, most).astype(np.int64))
     rng = np.random.default_rng(0)
     rng.shuffle(ids)  # so that those seen before the time is up lie everywhere
+    limit = PixelLimit(data.max_image_pixels)
     ends_s, looked_at, bad = time.monotonic() + _LOOKED_AT_S, 0, []
     for at in range(0, len(ids), _AT_A_TIME):
         for i, sample in read_samples(manifest, np.sort(ids[at : at + _AT_A_TIME])):
@@ -76,7 +77,7 @@ def _unreadable(data: DataConfig, manifest: Manifest) -> tuple[int, list[str]]:
             try:
                 if isinstance(sample, DataError):
                     raise sample
-                decode(sample, manifest.encoding)
+                decode(sample, manifest.encoding, limit=limit)
             except DataError as error:
                 name = manifest.name(i)
                 bad.append(str(error) if name in str(error) else f"{name}: {error}")

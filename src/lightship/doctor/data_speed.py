@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from lightship import storage
 from lightship.config import DataConfig
+from lightship.data.decode import PixelLimit
 from lightship.data.pixels import decode_square
 from lightship.doctor.check import Finding
 from lightship.doctor.first_samples import FirstSamples
@@ -43,7 +44,7 @@ def measure(data: DataConfig, first: FirstSamples) -> Speeds:
     begun_s = time.perf_counter()
     for image in first.images:
         try:
-            decode_square(image, first.encoding, size)
+            decode_square(image, first.encoding, size, PixelLimit(data.max_image_pixels))
         except DataError:
             if data.on_error == "raise":
                 raise

@@ -10,8 +10,8 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
+from lightship.data.decode import decode
 from lightship.data.manifest import Manifest, load_manifests
-from lightship.data.pixels import decode
 from lightship.data.read import plan_spans, read_samples
 from lightship.data.shards import INDEX
 from lightship.data.sources import NAMED_ROOTS, nothing_there, scan

@@ -1,0 +1,97 @@
+"""How a split is read: held in memory, decoded, or streamed; and the side of its images."""
+
+import numpy as np
+
+from lightship import storage
+from lightship.config import DataConfig
+from lightship.data.bad_samples import BadSamples
+from lightship.data.decode import PixelLimit, decode
+from lightship.data.manifest import Manifest
+from lightship.data.read import read_samples
+from lightship.exits import ConfigError, DataError
+
+_MOST_AT_ONCE = 64
+
+
+def side_of(image: np.ndarray, name: str) -> int:
+    """Side in pixels of an image [3, S, S] that is not resized.
+
+    Raises:
+        DataError: It is not square.
+    """
+    _, height, width = image.shape
+    if height != width:
+        raise DataError(
+            f"{name} is {width}x{height} px, which is not square: set --data.image_size_px, the "
+            "side of the square that each image is scaled and cropped to"
+        )
+    return int(height)
+
+
+def side_of_first(manifest: Manifest, bad: BadSamples, limit: PixelLimit) -> int:
+    """Side in pixels of the first image of a split that can be read. Any rank; blocks.
+
+    Args:
+        manifest: The split.
+        bad: Takes those before it.
+        limit: Bound of an image that is decoded.
+
+    Raises:
+        DataError: It is not square; or an image cannot be read and may not be skipped.
+    """
+    start, count = 0, 1
+    while start < len(manifest):
+        ids = np.arange(start, min(start + count, len(manifest)))
+        for i, sample in read_samples(manifest, ids):
+            try:
+                if isinstance(sample, DataError):
+                    raise sample
+                image = decode(sample, manifest.encoding, limit=limit)
+            except DataError as error:
+                bad.add(i, error)
+            else:
+                return side_of(image, manifest.name(i))
+        start, count = start + count, min(2 * count, _MOST_AT_ONCE)
+    raise DataError(f"none of {len(manifest)} images can be read: {bad.first_told()}")
+
+
+def is_streamed(config: DataConfig, split: str, manifest: Manifest, size_px: int) -> bool:
+    """Whether a split is streamed.
+
+    Args:
+        config: The data section.
+        split: Its name.
+        manifest: The split.
+        size_px: Side of its decoded images.
+
+    Raises:
+        ConfigError: It must be and cannot, or must not be and does not fit.
+    """
+    needs_memory = manifest.container == "gzip" or storage.is_private(manifest.root)
+    if split == "predict" and config.mode == "auto" and not needs_memory:
+        return True  # each image is wanted once, and results from the first moment on
+    gib = len(manifest) * 3 * size_px * size_px / 2**30
+    boxes = split == "train" and config.crop_min_area > 0
+    if config.mode == "streaming" or boxes:
+        why = "--data.crop_min_area" if boxes else "--data.mode streaming"
+    elif gib <= config.resident_gib:
+        return False
+    elif config.mode == "resident":
+        raise ConfigError(
+            f"the {split} split decodes to {gib:.1f} GiB at {size_px} px, more than "
+            f"--data.resident_gib {config.resident_gib:g}: raise it, lower "
+            "--data.image_size_px or set --data.mode streaming"
+        )
+    else:
+        why = f"{gib:.1f} GiB decoded, more than --data.resident_gib {config.resident_gib:g}"
+    if manifest.container == "gzip":
+        raise ConfigError(
+            f"the {split} split must be streamed ({why}), and gzip cannot be read in part: "
+            "pack it first (lightship pack)"
+        )
+    if storage.is_private(manifest.root):
+        raise ConfigError(
+            f"the {split} split must be streamed ({why}), and memory:// cannot: it is read by "
+            "another process"
+        )
+    return True
