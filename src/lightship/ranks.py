@@ -141,6 +141,15 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def all_gather(value: T) -> list[T]:
+    """Every rank's value in rank order on every rank. Every rank; blocks."""
+    if not is_open():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def wait_for_rank_0() -> None:
     """Let rank 0 finish writing before this rank's end stops the job. Every rank, when leaving.
 

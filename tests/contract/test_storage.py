@@ -1,6 +1,7 @@
 """Every kind of storage keeps the same promises."""
 
 import abc
+import contextlib
 import hashlib
 import http.server
 import importlib.util
@@ -23,7 +24,7 @@ from tests.s3 import KEYS, S3Server
 
 from lightship import storage
 from lightship.exits import ConfigError, DataError
-from lightship.storage import Denied, FileInfo, NotFound, Span, StorageTimeout
+from lightship.storage import Denied, FileInfo, Limits, NotFound, Span, StorageTimeout
 from lightship.storage.ahead import ReadAhead
 
 TREE = {
@@ -375,6 +376,38 @@ def test_a_hanging_file_ends_in_a_time_out_and_lets_the_process_go(tmp_path: Pat
     env = {**os.environ, "LIGHTSHIP_STORAGE_DEADLINE_S": "1"}
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "pipe"], env=env, timeout=50)
     assert done.returncode == 74
+
+
+@pytest.mark.timeout(60)
+def test_an_error_among_spans_does_not_wait_for_the_others(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotFound, match="gone"):
+        storage.read_spans([Span(f"{tmp_path}/{name}", 0, 4) for name in ("pipe", "gone")])
+
+
+@pytest.mark.timeout(60)
+def test_reads_ahead_are_as_many_at_once_after_a_pause(tmp_path: Path) -> None:
+    """A pipe that can be opened for writing has a reader; without a writer its read takes long."""
+    (tmp_path / "file").write_bytes(b"1234")
+    pipes = [tmp_path / f"pipe-{number}" for number in range(Limits.threads)]
+    reads = ReadAhead()
+    assert reads.result(reads.begin(Span(str(tmp_path / "file"), 0, 4))) == b"1234"
+    until = time.monotonic() + 30
+    while not reads._idle:
+        assert time.monotonic() < until
+    for pipe in pipes:
+        os.mkfifo(pipe)
+        reads.begin(Span(str(pipe), 0, 4))
+    writers: dict[Path, int] = {}
+    while len(writers) < len(pipes):
+        assert time.monotonic() < until, f"{len(writers)} of {len(pipes)} reads at once"
+        for pipe in set(pipes) - writers.keys():
+            with contextlib.suppress(OSError):  # no reader yet
+                writers[pipe] = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    reads.close()
+    for pipe, writer in writers.items():
+        pipe.unlink()
+        os.close(writer)
 
 
 def test_an_unwritable_place_is_named_with_the_flag(tmp_path: Path) -> None:

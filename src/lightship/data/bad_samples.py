@@ -1,15 +1,31 @@
-"""Samples that cannot be read: told of, counted, left out, or too many."""
+"""Samples that cannot be read: named, counted against the whole split, skipped, or too many."""
 
+import functools
+from collections.abc import Iterable, Mapping
 from threading import Lock
+from typing import Any, NamedTuple
 
+from lightship import ranks
 from lightship.data.manifest import Manifest
-from lightship.exits import DataError
+from lightship.exits import ConfigError, DataError
 
 _NAMED = 3
 
 
+class News(NamedTuple):
+    """What one rank has found since the ranks last compared their bad samples."""
+
+    told: dict[int, str]
+    """Sample -> its name, and why it cannot be read."""
+    is_denied: bool
+    """Whether access was denied to each of them."""
+
+
 class BadSamples:
-    """The samples that cannot be read: each is told of, left out or too many. For any thread.
+    """The samples of a split that cannot be read, each counted once. For any thread.
+
+    Each rank counts those that it meets itself, at once, against the whole split; where the ranks
+    compare theirs (`take_news`, `merge`), those of all ranks are counted, each once.
 
     Args:
         manifest: The split.
@@ -31,6 +47,8 @@ class BadSamples:
         self.manifest, self.among, self.flags = manifest, among, flags
         self.max_fraction = max_fraction
         self.told: dict[int, str] = {}
+        self._compared: set[int] = set()
+        self._is_denied = True
         self._lock = Lock()
 
     def add(self, i: int, error: DataError) -> None:
@@ -38,24 +56,92 @@ class BadSamples:
 
         Raises:
             DataError: It may not be left out, or too many (or all) have been.
+            ConfigError: The same, where access was denied to all of them.
         """
         name = self.manifest.name(i)
         told = str(error) if name in str(error) else f"{name}: {error}"
+        is_denied = error.exit_name == ConfigError.exit_name
         if self.max_fraction is None:
-            raise DataError(f"{told}; {self.flags}on_error skip leaves such images out") from error
+            kind = ConfigError if is_denied else DataError
+            raise kind(f"{told}; {self.flags}on_error skip leaves such images out") from error
         with self._lock:
             self.told[i] = told
+            self._is_denied = self._is_denied and is_denied
+        self._check(told, error)
+
+    def take_news(self) -> News:
+        """Those found since the last call, for the other ranks."""
+        with self._lock:
+            news = {i: told for i, told in self.told.items() if i not in self._compared}
+            self._compared.update(news)
+            return News(news, self._is_denied)
+
+    def merge(self, news: Iterable[News]) -> None:
+        """Count what all ranks have found, the same on each of them.
+
+        Raises:
+            DataError: Too many (or all) are bad.
+            ConfigError: The same, where access was denied to all of them.
+        """
+        last = ""
+        for each in news:
+            self._take_over(each.told, each.is_denied)
+            last = next(reversed(each.told.values()), last)
+        if last:
+            self._check(last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: those known so far, and of which samples."""
+        return {"samples": self._fingerprint, "told": dict(sorted(self.told.items()))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on from a checkpoint on every rank; from that of other samples nothing is taken."""
+        if state["samples"] == self._fingerprint:
+            self._take_over(state["told"], is_denied=False)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self.manifest.fingerprint()
+
+    def _take_over(self, told: Mapping[int, str], is_denied: bool) -> None:
+        """Count samples that every rank knows."""
+        with self._lock:
+            self.told = {**told, **self.told}
+            self._compared.update(told)
+            self._is_denied = self._is_denied and (is_denied or not told)
+
+    def _check(self, last: str, cause: DataError | None = None) -> None:
+        assert self.max_fraction is not None
+        with self._lock:
             count = len(self.told)
+            kind = ConfigError if self._is_denied else DataError
         if count == self.among:
-            raise DataError(f"none of {count} images can be read; the last: {told}") from error
+            raise kind(f"none of {count} images can be read; the last: {last}") from cause
         if count > self.max_fraction * self.among:
-            raise DataError(
+            raise kind(
                 f"at least {count} of {self.among} images are bad, more than "
-                f"{self.flags}max_bad_fraction {self.max_fraction:g} allows; the last: {told}; "
+                f"{self.flags}max_bad_fraction {self.max_fraction:g} allows; the last: {last}; "
                 "remove them or raise that flag"
-            ) from error
+            ) from cause
 
     def first_told(self) -> str:
         """The first few, for a line of a log."""
         named = "; ".join(list(self.told.values())[:_NAMED])
         return f"{named}; ..." if len(self.told) > _NAMED else named
+
+
+def compare_ranks(splits: Mapping[str, BadSamples]) -> None:
+    """Count the bad samples of all ranks against the bound. Every rank; blocks for the others.
+
+    Args:
+        splits: The same splits on every rank.
+
+    Raises:
+        DataError: Too many (or all) of a split are bad.
+        ConfigError: The same, where access was denied to all of them.
+    """
+    news = {split: bad.take_news() for split, bad in splits.items()}
+    if ranks.any_rank(any(each.told for each in news.values())):
+        everybodys = ranks.all_gather(news)
+        for split, bad in splits.items():
+            bad.merge(each[split] for each in everybodys)

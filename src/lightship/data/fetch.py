@@ -274,10 +274,11 @@ class Fetcher:
         """
         if self._rows is not None:
             return request.future.result()
+        got: storage.Data | Exception
         try:
             got = self._reads.result(request.future)
         except LightshipError as error:
-            if error.exit_name != "data":
-                raise
-            return self._read_one_by_one(request.run)  # a file is cut or gone: whose samples?
+            if storage.is_file_error(error) and len(request.run) > 1:
+                return self._read_one_by_one(request.run)  # a file is cut or gone: whose samples?
+            got = error
         return dict(samples_of(self.manifest, request.run, request.start, got))

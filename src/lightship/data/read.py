@@ -45,11 +45,11 @@ def read_samples(
         ids: [M] integers below len(manifest).
 
     Yields:
-        (id, bytes), or (id, DataError) for a sample that is empty, truncated, gone or whose
-        checksum differs.
+        (id, bytes), or (id, DataError) for a sample that is empty, truncated, gone, that nobody
+        may read, or whose checksum differs.
 
     Raises:
-        LightshipError: The storage fails (no access, deadline), which is no sample's fault.
+        LightshipError: The storage fails (bad credentials, deadline), which is no sample's fault.
     """
     ids = np.asarray(ids, dtype=np.int64)
     reader = _Ranges(manifest) if manifest.container == "bytes" else _OneFileAtATime(manifest)
@@ -220,10 +220,12 @@ def fault_of(manifest: Manifest, i: int, data: bytes | memoryview) -> DataError 
 
 
 def _sample_error(manifest: Manifest, i: int, error: Exception) -> DataError:
-    """The error as one sample's; one that is no sample's fault is raised on."""
-    if isinstance(error, LightshipError) and error.exit_name == "data":
-        return DataError(f"{manifest.name(i)}: {error}")
-    raise error
+    """The error as one sample's, with its exit code; one that is no sample's fault is raised on."""
+    if not (isinstance(error, LightshipError) and storage.is_file_error(error)):
+        raise error
+    of_sample = DataError(f"{manifest.name(i)}: {error}")
+    of_sample.exit_name = error.exit_name
+    return of_sample
 
 
 def plan_spans(

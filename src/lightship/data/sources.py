@@ -242,8 +242,6 @@ def _list_zip(url: str) -> _Listing:
         if entry.is_dir():
             folders.append(PurePosixPath(path))
         elif not is_ignored(path):
-            if entry.flag_bits & 1:
-                raise DataError(f"{root}: {entry.filename} is encrypted")
             files[path] = entry
     return _Listing(
         {path: entry.file_size for path, entry in files.items()},

@@ -40,7 +40,9 @@ from lightship.storage.retry import (
     NotFound,
     Patience,
     StorageTimeout,
+    at_once,
     in_daemon,
+    is_file_error,
     persist,
     result_of,
 )
@@ -49,10 +51,10 @@ from lightship.storage.urls import base_name, is_private, is_remote, join, local
 
 __all__ = [
     "Data", "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
-    "cache_path", "cached_download", "check_writable", "download", "exists", "is_private",
-    "is_remote", "join", "list_files", "local_path", "make_ready", "modified_s", "open_binary",
-    "read_bytes", "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes",
-    "write_file",
+    "cache_path", "cached_download", "check_writable", "download", "exists", "is_file_error",
+    "is_private", "is_remote", "join", "list_files", "local_path", "make_ready", "modified_s",
+    "open_binary", "read_bytes", "read_range", "read_spans", "redact", "remove", "size_bytes",
+    "write_bytes", "write_file",
 ]  # fmt: skip
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
@@ -244,15 +246,23 @@ def read_spans(
 ) -> list[bytes | Exception]:
     """Many reads at once, as many in flight as `Limits` says; results in the order of `spans`.
 
-    One GET a span, no HEAD. With on_error="return" a LightshipError stands in the place of what
-    could not be read; after a StorageTimeout the reads not yet begun are given up with it.
+    One GET a span, no HEAD. The first error is raised at once, and no more reads are begun. With
+    on_error="return" a LightshipError stands in the place of what could not be read; after a
+    StorageTimeout the reads not yet begun are given up with it.
     """
     results: list[bytes | Exception] = [b""] * len(spans)
     groups: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for index, span in enumerate(spans):
         assert 0 <= span.start <= (span.start if span.end is None else span.end), span
-        if span.end != span.start:
+        if span.end == span.start:
+            continue
+        try:
             backend, path = resolve(span.url)
+        except LightshipError as error:
+            if on_error == "raise":
+                raise
+            results[index] = error
+        else:
             groups.setdefault(id(backend), (backend, []))[1].append((index, path))
     for backend, places in groups.values():
         _read_group(backend, places, spans, results, on_error)
@@ -266,32 +276,27 @@ def _read_group(
     results: list[bytes | Exception],
     on_error: str,
 ) -> None:
-    todo, at_once = iter(places), backend.reads_at_once(Limits.now())
     longest_bytes = max((spans[i].end or 0) - spans[i].start for i, _ in places)
     watch = Patience(spans[places[0][0]].url, max(0, longest_bytes))
+    expired: list[StorageTimeout] = []
 
-    def read_some() -> None:
-        for index, path in todo:
-            span = spans[index]
-            patience = Patience(span.url, span.end - span.start if span.end else 0)
-            read = partial(backend.read, patience, path, span.start, span.end)
-            try:
-                results[index] = bytes(persist(read, patience))
-            except LightshipError as error:
-                results[index] = error
-                if on_error == "raise":
-                    raise
-                if isinstance(error, StorageTimeout):
-                    for other, _ in todo:
-                        results[other] = error
-            watch.progress()
+    def read_one(place: tuple[int, str]) -> None:
+        (index, path), span = place, spans[place[0]]
+        patience = Patience(span.url, span.end - span.start if span.end else 0)
+        read = partial(backend.read, patience, path, span.start, span.end)
+        try:
+            if expired:
+                raise expired[0]
+            results[index] = bytes(persist(read, patience))
+        except LightshipError as error:
+            if on_error == "raise":
+                raise
+            results[index] = error
+            if isinstance(error, StorageTimeout):
+                expired.append(error)
+        watch.progress()
 
-    futures = [in_daemon(read_some) for _ in range(min(at_once, len(places)))]
-    try:
-        for future in futures:
-            result_of(future, watch)
-    finally:
-        list(todo)  # after an error nobody begins another
+    at_once(read_one, places, backend.reads_at_once(Limits.now()), watch)
 
 
 def open_binary(url: str) -> BinaryIO:

@@ -46,7 +46,8 @@ class ReadAhead:
             self._waiting.append((span, future))
             if self._idle:
                 self._turn.notify()
-            elif self._threads < self._most_threads(span):
+            # A thread stays idle until it has woken up: it takes one of many that come at once.
+            if len(self._waiting) > self._idle and self._threads < self._most_threads(span):
                 self._threads += 1
                 threading.Thread(target=self._read_all, name="lightship-read", daemon=True).start()
         return future
@@ -99,7 +100,7 @@ class ReadAhead:
     def _most_threads(self, span: Span) -> int:
         limits = Limits.now()
         try:
-            return resolve(span.url)[0].reads_at_once(limits)
+            return self._resolve(span.url)[0].reads_at_once(limits)
         except Exception:
             return 1  # its own read will raise it
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightship.exits import ConfigError, DataError
+from lightship.exits import ConfigError, DataError, LightshipError
 from lightship.storage.retry import (
     Limits,
     Patience,
@@ -134,12 +134,33 @@ class Remote:
         return self.fs.modified(path).timestamp()
 
     def read(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
-        if self.is_archive and self.size(patience, path) is None:
-            raise IsADirectoryError(path)
-        with self.turn:
-            data = self.fs.cat_file(path, start=start or None, end=end)
+        if self.is_archive:
+            return self._read_member(patience, path, start, end)
+        data = self.fs.cat_file(path, start=start or None, end=end)
         if end is not None and len(data) != end - start:
             raise _wrong_length(path, _size(self.fs.info(path)), start, end, len(data))
+        return data
+
+    def _read_member(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
+        """Of an archive: what goes wrong is the member's fault, unless storage or system say so."""
+        if self.size(patience, path) is None:
+            raise IsADirectoryError(path)
+        try:
+            with self.turn:
+                data = self.fs.cat_file(path, start=start or None, end=end)
+        except (LightshipError, MemoryError):
+            raise
+        except Exception as error:  # an unknown method, a password, whatever damage leads it into
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{redact(path)} cannot be read from its archive ({reason})") from error
+        if end is not None and len(data) != end - start:
+            size = _size(self.fs.info(path))
+            raise DataError(
+                f"{redact(path)} has {size} bytes as its archive says, but there are {len(data)} "
+                f"where {end - start} were expected: the archive is damaged"
+            )
         return data
 
     def open(self, patience: Patience, path: str) -> BinaryIO:

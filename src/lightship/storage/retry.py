@@ -1,9 +1,9 @@
 """Retry: what an error of a storage means, and how long to try again.
 
-An answer that may be better next time (5xx, throttling, a reset, a cut body, silence) is asked for
-again after pauses with full jitter (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture
-Blog, 2015) until the deadline; one that will not change (403, 404, a damaged archive) is raised at
-once. Progress moves the deadline: it bounds silence, not the size of the work.
+A transient error (5xx, throttling, a reset, a cut body, silence) is retried after pauses with full
+jitter (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015) until the
+deadline; a permanent one (403, 404, a damaged archive) is raised at once. `_TABLE` says which is
+which. Progress moves the deadline: it bounds silence, not the size of the work.
 """
 
 import errno
@@ -14,8 +14,8 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ from lightship.exits import ConfigError, DataError, LightshipError, TimeoutExpir
 from lightship.storage.urls import redact
 
 T = TypeVar("T")
+R = TypeVar("R")
+_GRACE_S = 1.0
 
 
 class NotFound(LightshipError, FileNotFoundError):
@@ -31,8 +33,16 @@ class NotFound(LightshipError, FileNotFoundError):
     exit_name = "data"
 
 
+class Refused(ConfigError):
+    """The storage refuses the request, maybe for this file alone (exit 78)."""
+
+
 class Denied(ConfigError):
-    """The storage refuses access, or there are no credentials to ask with (exit 78)."""
+    """The storage denies access, maybe to this file alone (exit 78)."""
+
+
+class BadCredentials(Denied):
+    """There are no credentials, or the storage does not accept them, for any file (exit 78)."""
 
 
 class StorageTimeout(TimeoutExpired):
@@ -80,16 +90,6 @@ class Limits:
         return cls(min(cls.connect_s, silent_s), silent_s, total_s, probe_s)
 
 
-# Codes that come with a 4xx status and yet pass.
-_PASSING_CODES = {
-    "RequestTimeout", "RequestTimeoutException", "IncompleteBody", "BadDigest", "OperationAborted",
-    "Throttling", "ThrottlingException", "RequestLimitExceeded", "XAmzContentSHA256Mismatch",
-}  # fmt: skip
-_LASTING_ERRNOS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP,
-    errno.EFBIG, errno.ENOSYS, errno.ENOTEMPTY, errno.EEXIST,
-}  # fmt: skip
-_DAMAGED = (zipfile.BadZipFile, tarfile.ReadError, zlib.error, EOFError)
 _NETWORK_PACKAGES = {
     "botocore", "aiobotocore", "aiohttp", "requests", "urllib3", "httpx", "httpcore", "gcsfs",
     "google", "azure", "huggingface_hub",
@@ -114,34 +114,90 @@ def _is_network(error: BaseException | None) -> bool:
     return type(error).__module__.partition(".")[0] in _NETWORK_PACKAGES
 
 
-def _lasting(error: Exception, url: str) -> Exception | None:
-    """What to raise for an error that will not pass; None for one that may."""
+# ---- which errors are permanent ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What an error says of itself."""
+
+    error: Exception
+    status: int
+    code: str
+
+    def is_a(self, *kinds: type[Exception] | str) -> bool:
+        """Whether it is one of these types, or of a type with one of these names."""
+        types = tuple(kind for kind in kinds if not isinstance(kind, str))
+        return isinstance(self.error, types) or type(self.error).__name__ in kinds
+
+    def is_errno(self, *numbers: int) -> bool:
+        return isinstance(self.error, OSError) and self.error.errno in numbers
+
+
+_TRANSIENT_CODES = {  # although their status is a 4xx
+    "RequestTimeout", "RequestTimeoutException", "IncompleteBody", "BadDigest", "OperationAborted",
+    "Throttling", "ThrottlingException", "RequestLimitExceeded", "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+_CREDENTIAL_CODES = {
+    "AuthFailure", "AuthorizationHeaderMalformed", "ExpiredToken", "ExpiredTokenException",
+    "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity", "InvalidToken",
+    "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
+    "TokenRefreshRequired", "UnrecognizedClientException",
+}  # fmt: skip
+_S3_HINT = "; credentials come from the environment (AWS_*; FSSPEC_S3_ANON=true for none)"
+_DENIED = "{place}: access denied ({reason}){hint}"
+
+# The first row that matches holds: (matches, what is raised at once, its text). None: transient,
+# tried again. An error of no row is a defect and raised as it is.
+_TABLE: list[tuple[Callable[[_Seen], bool], type[LightshipError] | None, str]] = [
+    (lambda e: e.is_a(FileNotFoundError, NotADirectoryError) or e.status in (404, 410),
+     NotFound, "{place} was not found ({reason})"),
+    (lambda e: e.is_a(IsADirectoryError), NotFound, "{place} is a folder; a file was expected"),
+    (lambda e: e.code in _TRANSIENT_CODES or e.status in (408, 429) or e.status >= 500, None, ""),
+    (lambda e: e.code in _CREDENTIAL_CODES or e.status in (401, 407)
+     or "Credential" in type(e.error).__name__, BadCredentials, _DENIED),
+    (lambda e: e.is_a(PermissionError) or e.status == 403, Denied, _DENIED),
+    (lambda e: 400 <= e.status < 500 or e.is_a("ParamValidationError", "InvalidURL"),
+     Refused, "{place}: the storage refuses the request ({reason})"),
+    (lambda e: e.is_a("NoRegionError"), ConfigError, "{place}: no region is set ({reason})"),
+    (lambda e: e.is_a(zipfile.BadZipFile, tarfile.ReadError, zlib.error, EOFError),
+     DataError, "{place}: the archive is damaged ({reason})"),
+    (lambda e: e.is_a(NotImplementedError),
+     ConfigError, "{place}: this kind of storage cannot do that ({reason})"),
+    (lambda e: e.is_errno(errno.ELOOP, errno.ENAMETOOLONG, errno.EILSEQ, errno.ENXIO, errno.ENODEV),
+     NotFound, "{place} cannot be opened ({reason})"),
+    (lambda e: e.is_a(UnicodeError) or (e.is_a(ValueError) and "null byte" in str(e.error)),
+     NotFound, "{place} is no possible name of a file ({reason})"),
+    (lambda e: e.is_errno(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.EFBIG,
+                          errno.ENOSYS, errno.ENOTEMPTY, errno.EEXIST),
+     ConfigError, "{place}: {reason}"),
+    (lambda e: e.is_a(OSError) or _is_network(e.error), None, ""),
+]  # fmt: skip
+
+
+def is_file_error(error: BaseException) -> bool:
+    """Whether the fault may be that of the file alone, so that `on_error skip` may leave it out."""
+    if isinstance(error, (Denied, Refused)):
+        return not isinstance(error, BadCredentials)
+    return isinstance(error, LightshipError) and error.exit_name == DataError.exit_name
+
+
+def _permanent(error: Exception, url: str) -> Exception | None:
+    """What to raise for a permanent error; None for a transient one."""
     if isinstance(error, LightshipError):
         return error
     # fsspec's http says "not found" of anything that went wrong; the cause knows better.
     if isinstance(error, FileNotFoundError) and _is_network(error.__cause__):
         assert isinstance(error.__cause__, Exception)
         error = error.__cause__
-    (status, code), kind = http_answer(error), type(error).__name__
-    place, reason = redact(url), _reason(error)
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)) or status in (404, 410):
-        return NotFound(f"{place} was not found ({reason})")
-    if isinstance(error, IsADirectoryError):
-        return NotFound(f"{place} is a folder; a file was expected")
-    if code in _PASSING_CODES or status in (408, 429) or status >= 500:
-        return None
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in kind:
-        hint = "; credentials come from the environment (AWS_*; FSSPEC_S3_ANON=true for none)"
-        return Denied(f"{place}: access denied ({reason}){hint if 's3' in place[:10] else ''}")
-    if isinstance(error, _DAMAGED):
-        return DataError(f"{place}: the archive is damaged ({reason})")
-    if 400 <= status < 500 or kind in ("ParamValidationError", "InvalidURL", "NoRegionError"):
-        return ConfigError(f"{place}: the storage refuses the request ({reason})")
-    if isinstance(error, NotImplementedError):
-        return ConfigError(f"{place}: this kind of storage cannot do that ({reason})")
-    if isinstance(error, OSError):
-        return ConfigError(f"{place}: {reason}") if error.errno in _LASTING_ERRNOS else None
-    return None if _is_network(error) else error
+    seen = _Seen(error, *http_answer(error))
+    for matches, kind, text in _TABLE:
+        if matches(seen):
+            place = redact(url)
+            hint = _S3_HINT if "s3" in place[:10] else ""
+            told = text.format(place=place, reason=_reason(error), hint=hint)
+            return kind(told) if kind is not None else None
+    return error
 
 
 def _reason(error: BaseException) -> str:
@@ -183,11 +239,11 @@ class Patience:
 
     def pause_s(self, error: Exception) -> float:
         """Seconds to wait before the next try. Raises what the call ends with if there is none."""
-        lasting = _lasting(error, self.url)
-        if lasting is error:
+        permanent = _permanent(error, self.url)
+        if permanent is error:
             raise error
-        if lasting is not None:
-            raise lasting from error
+        if permanent is not None:
+            raise permanent from error
         self.tries, self.last = self.tries + 1, _reason(error)
         most_s = min(self.limits.backoff_cap_s, self.limits.backoff_s * 2.0**self.tries)
         pause_s = random.uniform(0, most_s)
@@ -222,7 +278,7 @@ def in_daemon(function: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def result_of(future: "Future[T]", patience: Patience, grace_s: float = 1.0) -> T:
+def result_of(future: "Future[T]", patience: Patience, grace_s: float = _GRACE_S) -> T:
     """Waits as long as there is progress; the grace lets an inner deadline name the cause."""
     try:
         while not wait([future], patience.left_s() + grace_s).done:
@@ -231,3 +287,36 @@ def result_of(future: "Future[T]", patience: Patience, grace_s: float = 1.0) -> 
         return future.result()
     finally:
         future.cancel()
+
+
+def at_once(
+    function: Callable[[T], R], items: Iterable[T], most: int, patience: Patience
+) -> list[R]:
+    """function(item) of each, in their order, by up to `most` threads.
+
+    The first error is raised at once, and no more items are begun; those under way are not waited
+    for.
+    """
+    jobs = list(enumerate(items))
+    todo = iter(jobs)
+    done: dict[int, R] = {}
+
+    def work() -> None:
+        try:
+            for place, item in todo:
+                done[place] = function(item)
+        finally:
+            list(todo)  # after an error the others begin no more
+
+    working = {in_daemon(work) for _ in range(min(most, len(jobs)))}
+    try:
+        while working:
+            bound_s = patience.left_s() + _GRACE_S
+            ended, working = wait(working, bound_s, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
+            if working and not patience.left_s():
+                raise patience.expired()
+    finally:
+        list(todo)
+    return [done[place] for place in sorted(done)]

@@ -5,21 +5,19 @@ Each page of a listing and each part of an upload is tried again on its own.
 # ruff: noqa: D102
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from lightship.storage.backends import PIECE_BYTES, Async, Data, FileInfo, Source, length_of, piece
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
-from lightship.storage.retry import Limits, Patience, in_daemon, persist, result_of
+from lightship.storage.retry import Limits, Patience, at_once, persist
 
 _PAGES_ALONE = 8
 _FOLDERS_AT_ONCE = 16
 _FOLDER_LEVELS = 3
 _LEAST_IN_A_FOLDER = 100
 _PARTS_AT_ONCE = 4
-T = TypeVar("T")
-R = TypeVar("R")
 Page = dict[str, int]
 """Key -> bytes of objects."""
 
@@ -31,7 +29,7 @@ class S3(Async):
         super().__init__(fs)
         self.obstore = ObstoreS3.where_possible(fs)
 
-    def reads_at_once(self, limits: Limits) -> int:
+    def readsat_once(self, limits: Limits) -> int:
         return (2 if self.obstore else 1) * limits.in_flight  # one costs it next to nothing
 
     def connect(self, patience: Patience, path: str) -> None:
@@ -65,7 +63,7 @@ class S3(Async):
         for _ in range(_FOLDER_LEVELS):
             inner: list[str] = []
             look = partial(self._folder, patience, bucket)
-            for names, page in _at_once(look, folders, _FOLDERS_AT_ONCE, patience):
+            for names, page in at_once(look, folders, _FOLDERS_AT_ONCE, patience):
                 inner += names
                 found |= page
             folders = inner
@@ -76,7 +74,7 @@ class S3(Async):
             pages = self._pages(patience, bucket, folder)
             return {name: size for page in pages for name, size in page.items()}
 
-        for page in _at_once(below, folders, _FOLDERS_AT_ONCE, patience):
+        for page in at_once(below, folders, _FOLDERS_AT_ONCE, patience):
             found |= page
         return found
 
@@ -147,7 +145,7 @@ class S3(Async):
 
         try:
             todo = range(-(-size // part_bytes))
-            parts = _at_once(put_part, todo, _PARTS_AT_ONCE, patience)
+            parts = at_once(put_part, todo, _PARTS_AT_ONCE, patience)
             call("complete_multipart_upload", MultipartUpload={"Parts": parts})
         except BaseException:
             call("abort_multipart_upload")
@@ -160,28 +158,6 @@ class S3(Async):
         answer = persist(request, Patience(patience.url, size))
         patience.progress()
         return answer
-
-
-def _at_once(
-    function: Callable[[T], R], items: Iterable[T], most: int, patience: Patience
-) -> list[R]:
-    """function(item) of each, in their order, by up to `most` threads; an error ends them all."""
-    todo = iter(list(enumerate(items)))
-    done: dict[int, R] = {}
-
-    def work() -> None:
-        try:
-            for place, item in todo:
-                done[place] = function(item)
-        finally:
-            list(todo)  # after an error the others begin no more
-
-    try:
-        for future in [in_daemon(work) for _ in range(most)]:
-            result_of(future, patience)
-    finally:
-        list(todo)
-    return [done[place] for place in sorted(done)]
 
 
 def _objects(answer: dict[str, Any]) -> Page:
