@@ -103,7 +103,9 @@ class DataConfig:
     on_error: Literal["raise", "skip"] = free("raise")
     """An image that cannot be read: stop and name it, or leave it out and count it."""
     max_bad_fraction: float = bounded(0.01, 0, 1, free=True)
-    """With on_error=skip, the largest share of a split that may be left out."""
+    """With on_error=skip, the largest share of a split that may be skipped. Each image counts once,
+    over all epochs, processes and restarts. A process checks its own count at once, that of all
+    processes at each checkpoint, thus at each epoch's end, and after a test or validation."""
     max_image_pixels: int = bounded(178_956_970, 1, None, "pixels", free=True)
     """Largest image that is decoded, width times height: a bound of memory, of which a pixel takes
     up to 7 bytes. A larger JPEG that is to be scaled down is decoded at a half, a quarter or an

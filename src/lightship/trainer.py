@@ -123,6 +123,7 @@ def evaluate(
     trainer = build_trainer(config, [progress])
     run = trainer.test if split == "test" else trainer.validate
     run(model, datamodule=data, verbose=False)
+    data.count_bad_samples()
     names = ("loss", "acc", "top5", "num_samples")
     measured = model.eval_metrics
     return {f"{split}/{name}": float(measured[name]) for name in names if name in measured}

@@ -118,12 +118,16 @@ class Job:
         """Wait until a checkpoint of `step` or later is there."""
         until(lambda: self.committed() >= step, f"step {step} in {self.folder}")
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """All tensors of the last checkpoint: weights and optimizer."""
+    def checkpoint(self) -> dict[str, Any]:
+        """The last one."""
         store = CheckpointStore(str(self.output / "checkpoints"), print)
         newest = store.newest()
         assert newest is not None
-        checkpoint = store.load_checkpoint(store.url_of(newest))
+        return store.load_checkpoint(store.url_of(newest))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All tensors of the last checkpoint: weights and optimizer."""
+        checkpoint = self.checkpoint()
         tensors = dict(checkpoint["state_dict"])
         for index, state in checkpoint["optimizer_states"][0]["state"].items():
             tensors |= {f"{index}.{k}": v for k, v in state.items() if torch.is_tensor(v)}

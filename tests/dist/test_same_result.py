@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.dist.conftest import Job
+from tests.images import little_set, put
 
 
 def done(job: Job, *flags: str, **options: str) -> Job:
@@ -85,6 +86,46 @@ def test_streamed_images_are_those_of_memory(
     for name, value in run.weights().items():
         assert torch.equal(value, expected[name]), name
     assert run.numbers() == reference.numbers()
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """60 images to train on, 3 of which are none."""
+    files = {**little_set(("train",), per_class=20), **little_set(("test",), per_class=2)}
+    bad = ("train/ant/003.png", "train/bee/011.png", "train/cat/000.png")
+    files |= dict.fromkeys(bad, b"none")
+    return put(str(tmp_path_factory.mktemp("spoilt")), files)
+
+
+def skipping(job: Callable[..., Job], root: str, bound: float) -> Job:
+    return job(
+        f"--data.root={root}", "--data.val_fraction=0", "--data.mode=streaming",
+        "--data.on_error=skip", f"--data.max_bad_fraction={bound}",
+    )  # fmt: skip
+
+
+def test_bad_images_of_all_processes_count_once(job: Callable[..., Job], spoilt: str) -> None:
+    """Against the whole split, also over the epochs and a restart: 3 of 60 are 0.05."""
+    run = skipping(job, spoilt, 0.05)
+    done(run, "--trainer.devices=4", "--trainer.max_steps=8")
+    assert run.checkpoint()["ImageData"]["train"]["told"].keys() == {3, 31, 40}
+    (run.output / "DONE").unlink()
+    done(run, "--trainer.devices=4")
+    assert run.checkpoint()["ImageData"]["train"]["told"].keys() == {3, 31, 40}
+    page = (run.output / "report" / "report.html").read_text()
+    assert "3 samples skipped" in page
+
+
+def test_too_many_bad_images_end_several_processes_too(
+    job: Callable[..., Job], spoilt: str
+) -> None:
+    """Though none of them meets too many itself: they compare before an epoch's end is saved."""
+    run = skipping(job, spoilt, 0.04)
+    agent = run.start("--trainer.devices=4")
+    assert agent.wait() == 65, agent.said
+    assert "at least 3 of 60 images are bad" in agent.said
+    assert "--data.max_bad_fraction 0.04" in agent.said
+    assert run.committed() < 5
 
 
 def test_two_nodes_of_two(job: Callable[..., Job], reference: Job) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from lightship.batch import Batch
 from lightship.config import DataConfig
 from lightship.data import read, sources
 from lightship.data.augment import Augment
-from lightship.data.bad_samples import BadSamples
+from lightship.data.bad_samples import BadSamples, compare_ranks
 from lightship.data.decode import PixelLimit
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
@@ -137,6 +138,27 @@ class ImageData(LightningDataModule):
         """Those of a prepared split by id, and why: as this rank meets them, it grows."""
         return self._bad[split].told
 
+    @property
+    def _streamed_bad(self) -> dict[str, BadSamples]:
+        """Of a streamed split a rank meets its share only; a resident one each rank decodes."""
+        return {split: bad for split, bad in self._bad.items() if split not in self._decoded}
+
+    def count_bad_samples(self) -> None:
+        """Count the bad samples of all ranks, see `compare_ranks`. Every rank; blocks."""
+        if self.config.on_error == "skip":
+            compare_ranks(self._streamed_bad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bad samples so far, so that a restart counts on. Every rank; blocks."""
+        self.count_bad_samples()
+        return {split: bad.state_dict() for split, bad in self._streamed_bad.items() if bad.told}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from what a checkpoint knows. Every rank, after `prepare`."""
+        for split, bad in self._streamed_bad.items():
+            if split in state_dict:
+                bad.load_state_dict(state_dict[split])
+
     def prepare(self, split: str) -> None:
         """Make a split ready: hold it in memory, decoded, or find out how to stream it. Blocks.
 
@@ -153,10 +175,7 @@ class ImageData(LightningDataModule):
             name = manifest.name(int(np.argmax(manifest.label < 0)))
             raise DataError(f"{split} image without a label: {name} (--data.root)")
         most = config.max_bad_fraction if config.on_error == "skip" else None
-        # A rank meets its share of the samples only; of a prediction's all are counted at last.
-        peers = 1 if split == "predict" else ranks.world_size()
-        among = -(-len(manifest) // peers)
-        bad_samples = BadSamples(manifest, among, most)
+        bad_samples = BadSamples(manifest, len(manifest), most)
         if not self.image_size_px:
             self.image_size_px = side_of_first(manifest, bad_samples, self._limit)
         if is_streamed(config, split, manifest, self.image_size_px):
