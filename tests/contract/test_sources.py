@@ -370,13 +370,15 @@ def test_parquet_columns_that_do_not_fit(tmp_path):
 
     root, path = str(tmp_path), tmp_path / "train.parquet"
     pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), path)
-    with pytest.raises(DataError, match=r"no column of image bytes.*picture, label"):
+    with pytest.raises(DataError, match=r"no column of image bytes.*picture .binary., label"):
         sources.scan(root)
     pq.write_table(pa.table({"image": [b"x"], "kind": [0]}), path)
-    with pytest.raises(DataError, match=r"no column label, fine_label, labels.*image, kind"):
+    with pytest.raises(
+        DataError, match=r"no column label, fine_label, labels.*image .binary., kind"
+    ):
         sources.scan(root)
     pq.write_table(pa.table({"image": [b"x"], "label": [0.5]}), path)
-    with pytest.raises(DataError, match=r"0\.5"):
+    with pytest.raises(DataError, match="type double"):
         sources.scan(root)
 
 

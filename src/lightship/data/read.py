@@ -16,8 +16,8 @@ from lightship import storage
 from lightship.data.bad_samples import BadSamples
 from lightship.data.decode import DEFAULT_LIMIT, PixelLimit, decode
 from lightship.data.manifest import Manifest
+from lightship.data.parquet_file import RowReader
 from lightship.data.pixels import decode_square, fit_square
-from lightship.data.sources_parquet import RowReader
 from lightship.exits import DataError, LightshipError
 
 __all__ = ["decode", "decode_all", "fit_square", "read_samples"]
