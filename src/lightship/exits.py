@@ -76,3 +76,8 @@ class Preempted(LightshipError):
     """Asked to stop, and the state is saved (exit 143)."""
 
     exit_name = "preempted"
+
+
+def in_one_line(error: BaseException) -> str:
+    """`error` with its kind, short enough for a line of the log."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,7 +1,7 @@
 """One run in reading order: output, data, model, callbacks, trainer, fit, test, report."""
 
 import dataclasses
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ from lightship.output import RunOutput, Start, shown_config
 from lightship.report import ReportData, Shown, write_report
 from lightship.report.environment import environment_facts
 from lightship.starts import record_start
-from lightship.tracking import Tracker, run_id, start_tracking, upload_offline_run
+from lightship.tracking.start import run_id, start_tracking
+from lightship.tracking.tracker import Tracker
 from lightship.trainer import build_data, build_trainer, evaluate, numbers_line, start_progress
 
 _IMAGES_TO_START_FROM = 5000
@@ -38,11 +39,11 @@ _IMAGES_TO_START_FROM = 5000
 
 def fit(command: Command) -> None:
     """Train, test the best checkpoint, report. Goes on from the newest good checkpoint."""
-    with StopRequest() as stop:
-        _fit(command, stop)
+    with StopRequest() as stop, ExitStack() as at_end:
+        _fit(command, stop, at_end)
 
 
-def _fit(command: Command, stop: StopRequest) -> None:
+def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     config = command.config
     progress = start_progress(config)
     output = RunOutput(config, progress.note)
@@ -71,23 +72,25 @@ def _fit(command: Command, stop: StopRequest) -> None:
 
     environment = environment_facts() if ranks.is_first() else {}
     tracker: Tracker | None = None
-    scratch_path: Path | None = None
 
     def track() -> str:
-        nonlocal tracker, scratch_path
+        nonlocal tracker
         tracking_id = run_id(output.tracking_id())
         output.keep_tracking_id(tracking_id)
-        scratch_path = output.scratch_path()
+        logs_url = output.at("logs", "wandb") if storage.is_remote(output.url) else None
         tracker = start_tracking(
             config.run.tracking,
             project=config.run.project,
             run_id=tracking_id,
             name=storage.base_name(output.url),
             config=shown_config(config),
-            scratch_path=scratch_path,
+            scratch_path=output.scratch_path(),
             environment=environment,
             note=progress.note,
+            mirror_url=logs_url,
         )
+        if tracker:
+            at_end.enter_context(tracker)
         return tracking_id
 
     tracking_id = ranks.from_rank_0(track)
@@ -114,14 +117,9 @@ def _fit(command: Command, stop: StopRequest) -> None:
     ]
     trainer = build_trainer(config, callbacks, [table, *([tracker] if tracker else [])], store)
     progress.note(_first_line(config, data, model, environment, start.step if start else None))
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=start.url if start else None)
-        store.wait()
-        stop.act_at_once()
-    except BaseException as error:
-        if tracker:
-            tracker.finish(getattr(error, "exit_code", 1))
-        raise
+    trainer.fit(model, datamodule=data, ckpt_path=start.url if start else None)
+    store.wait()
+    stop.act_at_once()
 
     best = ranks.from_rank_0(store.best)
     assert best is not None, "a finished fit has a checkpoint"
@@ -155,8 +153,6 @@ def _fit(command: Command, stop: StopRequest) -> None:
         if report.confusion is not None:
             tracker.log_confusion(report.confusion, data.class_names, f"{split}/confusion")
         tracker.finish(0)
-        if scratch_path and storage.is_remote(output.url):
-            upload_offline_run(scratch_path, output.url)
     output.mark_done(numbers)
     how = "the newest" if best.score is None else f"the best by {config.trainer.monitor}"
     of = f", by the checkpoint of step {best.step}, {how}" if split else ""
@@ -260,6 +256,6 @@ def _first_line(
 def _last_line(output: RunOutput, best_file: str, tracker: Tracker | None) -> str:
     report, best = output.at("report", "report.html"), output.at("checkpoints", best_file)
     places = [f"report {storage.redact(report)}", f"best checkpoint {storage.redact(best)}"]
-    if tracker and not (tracker.offline and storage.is_remote(output.url)):
+    if tracker:
         places.append(f"W&B {tracker.place}")
     return f"all is in {storage.redact(output.url)}: {', '.join(places)}"

@@ -18,7 +18,7 @@ from lightship.exits import EXIT_CODES
 from lightship.metrics_table import MetricsTable
 from lightship.storage.backends import PIECE_BYTES
 from lightship.storage.retry import Limits
-from lightship.tracking import start_tracking
+from lightship.tracking.start import start_tracking
 
 MOST_LINES = {"README.md": 199, "docs/measurements.md": 400}
 """Of the others: 120."""

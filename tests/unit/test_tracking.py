@@ -5,10 +5,12 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -21,14 +23,12 @@ from tests.wandb_file import read_wandb_file
 from lightship import storage
 from lightship.callbacks.predictions import PredictionLogger
 from lightship.callbacks.throughput import Throughput
-from lightship.exits import ConfigError
+from lightship.exits import ConfigError, Preempted
 from lightship.metrics_table import MetricsTable
-from lightship.tracking import (
-    read_settings,
-    run_id,
-    start_tracking,
-    upload_offline_run,
-)
+from lightship.tracking.mirror import Mirror
+from lightship.tracking.service import find_service
+from lightship.tracking.settings import read_settings
+from lightship.tracking.start import run_id, start_tracking
 
 KEY = "a" * 40
 
@@ -178,8 +178,8 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
-from lightship.exits import ConfigError
-from lightship.tracking import start_tracking
+from lightship.exits import ConfigError, Preempted
+from lightship.tracking.start import start_tracking
 arguments = ("p", "id", "n", {}, Path(sys.argv[1]))
 assert start_tracking("none", *arguments) is None
 assert not list(Path(sys.argv[1]).iterdir())
@@ -203,6 +203,50 @@ def test_a_wrong_wandb_variable_is_the_users_error(tmp_path, monkeypatch):
         start(tmp_path)
 
 
+LONG = "a" * 129
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("WANDB_MODE", "", "WANDB_MODE: ''"),
+        ("WANDB_BASE_URL", "nonsense", "WANDB_BASE_URL: 'nonsense'"),
+        ("WANDB_RUN_ID", "a/b", "WANDB_RUN_ID: "),
+        ("WANDB_RUN_ID", " ", "WANDB_RUN_ID: "),
+        ("WANDB_PROJECT", "a/b", "WANDB_PROJECT: "),
+        ("WANDB_TAGS", "x,,y", "WANDB_TAGS: "),
+        ("WANDB_INIT_TIMEOUT", "abc", "WANDB_INIT_TIMEOUT: 'abc'"),
+        ("WANDB_SERVICE", "garbage", "WANDB_SERVICE: "),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_named(tmp_path, monkeypatch, variable, value, named):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as raised:
+        start(tmp_path)
+    assert str(raised.value).startswith(f"W&B refuses {named}")
+    assert "pydantic" not in str(raised.value)
+
+
+@pytest.mark.parametrize("project", ["a/b", "", " ", LONG])
+def test_a_project_that_wandb_refuses_is_the_users_error(tmp_path, project):
+    with pytest.raises(ConfigError, match=r"--run\.project"):
+        start_tracking("offline", project, "id", "name", {}, tmp_path, note=print)
+
+
+@pytest.mark.parametrize("name", [LONG * 3, "", "a\udcffb", "caf\u00e9 / \u6f22"])
+def test_any_name_of_an_output_will_do(tmp_path, name):
+    config = {"run": {"output": name}}
+    tracker = start_tracking("offline", "shop", "id", name, config, tmp_path, note=print)
+    tracker.finish(0)
+    [path] = tracker.run_path.glob("*.wandb")
+    assert read_wandb_file(path).exit_code == 0
+
+
+def test_a_stored_id_that_is_damaged_is_none(monkeypatch):
+    assert run_id("a/b") != "a/b"
+    assert run_id("") != ""
+
+
 def test_a_wandb_key_with_a_newline_is_the_users_error(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY + "\n")
     with pytest.raises(ConfigError, match="whitespace"):
@@ -220,14 +264,82 @@ def test_many_classes_become_a_table_of_pairs(tmp_path):
     assert table["data"] == [["class 1", "class 2", 9], ["class 3", "class 4", 7]]
 
 
-def test_an_offline_run_is_uploaded_whole(tmp_path):
-    tracker, _ = start(tmp_path, "offline")
-    tracker.log_metrics({"val/acc": 0.25}, 1)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_service_that_dies_or_hangs_costs_a_line_and_no_run(tmp_path, monkeypatch, number):
+    monkeypatch.setattr("lightship.tracking.tracker._FINISH_MARGIN_S", 0.0)
+    tracker, lines = start(tmp_path, "offline", finish_timeout_s=2)
+    service = find_service()
+    os.kill(service.pid, number)
+    for step in range(500):  # more than the socket holds
+        tracker.log_images("val/predictions", [np.zeros((9, 9, 3), np.uint8)] * 4, "abcd", step)
+        tracker.log_metrics({f"val/{name}": 0.5 for name in range(99)}, step)
     tracker.finish(0)
-    [url] = upload_offline_run(tmp_path / "scratch", "memory://tracking-bucket/run")
+    [_, line] = lines
+    assert re.match(r"W&B failed to (log|log images|finish) \(", line)
+    assert str(tracker.run_path) in line
+    assert "\n" not in line
+    assert service.poll() is not None  # the end of this process will not wait for it
+    tracker.log_metrics({"val/acc": 0.5}, 501)
+    tracker.finish(0)
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space"), SystemExit(3), RuntimeError("a\nb")])
+@pytest.mark.parametrize("where", ["wandb.init", "wandb.setup", "wandb.sdk.wandb_run.Run.log"])
+def test_whatever_wandb_raises_costs_a_line(tmp_path, monkeypatch, where, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    tracker, lines = start(tmp_path, "offline")
+    if tracker:
+        tracker.log_metrics({"val/acc": 0.5}, 1)
+        tracker.finish(0)
+    assert (tracker is None) == (not where.endswith("log"))
+    assert "W&B cannot be started (" in lines[-1] or "W&B failed to log (" in lines[-1]
+    assert "\n" not in lines[-1]
+
+
+@pytest.mark.parametrize("exit_code", [0, 1, 143])
+def test_an_offline_run_is_copied_to_a_remote_output_however_it_ends(tmp_path, exit_code):
+    url = f"memory://tracking-bucket/{exit_code}/logs/wandb"
+    tracker, [line] = start(tmp_path, "offline", mirror_url=url)
+    tracker.log_metrics({"val/acc": 0.25}, 1)
+    error = None if exit_code == 0 else Preempted("asked") if exit_code == 143 else KeyError("x")
+    tracker.__exit__(type(error), error, None)
     [path] = tracker.run_path.glob("*.wandb")
-    assert url == f"memory://tracking-bucket/run/logs/wandb/{tracker.run_path.name}"
-    assert storage.read_bytes(storage.join(url, path.name)) == path.read_bytes()
+    assert read_wandb_file(path).exit_code == exit_code
+    copy = storage.join(url, tracker.run_path.name)
+    assert storage.read_bytes(storage.join(copy, path.name)) == path.read_bytes()
+    assert line.endswith(f"wandb sync {copy}")
+    assert line.count("\n") == 0
+
+
+def test_an_offline_run_is_copied_now_and_then_what_has_changed(tmp_path, monkeypatch):
+    (tmp_path / "offline-run-1" / "files").mkdir(parents=True)
+    (tmp_path / "offline-run-1" / "files" / "a.png").write_bytes(b"a")
+    log_path = tmp_path / "offline-run-1" / "run.wandb"
+    log_path.write_bytes(b"1")
+    mirror = Mirror(tmp_path / "offline-run-1", "memory://mirror/run")
+    mirror.copy()
+    storage.remove(f"{mirror.url}/files/a.png")
+    log_path.write_bytes(b"12")
+    mirror.copy_if_due()  # not yet
+    assert storage.read_bytes(f"{mirror.url}/run.wandb") == b"1"
+    monkeypatch.setattr("time.monotonic", lambda now=time.monotonic: now() + 10**6)
+    mirror.copy_if_due()
+    assert storage.read_bytes(f"{mirror.url}/run.wandb") == b"12"
+    assert not storage.exists(f"{mirror.url}/files/a.png")  # as it was
+    assert mirror.error is None
+
+
+def test_an_output_that_takes_no_copy_ends_nothing(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    lines = []
+    tracker, _ = start(tmp_path, "offline", lines, mirror_url=str(tmp_path / "file" / "wandb"))
+    tracker.finish(0)
+    assert len(lines) == 2
+    assert "offline run is not whole at" in lines[1]
 
 
 def test_the_table_goes_on_from_the_checkpoints_rows(tmp_path):

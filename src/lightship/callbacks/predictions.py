@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightship.tracking import Tracker
+from lightship.tracking.tracker import Tracker
 
 
 class PredictionLogger(Callback):

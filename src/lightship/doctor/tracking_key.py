@@ -6,9 +6,9 @@ import re
 import urllib.error
 import urllib.request
 
-from lightship import tracking
 from lightship.doctor.check import Finding, skipped
-from lightship.wandb_key import find_key
+from lightship.tracking.key import find_key
+from lightship.tracking.settings import read_settings
 
 _ASK_S = 5.0
 _LEAST_LETTERS = 40
@@ -25,7 +25,7 @@ def wandb_key(mode: str) -> Finding:
     """
     if mode != "auto":
         return skipped(f"--run.tracking {mode}: no key is needed")
-    known = tracking.read_settings(mode)
+    known = read_settings(mode)
     if known.mode in ("disabled", "offline", "dryrun"):
         return skipped(f"WANDB_MODE is {known.mode}: no key is needed")
     key, missing = find_key(known.base_url, known.api_key or known.identity_token_file)

@@ -1,0 +1,48 @@
+"""Calls made in order on a thread that neither the caller nor the end of the process waits for."""
+
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Event, Thread
+
+_LEAVE_S = 1.0
+
+
+class Background:
+    """Makes calls in the order in which they come, on a daemon thread of its own.
+
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._began_s: float | None = None
+        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Have `call`, which must not raise, made after those before it; does not wait."""
+        self._calls.put(call)
+
+    def wait(self, bound_s: float) -> bool:
+        """Whether all calls so far have returned. Blocks for them, at most `bound_s`."""
+        done = Event()
+        self.submit(done.set)
+        return done.wait(bound_s)
+
+    def busy_s(self) -> float:
+        """How long the call that is being made has taken; 0 if there is none."""
+        began_s = self._began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
+    def close(self) -> None:
+        """End the thread when its calls are made. Blocks a moment for that."""
+        self._calls.put(None)
+        self._thread.join(_LEAVE_S)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._began_s = time.monotonic()
+            call()
+            self._began_s = None

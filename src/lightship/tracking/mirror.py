@@ -1,0 +1,51 @@
+"""Copies of an offline W&B run at a remote output."""
+
+import time
+from pathlib import Path
+
+from lightship import storage
+from lightship.exits import in_one_line
+
+_COPY_EVERY_S = 120.0
+
+
+class Mirror:
+    """A copy of an offline run's folder at a URL, so that it outlives this machine.
+
+    Args:
+        run_path: The folder.
+        parent_url: Under which the copy gets the folder's name.
+
+    Attributes:
+        url: Of the copy; fetched back, it is what `wandb sync` takes.
+        error: Why the last copy is not whole; None: it is.
+    """
+
+    def __init__(self, run_path: Path, parent_url: str) -> None:
+        self._path = run_path
+        self.url = storage.join(parent_url, run_path.name)
+        self.error: str | None = None
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self._next_s = time.monotonic() + _COPY_EVERY_S
+
+    def copy(self) -> None:
+        """Copy what has changed since the last time. Blocks; never raises."""
+        try:
+            for path in sorted(self._path.rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    is_now = path.stat().st_size, path.stat().st_mtime_ns
+                    if self._sent.get(path) != is_now:
+                        parts = path.relative_to(self._path).parts
+                        storage.write_file(storage.join(self.url, *parts), path)
+                        self._sent[path] = is_now
+            self.error = None
+        except Exception as error:
+            self.error = in_one_line(error)
+
+    def copy_if_due(self) -> None:
+        """Copy, if the last time is long ago, compared with how long it took too."""
+        began_s = time.monotonic()
+        if began_s >= self._next_s:
+            self.copy()
+            took_s = time.monotonic() - began_s
+            self._next_s = time.monotonic() + max(_COPY_EVERY_S, 20 * took_s)

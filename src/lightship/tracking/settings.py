@@ -1,0 +1,74 @@
+"""W&B's settings, from its variables and files, and what is wrong with them."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lightship.exits import ConfigError
+
+if TYPE_CHECKING:
+    import wandb
+
+_OF_VARIABLES = {
+    "api key": "WANDB_API_KEY",
+    "run id": "WANDB_RUN_ID",
+    "project": "WANDB_PROJECT",
+    "wandb_service": "WANDB_SERVICE",
+}
+
+
+def known_settings(mode: str) -> "wandb.Settings":
+    """W&B's own settings, of environment and files. Blocks for the import; asks no server.
+
+    Raises:
+        ConfigError: wandb is not installed, or its settings are not valid.
+    """
+    # W&B's reports about itself would start two threads here, and hold the exit of a process whose
+    # server does not answer for 20 s. Read when wandb is imported.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"--run.tracking {mode} needs wandb, which is not installed ({error}); install it or "
+            "set --run.tracking none"
+        ) from error
+
+    with as_config_errors(_OF_VARIABLES):
+        return wandb.setup(settings=wandb.Settings(silent=True)).settings
+
+
+def read_settings(mode: str) -> "wandb.Settings":
+    """`known_settings` for one who starts no run: wandb's threads and service are ended again."""
+    known = known_settings(mode)
+    import wandb
+
+    wandb.teardown()
+    return known
+
+
+@contextlib.contextmanager
+def as_config_errors(sources: dict[str, str]) -> Iterator[None]:
+    """Turn what W&B says of a wrong setting into a ConfigError that names where it comes from.
+
+    Args:
+        sources: Words of W&B's error -> the flag or variable that it is about.
+    """
+    import wandb
+
+    try:
+        yield
+    except (ValueError, wandb.errors.UsageError) as error:
+        details: list[Any] = getattr(error, "errors", list)()  # pydantic's
+        if details:
+            text, setting = details[0]["msg"], str(next(iter(details[0]["loc"]), "a setting"))
+            names = [f"WANDB_{each}".upper() for each in (setting, setting.removeprefix("run_"))]
+            place = next((name for name in names if name in os.environ), None)
+            if "key" not in setting:
+                text = f"{details[0].get('input')!r}: {text}"
+        else:
+            text, setting = str(error), "a setting"
+            place = next((name for words, name in sources.items() if words in text.lower()), None)
+        where = place or f"{setting} of a WANDB_* variable or wandb's settings file"
+        raise ConfigError(f"W&B refuses {where}: {' '.join(text.split())}") from error

@@ -1,0 +1,225 @@
+"""A started W&B run as a Lightning logger."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger
+
+from lightship.background import Background
+from lightship.exits import in_one_line
+from lightship.tracking.folders import WandbFolders
+from lightship.tracking.mirror import Mirror
+from lightship.tracking.service import end_service, find_service
+
+if TYPE_CHECKING:
+    import wandb
+
+STEP_KEY = "trainer/global_step"
+"""The x-axis of every W&B chart (Lightning's own name for it): W&B's `_step` counts calls, and
+starts again at 0 when an offline run is resumed."""
+CONFUSION_CHART_CLASSES = 50
+"""Up to so many classes the confusion matrix is a W&B chart; beyond, a table of its worst pairs."""
+CONFUSION_PAIRS = 200
+_CONFUSION_CHART = "wandb/confusion_matrix/v1"
+_FINISH_MARGIN_S = 3.0
+_STALLED_S = 120.0
+"""How long a call may take before tracking is given up."""
+_COPY_S, _COPY_PREEMPTED_S = 150.0, 10.0
+
+
+class Tracker(Logger):
+    """A started W&B run as a Lightning logger. Rank 0 only; `start_tracking` makes it.
+
+    No failure of W&B ends a run, and none of its calls is waited for in training: each is made in
+    the background, and with the first that fails, or does not return, tracking ends with one line.
+
+    Args:
+        run: W&B's.
+        calls: Makes the calls.
+        folders: W&B's, removed at the end.
+        mirror_url: Where an offline run's files are copied to; None: nowhere.
+        note: Is given a line.
+        finish_timeout_s: Bound of the wait at the end.
+
+    Attributes:
+        offline: Whether the run is kept on disk only.
+        run_path: The folder that `wandb sync` takes.
+        place: Where to find the run: its page, or the folder that `wandb sync` takes.
+    """
+
+    def __init__(
+        self,
+        run: "wandb.Run",
+        calls: Background,
+        folders: WandbFolders,
+        mirror_url: str | None,
+        note: Callable[[str], None],
+        finish_timeout_s: float,
+    ) -> None:
+        super().__init__()
+        self.offline: bool = run.offline
+        self.run_path = Path(run.settings.sync_dir)
+        self.place = str(self.run_path) if self.offline else str(run.url)
+        self._run, self._project, self._id = run, run.project, run.id
+        self._service = find_service()
+        self._calls, self._folders, self._note = calls, folders, note
+        self._finish_timeout_s = finish_timeout_s
+        self._mirror = Mirror(self.run_path, mirror_url) if mirror_url and self.offline else None
+        if self._mirror:
+            self._copies = Background("wandb-copies")  # those of W&B must not wait for storage
+            self.place = self._mirror.url
+        self._step = 0
+        self._is_over = self._is_finished = False
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Finish, with the exit code in which `error` ends."""
+        self.finish(0 if error is None else getattr(error, "exit_code", 1))
+
+    @property
+    def name(self) -> str:
+        """The W&B project."""
+        return self._project
+
+    @property
+    def version(self) -> str:
+        """The W&B run id, which the checkpoints carry."""
+        return self._id
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `start_tracking` has logged the run's whole resolved config."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Hand `metrics` to W&B's own process; does not wait for it.
+
+        A step never goes back (see `MetricsTable.log_metrics`).
+        """
+        self._step = max(step or 0, self._step)
+        self._submit("log", partial(self._log, {**metrics, STEP_KEY: self._step}))
+
+    def log_images(
+        self, key: str, images: Sequence[np.ndarray], captions: Sequence[str], step: int
+    ) -> None:
+        """Log pictures.
+
+        Args:
+            key: the panel's name.
+            images: each [H, W, 3] uint8.
+            captions: one an image.
+            step: optimizer step.
+        """
+        self._step = max(step, self._step)
+        at, pairs = self._step, list(zip(images, captions, strict=True))
+
+        def log() -> None:
+            import wandb
+
+            panel = [wandb.Image(image, caption=caption) for image, caption in pairs]
+            self._log({key: panel, STEP_KEY: at})
+
+        self._submit("log images", log)
+
+    def log_confusion(
+        self, confusion: np.ndarray, class_names: Sequence[str], key: str = "test/confusion"
+    ) -> None:
+        """Log a confusion matrix: as a chart, or as the table of its most confused pairs.
+
+        Args:
+            confusion: [C, C] counts, rows the true class, columns the predicted one.
+            class_names: C names.
+            key: the panel's name.
+        """
+        columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
+        counts = [(int(count), *place) for place, count in np.ndenumerate(confusion)]
+        is_chart = len(class_names) <= CONFUSION_CHART_CLASSES
+        if not is_chart:
+            mistakes = [cell for cell in counts if cell[0] and cell[1] != cell[2]]
+            counts = sorted(mistakes, reverse=True)[:CONFUSION_PAIRS]
+        cells = [[class_names[true], class_names[guess], count] for count, true, guess in counts]
+        at = self._step
+
+        def log() -> None:
+            import wandb
+
+            table: Any = wandb.Table(columns=columns, data=cells)
+            if is_chart:
+                fields = {str(column): str(column) for column in columns}
+                chart = wandb.plot_table(_CONFUSION_CHART, table, fields)
+                self._log({key: chart, STEP_KEY: at})
+            else:
+                self._log({f"{key}_pairs": table, STEP_KEY: at})
+
+        self._submit("log a table", log)
+
+    def finalize(self, status: str) -> None:
+        """Training has ended: copy an offline run now; does not wait."""
+        if self._mirror:
+            self._copies.submit(self._mirror.copy)
+
+    def finish(self, exit_code: int) -> None:
+        """End the W&B run, once; blocks until all is handed over, at most the finish time-out.
+
+        Args:
+            exit_code: of this process; 143 marks the run preempted rather than failed.
+        """
+        if self._is_finished:
+            return
+        self._is_finished = True
+        self._submit("finish", partial(self._finish, exit_code))
+        if not self._is_over and not self._calls.wait(self._finish_timeout_s + _FINISH_MARGIN_S):
+            self._fail("finish", TimeoutError("it does not answer"))
+        if self._is_over:
+            end_service(self._service)
+        self._is_over = True
+        if self._mirror:
+            self._copies.submit(self._mirror.copy)
+            bound_s = _COPY_PREEMPTED_S if exit_code == 143 else _COPY_S
+            in_time = self._copies.wait(bound_s)
+            why = self._mirror.error if in_time else f"not copied within {bound_s:g} s"
+            if why:
+                self._note(f"W&B's offline run is not whole at {self.place}: {why}")
+            self._copies.close()
+        self._calls.close()
+        self._folders.remove()
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self._run.log(row)
+        if self._mirror and not self._copies.busy_s():
+            self._copies.submit(self._mirror.copy_if_due)
+
+    def _finish(self, exit_code: int) -> None:
+        import wandb
+
+        if exit_code == 143:
+            self._run.mark_preempting()
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            self._note(f"W&B did not take all in time; what is left: wandb sync {self.run_path}")
+        wandb.teardown(exit_code=exit_code)
+
+    def _submit(self, what: str, call: Callable[[], None]) -> None:
+        """Make a call of W&B in the background, unless tracking is over."""
+
+        def guarded() -> None:
+            if not self._is_over:
+                try:
+                    call()
+                except BaseException as error:
+                    self._fail(what, error)
+
+        if self._calls.busy_s() > _STALLED_S:
+            self._fail(what, TimeoutError(f"no answer within {_STALLED_S:g} s"))
+        if not self._is_over:
+            self._calls.submit(guarded)
+
+    def _fail(self, what: str, error: BaseException) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._note(f"W&B failed to {what} ({in_one_line(error)}): tracking ends here, the run "
+                       f"goes on; what was logged: {self.place}")  # fmt: skip
