@@ -55,6 +55,16 @@ class _OverLinear(nn.Module):
         self.linear = pooled_linear(num_classes)
 
 
+class _NaN(_OverLinear):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images) * float("nan")
+
+
+def nan(num_classes: int) -> nn.Module:
+    """Its outputs are no numbers."""
+    return _NaN(num_classes)
+
+
 class _Branching(_OverLinear):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.linear(images)

@@ -51,7 +51,7 @@ from lightship.exits import (
 )
 from lightship.signals import stop_signals
 
-_FINAL = {EXIT_CODES[name].code for name in ("usage", "data", "config")}
+_FINAL = {EXIT_CODES[name].code for name in ("usage", "data", "diverged", "config")}
 _PREEMPTED, _PEER_LOST = EXIT_CODES["preempted"].code, EXIT_CODES["peer_lost"].code
 _KNOWN = {row.code for row in EXIT_CODES.values() if row.code}
 _MAX_RESTARTS = 3  # torchrun's own 0 suits scripts that cannot resume

@@ -226,6 +226,9 @@ class TrainerConfig:
     """Refuse nondeterministic algorithms (slower on CUDA)."""
     monitor: Literal["val/loss", "val/acc"] = free("val/loss")
     """What the best checkpoint is best at, and what early stopping watches."""
+    on_nonfinite: Literal["warn", "stop"] = free("warn")
+    """A loss that is not finite at a log point or validation: report it and go on, or end the run
+    with code 70; either way the best checkpoint is one of a finite loss."""
     early_stopping_patience: int = bounded(0, 0, None, "validations", free=True)
     """Stop after so many validations without a better monitor; 0: never."""
 

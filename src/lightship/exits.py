@@ -23,6 +23,7 @@ EXIT_CODES: dict[str, ExitCode] = {
         ("ok", 0, "finished, final checkpoint durable", "success"),
         ("usage", 2, "usage: unknown flag, wrong type", "fail at once"),
         ("data", 65, "data: nothing to read, labels do not match, too many bad", "fail at once"),
+        ("diverged", 70, "training diverged: the loss is not finite", "fail at once"),
         ("config", 78, "configuration: impossible, no credentials, not writable", "fail at once"),
         ("timeout", 74, "a bounded wait expired with no culprit", "retry, counted"),
         ("peer_lost", 75, "a peer was lost; this process is well", "retry, not counted"),
@@ -58,6 +59,12 @@ class ConfigError(LightshipError, ValueError):
     """What was asked for is impossible here: bad value, no access, not writable (exit 78)."""
 
     exit_name = "config"
+
+
+class Diverged(LightshipError):
+    """The loss is not finite, and the user wants the run to end then (exit 70)."""
+
+    exit_name = "diverged"
 
 
 class TimeoutExpired(LightshipError, TimeoutError):

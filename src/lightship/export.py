@@ -274,6 +274,11 @@ def check(form: Format, path: Path, model: ImageClassifier, images: Tensor) -> f
         ) from error
     with torch.no_grad():
         expected = [output.numpy() for batch in batches for output in Evaluation(model)(batch)]
+    if not all(np.isfinite(output).all() for output in expected[::2]):
+        raise ConfigError(
+            "the checkpoint's outputs are not finite: it is of a training that diverged; choose "
+            "another with --ckpt_path"
+        )
     worst = 0.0
     for theirs, ours in zip(found, expected, strict=True):
         difference = np.abs(theirs - ours) / np.maximum(1, np.abs(ours))

@@ -15,7 +15,7 @@ from types import FrameType
 from lightship import storage
 from lightship.cli import Command, PackCommand
 from lightship.config import Config
-from lightship.exits import ConfigError, LightshipError, PeerLost, Preempted
+from lightship.exits import ConfigError, Diverged, LightshipError, PeerLost, Preempted
 from lightship.signals import stop_signals
 
 _AGENT_PID = "LIGHTSHIP_AGENT_PID"
@@ -124,7 +124,7 @@ def _work(command: Command) -> None:
     except BaseException as error:
         end = ranks.explained(error)
         ranks.record_end(end)
-        if isinstance(end, Preempted):
+        if isinstance(end, Preempted | Diverged):
             ranks.wait_for_rank_0()
         if isinstance(end, LightshipError) and _AGENT_PID in os.environ:
             # Our agent tells of it, once. All is saved; torch would wait for those that are gone.

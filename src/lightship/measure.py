@@ -1,8 +1,6 @@
 """`lightship validate` and `test`: a checkpoint's metrics on a split."""
 
-import json
-
-from lightship import ranks, storage
+from lightship import ranks, storage, strict_json
 from lightship.cli import Command
 from lightship.data.names import normal_form
 from lightship.exits import DataError
@@ -39,7 +37,7 @@ def _measure(command: Command, split: str) -> None:
     if not ranks.is_first():
         return
     url = output.at("report", f"{split}.json")
-    storage.write_bytes(url, json.dumps(numbers, indent=1).encode())
+    storage.write_bytes(url, strict_json.dumps(numbers).encode())
     progress.note(f"{numbers_line(numbers, split)}; {storage.redact(url)}")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lightship import config as settings
-from lightship import storage
+from lightship import storage, strict_json
 from lightship.checkpoint import CheckpointDamaged, CheckpointStore
 from lightship.config import Config
 from lightship.exits import ConfigError
@@ -54,7 +54,8 @@ class RunOutput:
             return False
         self.refuse_another_run("a finished run")
         numbers = json.loads(storage.read_bytes(self.at("DONE")))
-        shown = [f"{key} {numbers[key]:.4f}" for key in ("test/acc", "val/acc") if key in numbers]
+        accuracies = {key: numbers.get(key) for key in ("test/acc", "val/acc")}
+        shown = [f"{key} {acc:.4f}" for key, acc in accuracies.items() if acc is not None]
         report = storage.redact(self.at("report", "report.html"))
         self.say(f"finished already: {', '.join([*shown, f'report: {report}'])}")
         return True
@@ -168,7 +169,7 @@ class RunOutput:
 
     def mark_done(self, numbers: dict[str, Any]) -> None:
         """End the run for good, with its final numbers."""
-        storage.write_bytes(self.at("DONE"), json.dumps(numbers, indent=1).encode())
+        storage.write_bytes(self.at("DONE"), strict_json.dumps(numbers).encode())
 
 
 def shown_config(config: Config) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from lightship.callbacks.progress import Progress
 from lightship.cli import Command
 from lightship.config import Config, DataConfig
 from lightship.data.module import ImageData
-from lightship.exits import DataError
+from lightship.exits import ConfigError, DataError
 from lightship.model.module import ImageClassifier
 from lightship.parts import Division, Parts, Unreadable
 from lightship.restored import load_model
-from lightship.table import Table, check_format
+from lightship.table import Prediction, Table, check_format
 from lightship.trainer import build_data, build_trainer, start_progress
 
 _NAMED = 20
@@ -66,9 +66,10 @@ def _predict(command: Command) -> None:
     if todo:
         _make_parts(parts, todo, model, data, trainer, progress)
     if ranks.is_first():
-        rows, unreadable = _make_table(url, parts, config.data)
+        rows, unreadable, not_finite = _make_table(url, parts, config.data)
         parts.remove()
-        progress.note(f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}")
+        said = f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}"
+        progress.note(said + _without_class(not_finite))
 
 
 def _batch_size(config: Config, trainer: Trainer, num_images: int) -> int:
@@ -136,25 +137,38 @@ def _make_parts(
     ranks.any_rank(False)  # now all parts of all ranks are durable
 
 
-def _make_table(url: str, parts: Parts, config: DataConfig) -> tuple[int, list[Unreadable]]:
+def _make_table(
+    url: str, parts: Parts, config: DataConfig
+) -> tuple[int, list[Unreadable], list[str]]:
     """Put all parts together and write the table whole. Rank 0; blocks.
 
     Returns:
-        How many rows it has, and what could not be read.
+        How many rows it has, what could not be read, and the paths of those images for which the
+        net's output is not finite.
 
     Raises:
         DataError: Too much could not be read. The parts stay.
+        ConfigError: The net's output is finite for no image.
     """
     unreadable: list[Unreadable] = []
+    not_finite: list[str] = []
     with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
         path = Path(folder, "table")
         with Table(path, url) as table:
             for rows in parts.read():
                 unreadable += [row for row in rows if isinstance(row, Unreadable)]
-                table.add(row for row in rows if not isinstance(row, Unreadable))
+                found = [row for row in rows if isinstance(row, Prediction)]
+                not_finite += [row.path for row in found if not row.top5]
+                table.add(found)
         _check_unreadable(unreadable, parts.division.num_images, config)
+        count = parts.division.num_images - len(unreadable)
+        if len(not_finite) == count:
+            raise ConfigError(
+                "the net's output is not finite for any image: the checkpoint is of a training "
+                "that diverged; choose another with --ckpt_path"
+            )
         storage.write_file(url, path)
-    return parts.division.num_images - len(unreadable), unreadable
+    return count, unreadable, not_finite
 
 
 def _check_unreadable(unreadable: list[Unreadable], num_images: int, config: DataConfig) -> None:
@@ -174,7 +188,16 @@ def _check_unreadable(unreadable: list[Unreadable], num_images: int, config: Dat
 def _left_out(unreadable: list[Unreadable]) -> str:
     if not unreadable:
         return ""
-    names = ", ".join(row.path for row in unreadable[:_NAMED])
-    rest = len(unreadable) - _NAMED
+    return f"; left out, because they cannot be read: {_counted([row.path for row in unreadable])}"
+
+
+def _without_class(not_finite: list[str]) -> str:
+    if not not_finite:
+        return ""
+    return f"; without a class, because the net's output is not finite: {_counted(not_finite)}"
+
+
+def _counted(paths: list[str]) -> str:
+    rest = len(paths) - _NAMED
     more = f" and {rest} more" if rest > 0 else ""
-    return f"; left out, because they cannot be read: {len(unreadable)} ({names}{more})"
+    return f"{len(paths)} ({', '.join(paths[:_NAMED])}{more})"

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lightship import ranks, storage
 from lightship.callbacks.buffers import SameBuffers
+from lightship.callbacks.divergence import Divergence
 from lightship.callbacks.ema import EMA
 from lightship.callbacks.loss_bound import LossBound
 from lightship.callbacks.predictions import PredictionLogger
@@ -97,6 +98,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     step = start.step if start else 0
     starts = ranks.from_rank_0(lambda: record_start(output.url, step, ranks.world_size()))
     table = MetricsTable(output.url, store.check_fence)
+    divergence = Divergence(config.trainer.on_nonfinite, table, progress.note)
 
     callbacks = [
         StepSeeding(config.run.seed),
@@ -105,7 +107,8 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         *early_stopping,
         *_prediction_logger(config, data, tracker),
         progress,
-        Throughput(config.data.global_batch_size, config.trainer.log_every_n_steps),
+        divergence,
+        Throughput(config.data.global_batch_size, config.trainer.log_every_n_steps, divergence),
         Saving(
             store,
             facts={"class_names": data.class_names, "tracking_id": tracking_id},

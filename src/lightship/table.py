@@ -25,6 +25,7 @@ class Prediction(NamedTuple):
     Attributes:
         path: Of the image, relative to the data's root.
         top5: (class, probability) of the likeliest classes, best first; the best is the row's own.
+            Empty: the net's output is not finite, so class and probability are null.
     """
 
     path: str
@@ -84,11 +85,12 @@ class _Writer(Protocol):
 def _values(row: Prediction) -> dict[str, Any]:
     """A row as the formats hold it."""
     top5 = [{"class": name, "probability": share} for name, share in row.top5]
-    return {"path": row.path, **top5[0], "top5": top5}
+    best = top5[0] if top5 else {"class": None, "probability": None}
+    return {"path": row.path, **best, "top5": top5}
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 class _Csv:

@@ -184,6 +184,15 @@ def test_not_a_number_is_found(form, digits, tmp_path: Path) -> None:
         export.check(form, written(form, broken, tmp_path), model, digits)
 
 
+def test_a_checkpoint_of_a_diverged_training_is_named(digits, tmp_path: Path) -> None:
+    broken = classifier(digits, LITTLE)
+    with torch.no_grad():
+        broken.net[-1].bias[0] = float("nan")
+    path = written(export.FORMATS["torch"], broken, tmp_path)
+    with pytest.raises(ConfigError, match=r"outputs are not finite.*--ckpt_path"):
+        export.check(export.FORMATS["torch"], path, broken, digits)
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_a_torn_file_is_found(form, digits, tmp_path: Path) -> None:
     model = classifier(digits, LITTLE)

@@ -36,6 +36,14 @@ def test_outcomes_leave_padding_out_and_start_anew() -> None:
     assert len(outcomes.take()["id"]) == 0
 
 
+def test_an_output_that_is_not_finite_is_the_least_sure_and_the_worst() -> None:
+    outcomes = Outcomes()
+    outcomes.add(batch([4, 5], [1, 1]), torch.tensor([[torch.nan] * 2, [0.0, -torch.inf]]))
+    rows = outcomes.take()
+    assert rows["probability"].tolist() == [0.0, 1.0]
+    assert rows["loss"].tolist() == [np.inf, np.inf]
+
+
 def test_it_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     put(str(tmp_path), little_set(["train"], per_class=6, size_px=(16, 16)))
     data = ImageData(DataConfig(root=str(tmp_path), global_batch_size=4, val_fraction=0.0), 0, 1,

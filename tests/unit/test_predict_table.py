@@ -1,12 +1,14 @@
 """The table is put together without ever being in memory."""
 
+import json
 import tracemalloc
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from lightship.config import DataConfig
-from lightship.exits import DataError
+from lightship.exits import ConfigError, DataError
 from lightship.parts import PART_IMAGES, Division, Parts, Row, Unreadable
 from lightship.predict import _make_table
 from lightship.table import Prediction, Table
@@ -64,6 +66,33 @@ def test_too_many_unreadable(tmp_path: Path, on_error: str, fraction: float, tol
 def test_unreadable_are_left_out(tmp_path: Path) -> None:
     parts, url = parts_of(tmp_path, 1, bad=11)
     config = DataConfig(on_error="skip", max_bad_fraction=0.011)
-    rows, unreadable = _make_table(f"{url}.csv", parts, config)
-    assert (rows, len(unreadable)) == (1024 - 11, 11)
+    rows, unreadable, not_finite = _make_table(f"{url}.csv", parts, config)
+    assert (rows, len(unreadable), not_finite) == (1024 - 11, 11, [])
     assert len(Path(f"{url}.csv").read_text().splitlines()) == 1024 - 11 + 1
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_outputs_that_are_not_finite_have_no_class(tmp_path: Path, ending: str) -> None:
+    url = str(tmp_path / f"table{ending}")
+    parts = Parts(url, {}, Division(2, PART_IMAGES), print)
+    parts.open()
+    parts.write(0, [Prediction("good.png", TOP5), Prediction("none.png", [])])
+    assert _make_table(url, parts, DataConfig()) == (2, [], ["none.png"])
+    if ending == ".csv":
+        assert Path(url).read_text().splitlines()[-1] == "none.png,,,[]"
+        return
+    if ending == ".jsonl":
+        rows = [json.loads(line) for line in Path(url).read_text().splitlines()]
+    else:
+        rows = pyarrow.parquet.read_table(url).to_pylist()
+    assert rows[1] == {"path": "none.png", "class": None, "probability": None, "top5": []}
+    assert rows[0]["class"] == TOP5[0][0]
+
+
+def test_a_table_without_any_class_is_refused(tmp_path: Path) -> None:
+    parts = Parts(str(tmp_path / "t.csv"), {}, Division(1, PART_IMAGES), print)
+    parts.open()
+    parts.write(0, [Prediction("none.png", [])])
+    with pytest.raises(ConfigError, match=r"not finite for any image.*--ckpt_path"):
+        _make_table(str(tmp_path / "t.csv"), parts, DataConfig())
+    assert not (tmp_path / "t.csv").exists()

@@ -1,5 +1,6 @@
 """Writes what a net predicts while it predicts: part by part, each when its last batch is done."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -90,6 +91,8 @@ class PartWriting(Callback):
         path = self._name_of(sample).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         if sample in self._unreadable:
             return Unreadable(path, self._unreadable[sample])
+        if not all(map(math.isfinite, shares)):
+            return Prediction(path, [])
         rounded = [round(share, _DIGITS) for share in shares]
         return Prediction(path, list(zip(names, rounded, strict=True)))
 

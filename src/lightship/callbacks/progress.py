@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic
@@ -120,7 +120,7 @@ class Progress(Callback):
         for logger in trainer.loggers:
             for row in getattr(logger, "rows", ()):
                 if self._monitor in row:
-                    self._note_best(row[self._monitor], int(row["epoch"]) + 1)
+                    self._note_best(row, int(row["epoch"]) + 1)
         if trainer.is_global_zero:
             self._begin()
 
@@ -142,7 +142,7 @@ class Progress(Callback):
             return
         values = _host_values(trainer)
         if self._monitor in values:
-            self._note_best(values[self._monitor], trainer.current_epoch + 1)
+            self._note_best(values, trainer.current_epoch + 1)
         now = monotonic()
         self._held_back = now - self._validation_shown_s < _VALIDATION_LINE_EVERY_S
         if not self._held_back:
@@ -211,13 +211,13 @@ class Progress(Callback):
             facts = {"doing": doing, "batch": batch_idx + 1, "batches": _count(total)}
             self._show("batch", {**self._facts(trainer), **facts})
 
-    def _note_best(self, value: float, epoch: int) -> None:
+    def _note_best(self, values: Mapping[str, float], epoch: int) -> None:
+        value = values[self._monitor]
+        if not math.isfinite(value) or not math.isfinite(values.get("val/loss", 0.0)):
+            return  # as no checkpoint is scored then (see Saving)
         is_lowest = self._monitor.endswith("loss")
-        if self._best is not None:
-            best = self._best[0]
-            if not (value < best if is_lowest else value > best):
-                return
-        if math.isfinite(value):
+        best = self._best[0] if self._best else math.inf if is_lowest else -math.inf
+        if value < best if is_lowest else value > best:
             self._best = value, epoch
 
     def _newer(self, facts: dict[str, Any]) -> dict[str, Any]:

@@ -115,8 +115,10 @@ class Saving(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the score for the save that closes the epoch."""
         assert self.monitor is not None
-        score = float(trainer.callback_metrics[self.monitor])
-        self._validated, self._score = True, score if math.isfinite(score) else None
+        score, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, "val/loss"))
+        # Accuracy is finite even where no output of the net is.
+        is_finite = math.isfinite(score) and math.isfinite(loss)
+        self._validated, self._score = True, score if is_finite else None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the closed epoch, with its score and after early stopping has judged it."""

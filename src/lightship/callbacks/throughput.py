@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightship import devices
+from lightship.callbacks.divergence import Divergence
 
 
 class Throughput(Callback):
@@ -27,15 +28,22 @@ class Throughput(Callback):
     Validation is not in the times. Runs on every rank, at the same steps.
     """
 
-    def __init__(self, global_batch_size: int, log_every_n_steps: int) -> None:
+    def __init__(
+        self,
+        global_batch_size: int,
+        log_every_n_steps: int,
+        divergence: Divergence | None = None,
+    ) -> None:
         """See the class.
 
         Args:
             global_batch_size: images per optimizer step over all ranks and accumulation.
             log_every_n_steps: optimizer steps between two log points.
+            divergence: looks at the loss of each log point.
         """
         self._global_batch_size = global_batch_size
         self._log_every_n_steps = log_every_n_steps
+        self._divergence = divergence
         self._seen_step = 0
         self._open_window(0)
 
@@ -97,4 +105,6 @@ class Throughput(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, trainer.global_step)
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+        if self._divergence is not None:
+            self._divergence.look("train", metrics, trainer.global_step)
         self._open_window(trainer.global_step)

@@ -1,5 +1,7 @@
 """What each evaluated image came to: kept on the device, fetched once at the end."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,9 @@ class Outcomes:
         losses = F.nll_loss(
             log_probabilities, batch.labels, ignore_index=NOT_COUNTED, reduction="none"
         )
-        self._batches.append((batch.ids, batch.labels, guess, best.exp(), losses))
+        # Where no output is finite, the least sure and the worst.
+        probability, losses = best.exp().nan_to_num(0), losses.nan_to_num(math.inf, posinf=math.inf)
+        self._batches.append((batch.ids, batch.labels, guess, probability, losses))
 
     def take(self) -> dict[str, np.ndarray]:
         """The counted rows by column name: id, label, guess [N] int64; probability, loss [N]

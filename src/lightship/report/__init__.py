@@ -1,13 +1,9 @@
 """The run's report: one HTML page that needs nothing else, three pictures, and the numbers."""
 
-import json
-import math
 import warnings
 from typing import Any
 
-import numpy as np
-
-from lightship import storage
+from lightship import storage, strict_json
 from lightship.report.facts import (
     Calibration,
     Confused,
@@ -56,7 +52,7 @@ def write_report(output_url: str, data: ReportData) -> str:
         "per_class": [{"name": n, "acc": a, "num_samples": s} for n, a, s in classes(data)],
     }
     files = {name: picture for name, picture in pictures.items() if picture is not None}
-    files["report.json"] = json.dumps(_plain(numbers), indent=1, allow_nan=False).encode()
+    files["report.json"] = strict_json.dumps(numbers).encode()
     files["report.html"] = build_page(data, pictures["confusion.png"]).encode()
     for name, content in files.items():
         storage.write_bytes(storage.join(output_url, "report", name), content)
@@ -65,16 +61,3 @@ def write_report(output_url: str, data: ReportData) -> str:
 
 def _without_image(shown: Shown) -> dict[str, Any]:
     return {key: value for key, value in vars(shown).items() if key != "image"}
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON has it; a number that is none becomes None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

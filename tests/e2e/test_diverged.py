@@ -1,0 +1,51 @@
+"""A net that gives no numbers: the run and every command on it end as they should."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.runs import flags_of_little_run, little_images
+
+from lightship import cli
+
+
+def strict(path: Path) -> dict:
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name}: {path}"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> str:
+    return little_images(str(tmp_path_factory.mktemp("set")))
+
+
+def fit(root: str, output: Path, *more: str) -> int:
+    flags = flags_of_little_run(root, f"--run.output={output}", "--model.net=tests.own_nets:nan")
+    return cli.main([*flags, *more])
+
+
+def test_the_run_goes_on_and_every_command_ends_well(root, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "run"
+    assert fit(root, output, "--run.log_format=json", "--trainer.max_epochs=1") == 0
+    printed = capsys.readouterr().err
+    assert "train/loss is not finite (nan) since step 3 (it never was)" in printed
+    for line in printed.splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    assert strict(output / "DONE")["test/loss"] is None
+    report = strict(output / "report" / "report.json")
+    assert report["test/loss"] is None
+    assert report["hardest"][0]["loss"] is None
+    assert (output / "report" / "report.html").exists()
+
+    assert fit(root, output, "--trainer.max_epochs=1") == 0
+    assert cli.main(["test", f"--run.output={output}"]) == 0
+    assert strict(output / "report" / "test.json")["test/loss"] is None
+    capsys.readouterr()
+    assert cli.main(["predict", f"--run.output={output}"]) == 78
+    assert "output is not finite for any image" in capsys.readouterr().err
+
+
+def test_stop_ends_with_a_code_of_its_own(root, tmp_path: Path, capsys) -> None:
+    assert fit(root, tmp_path / "run", "--trainer.on_nonfinite=stop") == 70
+    printed = capsys.readouterr().err
+    assert "training diverged: train/loss is not finite (nan) since step 3" in printed
+    assert "Traceback" not in printed
