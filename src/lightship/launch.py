@@ -77,7 +77,10 @@ def _run(command: Command) -> None:
         from lightship.data.worker_process import Worker
 
         Worker.start(data.root)
-    if command.name == "fit":  # heavy imports: the agent does without
+    from lightship.callbacks import heartbeat  # heavy imports: the agent does without
+
+    heartbeat.begin_again()
+    if command.name == "fit":
         from lightship.run import fit
 
         fit(command)

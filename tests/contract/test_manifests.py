@@ -13,6 +13,7 @@ from tests.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind, pod_spe
 from tests.pod_security import violations
 
 from lightship import cli
+from lightship.callbacks.heartbeat import START_GRACE_S
 from lightship.exits import EXIT_CODES
 
 ALL = [*ALONE, *OVERLAYS]
@@ -177,6 +178,10 @@ def test_the_parts_of_a_job_agree(name: str) -> None:
     heartbeat = variables["LIGHTSHIP_HEARTBEAT_FILE"]
     for probe in ("startupProbe", "livenessProbe"):
         assert heartbeat in " ".join(container[probe]["exec"]["command"])
+    startup = container["startupProbe"]
+    start_s = startup["periodSeconds"] * startup["failureThreshold"]
+    silence = re.search(r"-lt (\d+)", container["livenessProbe"]["exec"]["command"][-1])
+    assert start_s == int(silence[1]) + START_GRACE_S
     for policy in of_kind(name, "NetworkPolicy"):
         assert policy["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
     secret = {

@@ -1,6 +1,7 @@
 """The sign of life: in every stage, at most once a second, and only where somebody asks for it."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,20 @@ def test_every_stage_beats(tmp_path: Path) -> None:
     trainer.predict(classifier(), ValLoader(2))
     assert counts == [3 + 2 + 2 + 2]
     assert counted.path.exists()
+
+
+def test_a_restart_has_as_long_as_a_start(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "beat"
+    monkeypatch.setenv(VARIABLE, str(path))
+    heartbeat.begin_again()
+    assert not path.exists()  # or the startup probe would succeed before the first batch
+    path.touch()
+    age_at(path, 1000)
+    began_s = time.time()
+    heartbeat.begin_again()
+    assert path.stat().st_mtime >= began_s + heartbeat.START_GRACE_S - 1
+    Heartbeat(path).beat()  # the first batch: from now on the liveness probe's bound holds
+    assert path.stat().st_mtime < began_s + heartbeat.START_GRACE_S - 1
 
 
 def test_no_variable_no_callback(monkeypatch) -> None:

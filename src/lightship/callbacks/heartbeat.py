@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +11,20 @@ from lightship.exits import ConfigError
 
 VARIABLE = "LIGHTSHIP_HEARTBEAT_FILE"
 _EVERY_S = 1.0
+START_GRACE_S = 1800
+"""Added to the probe's bound for a restart: the bound of a start (k8s/base/job.yaml) is longer."""
+
+
+def begin_again() -> None:
+    """Date the file of an earlier process ahead, so that a restart has as long as a first start.
+
+    The startup probe has succeeded by then and does not run again; the liveness probe would count
+    from the last batch before the restart. Every rank, when its process starts.
+    """
+    path = Path(os.environ.get(VARIABLE) or os.devnull)
+    if path.is_file():
+        ahead_s = time() + START_GRACE_S
+        os.utime(path, (ahead_s, ahead_s))
 
 
 def build_heartbeat() -> list["Heartbeat"]:
