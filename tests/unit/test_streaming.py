@@ -482,13 +482,16 @@ class TestBadSamples:
         assert error.value.exit_name == "data"  # type: ignore[attr-defined]
 
 
-def test_a_worker_that_is_killed_is_told_of(manifest: Manifest) -> None:
-    share = TrainShare(order_of(manifest), 0, 1, 1)
+def endless(manifest: Manifest) -> StreamedTrainLoader:
     where = iter([(epoch, batch) for epoch in range(99) for batch in range(5)])
-    loader = StreamedTrainLoader(
-        streamed(manifest), share, Augment(0), 0.0,
+    return StreamedTrainLoader(
+        streamed(manifest), TrainShare(order_of(manifest), 0, 1, 1), Augment(0), 0.0,
         lambda: Stretch(*next(where), batches_per_epoch=5, epochs=99),
     )  # fmt: skip
+
+
+def test_a_worker_that_is_killed_is_told_of(manifest: Manifest) -> None:
+    loader = endless(manifest)
     batches = iter(loader)
     next(batches)
     worker = Worker.start(manifest.root)
@@ -500,15 +503,18 @@ def test_a_worker_that_is_killed_is_told_of(manifest: Manifest) -> None:
 
 
 def test_a_frozen_worker_is_noticed(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "1")
+    loader = endless(manifest)
+    batches = iter(loader)
+    next(batches)
     worker = Worker.start(manifest.root)
-    assert stream(streamed(manifest), PLACES[:1])
     os.kill(worker.process.pid, signal.SIGSTOP)
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "1")
     try:
         with pytest.raises(TimeoutExpired, match=r"no batch within 2 s .*DEADLINE_S"):
-            stream(streamed(manifest), PLACES[:1])
+            list(batches)
     finally:
         os.kill(worker.process.pid, signal.SIGCONT)
+        loader.close()
         Worker.stop()
 
 
@@ -541,6 +547,44 @@ def test_a_worker_needs_no_more_memory_than_it_was_given(tmp_path: Path) -> None
     more_mib = resident_mib(pid, "VmHWM") - before_mib
     loader.close()
     assert more_mib < 1.5 * budget_mib, "half for what decoding takes and malloc keeps"
+
+
+def test_a_task_leaves_the_settings_of_those_beside_it(
+    s3: S3Server, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = sources.scan(put(s3.url("beside"), files))["train"]
+    share = TrainShare(order_of(manifest), 0, 1, 1)
+    places = iter(PLACES)
+    loader = StreamedTrainLoader(
+        streamed(manifest, budget_bytes=1), share, Augment(0), 0.0,
+        lambda: Stretch(*next(places), batches_per_epoch=len(share), epochs=2),
+    )  # fmt: skip
+    with FaultProxy(s3.endpoint) as ours, FaultProxy(s3.endpoint) as others:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", ours.endpoint)
+        batches = iter(loader)
+        next(batches)
+        first = Worker.start(manifest.root).process
+        monkeypatch.setenv("AWS_ENDPOINT_URL", others.endpoint)
+        assert list(StreamedEvalLoader(streamed(manifest), EvalShare(len(manifest), 32, 0, 1)))
+        before = ours.requests["GET"], others.requests["GET"]
+        assert before[1] >= len(manifest)
+        for _ in PLACES[1:]:
+            next(batches)
+        assert others.requests["GET"] == before[1]
+        assert ours.requests["GET"] > before[0]
+        loader.close()
+    assert first.wait(30) == 0, "a worker of other settings ends with its last task"
+
+
+def test_no_root_is_shown_to_who_lists_processes() -> None:
+    Worker.stop()
+    worker = Worker.start("http://127.0.0.1:9/set?X-Amz-Signature=very-secret")
+    until, command = time.monotonic() + 30, b""
+    while b"lightship.data.worker" not in command:
+        assert time.monotonic() < until
+        command = Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
+    assert b"secret" not in command
+    Worker.stop()
 
 
 def test_a_worker_ends_with_its_owner(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ class _Stream:
         """Want no more."""
         self.connection.close()
         self.uploads.close()
+        self.worker.task_is_over()
 
     def _give_back(self) -> None:
         """Return the slots that are done with; waits for the oldest if none is left to write."""

@@ -110,30 +110,31 @@ class Failed:
     text: str
 
 
-def main(descriptor: int, root: str) -> None:
+def main(descriptor: int) -> None:
     """Do the tasks that come through a socket until its other end is closed; then the process ends.
 
+    The environment stays what the process was started with: tasks run side by side, and one that
+    changed it would change it under the others' reads.
+
     Args:
-        descriptor: Of the socket. A task comes as a pickled (Task, environment), followed by a byte
-            that carries two descriptors: of the task's own connection, and of the shared memory.
-        root: A URL that will be read.
+        descriptor: Of the socket. First comes a URL that will be read, then pickled tasks, each
+            followed by a byte that carries two descriptors: of the task's own connection, and of
+            the shared memory.
     """
     torch.set_num_threads(1)
-    storage.make_ready(root)
     control = socket.socket(fileno=descriptor)
     tasks: Connection = Connection(os.dup(descriptor))
-    while True:
-        try:
-            task, environment = tasks.recv()
+    try:
+        storage.make_ready(tasks.recv())
+        while True:
+            task = tasks.recv()
             _, handed, _, _ = socket.recv_fds(control, 1, 2)
-        except (EOFError, OSError):
-            os._exit(0)  # threads may hang in storage
-        os.environ.clear()
-        os.environ.update(environment)
-        slots = SharedSlots(task.shape, handed[1])
-        slots.close()
-        arguments = (Connection(handed[0]), slots.pixels, task)
-        Thread(target=_work, args=arguments, name="lightship-task", daemon=True).start()
+            slots = SharedSlots(task.shape, handed[1])
+            slots.close()
+            arguments = (Connection(handed[0]), slots.pixels, task)
+            Thread(target=_work, args=arguments, name="lightship-task", daemon=True).start()
+    except (EOFError, OSError):
+        os._exit(0)  # threads may hang in storage
 
 
 def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:

@@ -6,6 +6,7 @@ Imports no torch, so that a command can start the worker before its own imports.
 import mmap
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from lightship.data.worker import Task
 
 _LEAVE_S = 5.0
+_SETTINGS = re.compile(
+    r"AWS_|FSSPEC_|LIGHTSHIP_(STORAGE|S3|CACHE)|XDG_CACHE_HOME|HOME$|GOOGLE_|GCS|AZURE_|HF_|"
+    r"SSL_CERT|REQUESTS_CA|\w*_proxy$|\w*_PROXY$"
+)
+"""Variables that a storage's client may read."""
 
 
 class SharedSlots:
@@ -53,6 +59,10 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
+
+
 class Worker:
     """This rank's worker process, started once; see worker.py.
 
@@ -64,26 +74,35 @@ class Worker:
     _running: "Worker | None" = None
 
     def __init__(self, root: str) -> None:
+        self.settings, self.open_tasks = _settings(), 0
         self.control, theirs = socket.socketpair()
-        code = f"from lightship.data.worker import main; main({theirs.fileno()}, {root!r})"
+        code = f"from lightship.data.worker import main; main({theirs.fileno()})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
-        theirs.close()
         self.tasks: Connection = Connection(os.dup(self.control.fileno()))
+        self.tasks.send(root)  # not an argument: it may hold credentials, and `ps` shows those
+        theirs.close()
 
     @classmethod
     def start(cls, root: str) -> "Worker":
         """The worker, started if need be. Does not wait for it: its imports go on by themselves.
 
+        Where the storage's settings have changed since it was started, another one takes its place;
+        the first ends with its last task.
+
         Args:
             root: A URL that it will read, whose storage's client it makes ready.
         """
-        if cls._running is None or cls._running.process.poll() is not None:
+        worker = cls._running
+        if worker is None or worker.process.poll() is not None or worker.settings != _settings():
             cls._running = cls(root)
+            if worker is not None and not worker.open_tasks:
+                worker.end()
+        assert cls._running is not None
         return cls._running
 
     @classmethod
@@ -91,26 +110,37 @@ class Worker:
         """End the worker, if one runs. Blocks a moment."""
         worker, cls._running = cls._running, None
         if worker is not None:
-            worker.tasks.close()
-            worker.control.close()
-            try:
-                worker.process.wait(_LEAVE_S)
-            except subprocess.TimeoutExpired:  # frozen
-                worker.process.kill()
-                worker.process.wait(_LEAVE_S)
+            worker.end()
+
+    def end(self) -> None:
+        """End the process, whatever it does. Blocks a moment."""
+        self.tasks.close()
+        self.control.close()
+        try:
+            self.process.wait(_LEAVE_S)
+        except subprocess.TimeoutExpired:  # frozen
+            self.process.kill()
+            self.process.wait(_LEAVE_S)
 
     def begin(self, task: "Task") -> tuple[Connection, SharedSlots]:
         """Hand over a task: where word of its batches comes from, and where their pixels are."""
         ours, theirs = multiprocessing.Pipe()
         slots = SharedSlots(task.shape)
         try:
-            self.tasks.send((task, dict(os.environ)))
+            self.tasks.send(task)
             socket.send_fds(self.control, [b"."], [theirs.fileno(), slots.descriptor])
         except ConnectionError:
             raise RuntimeError(self.how_it_ended()) from None
+        self.open_tasks += 1
         theirs.close()
         slots.close()
         return ours, slots
+
+    def task_is_over(self) -> None:
+        """Nobody wants more of a task that was begun."""
+        self.open_tasks -= 1
+        if not self.open_tasks and self is not Worker._running:
+            self.end()
 
     def how_it_ended(self) -> str:
         """What to say of a worker that is gone."""
