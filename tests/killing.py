@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lightship import storage
-from lightship.checkpoint import CheckpointStore, Commit
+from lightship.checkpoint import CheckpointStore
+from lightship.record import Commit
 from tests.forked import Child, lightship
 from tests.images import little_set, put
 from tests.runs import differences, last_state

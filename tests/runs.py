@@ -39,7 +39,7 @@ def last_state(output: str) -> dict[str, Any]:
     state = store.load_checkpoint(store.url_of(newest))
     # Counts the beginnings of the last validation, for nobody.
     del state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-    state["lightship"] = {**state["lightship"], "tracking_id": "", "metrics": ()}
+    state["lightship"] = {**state["lightship"], "metrics": ()}
     table = csv.DictReader(io.StringIO(storage.read_bytes(f"{output}/logs/metrics.csv").decode()))
     state["metrics.csv"] = [
         {name: value for name, value in row.items() if not name.startswith(_TIMES)} for row in table

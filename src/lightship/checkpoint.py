@@ -6,67 +6,30 @@ its size and sha256. What has no matching record does not exist: a reader verifi
 to the one before.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import re
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from lightship import storage
-from lightship.exits import LightshipError, PeerLost
+from lightship import storage, versions
+from lightship.exits import PeerLost, TimeoutExpired
 from lightship.payload import from_bytes, take_snapshot, to_bytes
-
-_PAYLOAD, _RECORD = ".ckpt", ".commit.json"
-
-
-class CheckpointDamaged(LightshipError):
-    """A checkpoint is missing, torn or altered, or was never committed."""
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The commit record of one checkpoint.
-
-    Attributes:
-        file: Name of the payload in the same folder.
-        step: Optimizer steps done.
-        epoch: Epochs finished.
-        size_bytes: Size of the payload.
-        sha256: Of the payload, hex.
-        score: The monitored metric if the save closed a validated epoch.
-        attempt: Id of the start of the run that wrote it; ids sort in the order of the starts.
-        save: Which save of its attempt it is, from 1.
-        config_hash: Of everything that changes what is learned.
-    """
-
-    file: str
-    step: int
-    epoch: int
-    size_bytes: int
-    sha256: str
-    score: float | None
-    attempt: str
-    save: int
-    config_hash: str
-
-    def to_bytes(self) -> bytes:
-        """JSON with a check sum of itself."""
-        fields = dataclasses.asdict(self)
-        return json.dumps({**fields, "check": _check(fields)}, indent=1).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "Commit":
-        """What `to_bytes` wrote. Raises ValueError for anything else."""
-        fields = json.loads(data)
-        if not isinstance(fields, dict) or fields.pop("check", None) != _check(fields):
-            raise ValueError("not a commit record")
-        return cls(**fields)
+from lightship.record import (
+    DEFAULT_METRIC,
+    PAYLOAD,
+    RECORD,
+    CheckpointDamaged,
+    Commit,
+    Metric,
+    best_first,
+    record_of,
+)
 
 
 class CheckpointStore(CheckpointIO):
@@ -81,25 +44,26 @@ class CheckpointStore(CheckpointIO):
         url: Folder of the checkpoints, anywhere storage.py reaches; empty: a run has none, and only
             `load_checkpoint` is of use.
         say: Prints a line for the user.
-        config_hash: Recorded in each commit.
         keep_last: Newest checkpoints kept, beside the best.
-        best_is_lowest: Whether the best score is the lowest or the highest.
+        metric: What the scores of this start are of.
+        metric_before: Finds what the scores are of that 0.1.0 recorded; None: of `metric`.
     """
 
     def __init__(
         self,
         url: str,
         say: Callable[[str], None],
-        config_hash: str = "",
         keep_last: int = 2,
-        best_is_lowest: bool = True,
+        metric: Metric = DEFAULT_METRIC,
+        metric_before: Callable[[], Metric | None] = lambda: None,
     ) -> None:
-        self.url, self.say, self.config_hash = url, say, config_hash
-        self.keep_last, self.best_is_lowest = keep_last, best_is_lowest
+        self.url, self.say, self.keep_last = url, say, keep_last
+        self.metric, self._metric_before = metric, metric_before
         self.attempt = ""
         self._saves = 0
         self._commits: list[Commit] | None = None
-        self._torn: list[str] = []
+        self._damaged: list[str] = []
+        self._named_late: list[Commit] = []
         self._garbage: list[str] = []
         self._resumed_from = ""
         self._verified: tuple[str, dict[str, Any]] | None = None
@@ -119,10 +83,23 @@ class CheckpointStore(CheckpointIO):
         return self._first_good(reversed(self.commits()))
 
     def best(self) -> Commit | None:
-        """The best-scored checkpoint that verifies, else the newest that does. Blocks."""
-        commits = self.commits()
-        scored = sorted((c for c in commits if c.score is not None), key=self._rank)
-        return self._first_good([*scored, *reversed([c for c in commits if c.score is None])])
+        """The best checkpoint by this start's metric that verifies. Blocks.
+
+        Where none has a score of that: the best by the metric of the newest score, with a line;
+        else the newest that verifies.
+        """
+        scored = [commit for commit in reversed(self.commits()) if commit.metric]
+        metric = self.metric
+        if scored and all(commit.metric != metric for commit in scored):
+            assert scored[0].metric is not None
+            metric = scored[0].metric
+            self.say(
+                f"no checkpoint has a score of {self.metric.monitor}: the best is chosen by "
+                f"{metric.monitor}"
+            )
+        best = sorted((c for c in scored if c.metric == metric), key=best_first)
+        others = [c for c in reversed(self.commits()) if c not in best]
+        return self._first_good([*best, *others])
 
     def url_of(self, commit: Commit) -> str:
         """Where a commit's payload is."""
@@ -133,27 +110,37 @@ class CheckpointStore(CheckpointIO):
             names = [item.path for item in storage.list_files(self.url)]
         except storage.NotFound:
             names = []
-        found, torn, belonging = [], [], set()
+        found, damaged, belonging = [], [], set()
         for name in names:
-            if name.endswith(_RECORD):
-                try:
-                    found.append(Commit.from_bytes(storage.read_bytes(self._at(name))))
-                    belonging |= {name, found[-1].file}
-                except (ValueError, TypeError, storage.NotFound):
-                    torn.append(name)
-        self._torn = torn
+            if name.endswith(RECORD):
+                # An error of the storage is raised: such a record may be whole.
+                with contextlib.suppress(storage.NotFound):
+                    data = storage.read_bytes(self._at(name))
+                    try:
+                        found.append(Commit.from_bytes(data, storage.redact(self._at(name))))
+                        belonging |= {name, found[-1].file}
+                    except CheckpointDamaged:
+                        damaged.append(name)
+        self._damaged = damaged
         # Of saves that never came to be: they go when this attempt has committed one of its own.
         self._garbage = [n for n in names if n.startswith("step-") and n not in belonging]
-        return sorted(found, key=lambda commit: (commit.attempt, commit.save))
+        return sorted(self._named(found), key=lambda commit: (commit.attempt, commit.save))
 
-    def _rank(self, commit: Commit) -> tuple[float, int]:
-        assert commit.score is not None
-        return commit.score if self.best_is_lowest else -commit.score, commit.step
+    def _named(self, commits: list[Commit]) -> list[Commit]:
+        """The commits with the metric of their scores also where 0.1.0 did not record it."""
+        unnamed = [c for c in commits if c.score is not None and c.metric is None]
+        if not unnamed:
+            return commits
+        monitor, mode = self._metric_before() or self.metric
+        named = {c.file: dataclasses.replace(c, monitor=monitor, mode=mode) for c in unnamed}
+        self._named_late = list(named.values())
+        return [named.get(commit.file, commit) for commit in commits]
 
     def _first_good(self, candidates: Iterable[Commit]) -> Commit | None:
-        while self._torn:
+        while self._damaged:
             self.say(
-                f"checkpoint record {self._torn.pop()} is torn; falling back to the one before"
+                f"checkpoint record {self._damaged.pop()} is damaged; falling back to the one "
+                "before"
             )
         for commit in list(candidates):
             try:
@@ -161,7 +148,7 @@ class CheckpointStore(CheckpointIO):
             except CheckpointDamaged as error:
                 self.say(f"{error}; falling back to the one before")
                 self.commits().remove(commit)
-                self._garbage += [_record_of(commit.file), commit.file]
+                self._garbage += [record_of(commit.file), commit.file]
             else:
                 return commit
         return None
@@ -183,14 +170,13 @@ class CheckpointStore(CheckpointIO):
         url = str(path)
         if self._verified is None or self._verified[0] != url:
             try:
-                record = Commit.from_bytes(storage.read_bytes(_record_of(url)))
+                data = storage.read_bytes(record_of(url))
             except (storage.NotFound, storage.Denied):  # how S3 says it to who may not list
                 if self.url and url.startswith(f"{self.url}/"):
                     raise CheckpointDamaged(f"{storage.redact(url)} was never committed") from None
-                record = None
-            except (ValueError, TypeError):
-                raise CheckpointDamaged(f"the record of {storage.redact(url)} is torn") from None
-            self._verify(url, record)
+                data = None
+            where = f"the record of {storage.redact(url)}"
+            self._verify(url, None if data is None else Commit.from_bytes(data, where))
         assert self._verified is not None
         checkpoint, self._verified = self._verified[1], None
         return checkpoint
@@ -217,7 +203,12 @@ class CheckpointStore(CheckpointIO):
             )
         if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
             raise CheckpointDamaged(f"checkpoint {name} does not match its sha256")
-        self._verified = url, from_bytes(payload, name)
+        checkpoint = from_bytes(payload, name)
+        about = checkpoint.get("lightship")
+        versions.check(
+            "checkpoint", about.get("version") if isinstance(about, dict) else None, name
+        )
+        self._verified = url, checkpoint
 
     # Writing
 
@@ -234,6 +225,9 @@ class CheckpointStore(CheckpointIO):
         number = 1 + max((int(found[0]) for found in numbers if found), default=0)
         self.attempt = f"{number:05d}-{secrets.token_hex(3)}"
         storage.write_bytes(self._at("attempt"), self.attempt.encode())
+        for commit in self._named_late:  # before config.yaml names another metric
+            if commit.metric != self.metric:
+                storage.write_bytes(record_of(self.url_of(commit)), commit.to_bytes())
 
     def protect(self, commit: Commit) -> None:
         """Never let retention delete this one (the one resumed from)."""
@@ -242,7 +236,7 @@ class CheckpointStore(CheckpointIO):
     def path_of_step(self, step: int) -> str:
         """Where the next save goes: a name of its own."""
         self._saves += 1
-        return self._at(f"step-{step:08d}-{self.attempt}-{self._saves}{_PAYLOAD}")
+        return self._at(f"step-{step:08d}-{self.attempt}-{self._saves}{PAYLOAD}")
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -275,7 +269,7 @@ class CheckpointStore(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint, its commit record first. Blocks."""
-        storage.remove(_record_of(str(path)))
+        storage.remove(record_of(str(path)))
         storage.remove(str(path))
 
     def teardown(self) -> None:
@@ -283,21 +277,25 @@ class CheckpointStore(CheckpointIO):
         self.wait()
 
     def _write(self, snapshot: dict[str, Any], url: str, save: int) -> None:
-        payload = to_bytes(snapshot)
+        about = snapshot.setdefault("lightship", {})
+        about["version"] = versions.VERSIONS["checkpoint"]
+        payload, score = to_bytes(snapshot), about.get("score")
         commit = Commit(
             file=storage.base_name(url),
             step=snapshot["global_step"],
             epoch=snapshot["epoch"],
             size_bytes=len(payload),
             sha256=hashlib.sha256(payload).hexdigest(),
-            score=snapshot.get("lightship", {}).get("score"),
+            score=score,
             attempt=self.attempt,
             save=save,
-            config_hash=self.config_hash,
+            monitor=None if score is None else self.metric.monitor,
+            mode=None if score is None else self.metric.mode,
         )
+        self.check_fence()  # where the output is gone, nothing is written in its place
         storage.write_bytes(url, payload)
         self.check_fence()
-        storage.write_bytes(_record_of(url), commit.to_bytes())
+        storage.write_bytes(record_of(url), commit.to_bytes())
         self._retain(commit)
 
     def check_fence(self) -> None:
@@ -305,8 +303,15 @@ class CheckpointStore(CheckpointIO):
 
         Raises:
             PeerLost: A later start of the run has taken over.
+            TimeoutExpired: The output is gone (unmounted, say), and may come back.
         """
-        owner = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+        try:
+            owner = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+        except (storage.NotFound, storage.Denied) as error:
+            raise TimeoutExpired(
+                f"{storage.redact(self.url)} can no longer be read, and the run writes to it "
+                f"(unmounted or deleted?): {error}"
+            ) from error
         if owner != self.attempt:
             raise PeerLost(
                 f"another start of this run ({owner}) has taken over {storage.redact(self.url)}; "
@@ -314,15 +319,16 @@ class CheckpointStore(CheckpointIO):
             )
 
     def _retain(self, committed: Commit) -> None:
-        """Delete what is neither of the newest steps, nor best, nor the one resumed from."""
+        """Delete what is neither of the newest steps, nor best by any metric, nor resumed from."""
         commits = [*self.commits(), committed]
         newest: dict[int, str] = {}  # of each step its newest
         for commit in reversed(commits):
             newest.setdefault(commit.step, commit.file)
         keep = {*list(newest.values())[: self.keep_last], self._resumed_from}
-        scored = [commit for commit in commits if commit.score is not None]
-        if scored:
-            keep.add(min(scored, key=self._rank).file)
+        best: dict[Metric | None, Commit] = {}  # of each metric its best
+        for commit in sorted((c for c in commits if c.score is not None), key=best_first):
+            best.setdefault(commit.metric, commit)
+        keep |= {commit.file for commit in best.values()}
         self._commits = [commit for commit in commits if commit.file in keep]
         for commit in commits:
             if commit.file not in keep:
@@ -332,12 +338,3 @@ class CheckpointStore(CheckpointIO):
 
     def _at(self, name: str) -> str:
         return storage.join(self.url, name)
-
-
-def _record_of(payload: str) -> str:
-    """The name or URL of the commit record of a payload's."""
-    return payload.removesuffix(_PAYLOAD) + _RECORD
-
-
-def _check(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,17 +5,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config, streams, table
+from lightship import __version__, config, streams, strict_yaml, table, versions
 from lightship.config import Config, PackConfig
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 from lightship.flags import (
@@ -35,6 +35,8 @@ _OF_A_RUN = (None, "best", "last")
 """Choices of --ckpt_path that are no checkpoint by themselves."""
 _OF_ANOTHER_ROOT = {"data.root_md5": None}
 """A checksum is that of the root it was given with; another root comes with its own, or none."""
+_Sections = Mapping[str, Mapping[str, Any]]
+"""Section -> field -> value, as a config file has them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Command:
         export: Where export writes its file; None: under run.output.
         format: One of config.EXPORTS.
         wrong: Why doctor's configuration is not valid; it tells of it among its checks.
+        is_on_its_data: Whether data.root is that of the run that the command is on.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Command:
     export: str | None = None
     format: str = "torch"
     wrong: str = ""
+    is_on_its_data: bool = False
 
     @property
     def log_format(self) -> str:
@@ -146,27 +150,61 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     if name == "pack":
         return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])
-    if name not in _FROM_THE_START:
-        sources = [*_kept_config(flags), *sources]
-    elif not sources and not any(_is_flag(flag, "data.root") for flag in flags):
+    if not sources and name in _FROM_THE_START and not _gives_root(flags):
         sources = ["digits"]  # the embedded data set with the settings that suit it
-    parser = build_parser(name)
-    try:
-        for source in sources:
-            _apply_config(parser, source)
-        if any(_is_flag(flag, "data.root") for flag in flags):
-            parser.set_defaults(_OF_ANOTHER_ROOT)
-        # jsonargparse reserves the name; it is in the parser for the help only.
-        namespace = parser.parse_args([flag for flag in flags if flag != "--print_config"])
-    except ArgumentError as error:
-        raise UsageError(explain(str(error), parser)) from None
-    except SystemExit:
+    namespace = _parsed(name, sources, flags)
+    own = None
+    if namespace is not None and name not in _FROM_THE_START and namespace.run.output:
+        own = _settings_of_run(namespace.run.output)
+        namespace = _parsed(name, sources, flags, own)
+    if namespace is None:
         return None  # --help
-    command = _command(name, namespace, sources)
+    command = _command(name, namespace, sources, own)
     if "--print_config" in flags:
-        print(config.to_yaml(command.config), end="")
+        from lightship import kept
+
+        print(kept.to_yaml(command.config), end="")
         return None
     return command
+
+
+def _parsed(
+    name: str, sources: list[str], flags: list[str], own: _Sections | None = None
+) -> Namespace | None:
+    """The settings of a command; None if its help was printed.
+
+    Args:
+        name: Of the command.
+        sources: What --config gives: the later wins.
+        flags: All other flags, which win over files.
+        own: The settings of the run that the command is on, which all else wins over.
+    """
+    parser = build_parser(name)
+    try:
+        if own is not None:
+            where = "config.yaml of --run.output"
+            _set_defaults(parser, own, where)
+        for source in sources:
+            _apply_config(parser, source)
+        if _gives_root(flags):
+            parser.set_defaults(_OF_ANOTHER_ROOT)
+        # jsonargparse reserves the name; it is in the parser for the help only.
+        return parser.parse_args([flag for flag in flags if flag != "--print_config"])
+    except ArgumentError as error:
+        raise UsageError(explain(str(error), parser)) from None
+    except RecursionError:
+        raise UsageError("the value of a flag is nested too deeply to be read") from None
+    except SystemExit:
+        return None
+
+
+def _settings_of_run(output: str) -> _Sections:
+    from lightship import kept, storage
+
+    try:
+        return kept.read(output)
+    except storage.NotFound:
+        raise ConfigError(f"--run.output {storage.redact(output)} holds no run") from None
 
 
 def _parse_pack(arguments: list[str]) -> PackCommand | None:
@@ -226,21 +264,27 @@ def overview() -> str:
 
 def _apply_config(parser: ArgumentParser, source: str) -> None:
     """Make a config's values the parser's defaults, so that flags win wherever they stand."""
-    shown = _shown(source)
+    shown = f"--config {_shown(source)}"
     try:
-        content = yaml.safe_load(read_config(source))
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {shown} is not YAML: {' '.join(str(error).split())}") from None
+        content = strict_yaml.load(read_config(source))
+    except strict_yaml.YamlError as error:
+        raise UsageError(f"{shown} {error}") from None
     content = {} if content is None else content
+    if isinstance(content, dict):
+        versions.check("config.yaml", content.pop("version", None), shown)
     if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
-        raise UsageError(f"--config {shown} must hold only the sections {', '.join(SECTIONS)}")
+        raise UsageError(f"{shown} must hold only the sections {', '.join(SECTIONS)}")
     for section, fields in content.items():
         if not isinstance(fields, dict):
-            raise UsageError(f"--config {shown}: {section} must hold fields, as in '{section}:'")
+            raise UsageError(f"{shown}: {section} must hold fields, as in '{section}:'")
+    _set_defaults(parser, content, shown)
+
+
+def _set_defaults(parser: ArgumentParser, content: _Sections, where: str) -> None:
     try:
         parser.parse_object(content)
     except ArgumentError as error:
-        raise UsageError(f"--config {shown}: {explain(str(error), parser)}") from None
+        raise UsageError(f"{where}: {explain(str(error), parser)}") from None
     values = {f"{part}.{key}": value for part in content for key, value in content[part].items()}
     parser.set_defaults({**(_OF_ANOTHER_ROOT if "data.root" in values else {}), **values})
 
@@ -263,25 +307,14 @@ def _split_configs(flags: list[str]) -> tuple[list[str], list[str]]:
     return sources, rest
 
 
-def _kept_config(flags: list[str]) -> list[str]:
-    """The run's own config.yaml, which a command on a finished run starts from."""
-    from lightship import storage
-
-    for index, flag in enumerate(flags):
-        if _is_flag(flag, "run.output"):
-            output = flag.partition("=")[2] or "".join(flags[index + 1 : index + 2])
-            kept = storage.join(output, "config.yaml")
-            if not storage.exists(kept):
-                raise ConfigError(f"--run.output {storage.redact(output)} holds no run")
-            return [kept]
-    return []
-
-
-def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
+def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections | None) -> Command:
     settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
+    given_root, settings.data.root = settings.data.root, config.plain_root(settings.data.root)
     wrong = ""
     try:
         config.check(settings)
+        if name == "validate" and own is not None:
+            _check_split(settings, own)
     except ConfigError as error:
         if name != "doctor":
             raise
@@ -292,17 +325,50 @@ def _command(name: str, namespace: Namespace, sources: list[str]) -> Command:
     if predictions is not None:
         table.check_format(predictions, "--predictions")
     written = {"predict": predictions, "export": namespace.get("export")}
+    if settings.run.output == "":
+        raise UsageError("--run.output is empty; it must be a path or URL")
     if settings.run.output is None and name in written and namespace.ckpt_path not in _OF_A_RUN:
         if written[name] is None:
             flag = "predictions" if name == "predict" else name
-            raise UsageError(f"lightship {name} needs --{flag}, or --run.output to write to")
+            raise UsageError(f"lightship {name} without a run needs --{flag}, the file to write")
     elif settings.run.output is None:
         if name not in _FROM_THE_START:
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
         title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
-        settings.run.output = f"runs/{title}-{config.identity_hash(settings)}"
-    urls = predictions, namespace.get("export")
-    return Command(name, settings, namespace.ckpt_path, *urls, format=kind, wrong=wrong)
+        settings.run.output = _default_output(title, settings, given_root)
+    return Command(
+        name,
+        settings,
+        namespace.ckpt_path,
+        predictions,
+        namespace.get("export"),
+        format=kind,
+        wrong=wrong,
+        is_on_its_data=own is not None
+        and config.plain_root(str(own["data"]["root"])) == settings.data.root,
+    )
+
+
+def _check_split(settings: Config, own: _Sections) -> None:
+    """Raise ConfigError where images that the run has trained on would be validated on."""
+    was, now = own["data"]["val_fraction"], settings.data.val_fraction
+    if now != was and config.is_same_root(str(own["data"]["root"]), settings.data.root):
+        raise ConfigError(
+            f"--data.val_fraction is {now:g}, and the run held out {was:g}: it has trained on "
+            f"images of that split. Leave it out, or set {was:g}"
+        )
+
+
+def _default_output(title: str, settings: Config, given_root: str) -> str:
+    """Where a run without run.output lives: named by what it learns."""
+    output = f"runs/{title}-{versions.identity_hash(settings)}"
+    # In 0.1.0 a slash at the end of data.root was a part of the name: such a run is gone on with.
+    before = f"runs/{title}-{versions.identity_hash(settings, given_root)}"
+    return before if Path(before, "config.yaml").exists() else output
+
+
+def _gives_root(flags: list[str]) -> bool:
+    return any(_is_flag(flag, "data.root") for flag in flags)
 
 
 def _is_flag(item: str, *names: str) -> bool:

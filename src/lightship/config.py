@@ -7,19 +7,17 @@ change what is learned.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
-
 from lightship.exits import ConfigError
 
 OWN_NETS = ("litcnn", "speednet", "speednet96")
+NAMED_SETS = ("digits", "cifar10", "cifar100")
+"""Values of data.root that are names; a folder of such a name is `./digits`."""
 EXPORTS = {"torch": "model.pt2", "onnx": "model.onnx"}
 """Formats of `lightship export`, and the file's name where none is given."""
 _MIN, _MAX, _FREE, _UNIT = "at_least", "at_most", "free", "unit"
@@ -289,12 +287,29 @@ def identity(config: Config) -> dict[str, Any]:
         for item in dataclasses.fields(part):
             if not item.metadata.get(_FREE):
                 flat[f"{section.name}.{item.name}"] = getattr(part, item.name)
-    return flat
+    return {**flat, "data.root": plain_root(config.data.root)}
 
 
-def identity_hash(config: Config) -> str:
-    """First 8 hex digits of the sha256 of `identity`."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+def plain_root(root: str) -> str:
+    """`data.root` without what does not change its meaning: slashes at its end, a leading `./`."""
+    if not root or "::" in root or root.startswith(("http://", "https://")):
+        return root
+    protocol, is_url, path = root.rpartition("://")
+    if is_url:
+        return f"{protocol}://{path.rstrip('/')}" if path.strip("/") else root
+    parts = [part for part in root.split("/") if part not in ("", ".")]
+    if root.startswith("/"):
+        return "/" + "/".join(parts)
+    plain = "/".join(parts) or "."
+    return f"./{plain}" if plain in NAMED_SETS and root != plain else plain
+
+
+def is_same_root(one: str, other: str) -> bool:
+    """Whether two values of data.root name one place; a relative path counts from here."""
+    one, other = plain_root(one).rstrip("/"), plain_root(other).rstrip("/")
+    if one == other or "://" in one + other or "::" in one + other or {one, other} & {*NAMED_SETS}:
+        return one == other
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def check(config: Config) -> None:
@@ -367,11 +382,6 @@ def range_text(section: type, name: str) -> str:
     meta = next(item.metadata for item in dataclasses.fields(section) if item.name == name)
     text = f"{_bound(meta)} {meta.get(_UNIT) or ''}".strip()
     return f" [{text}]" if text else ""
-
-
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML that `--config` reads back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def type_text(section: type, name: str) -> str:

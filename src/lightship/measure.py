@@ -27,7 +27,9 @@ def _measure(command: Command, split: str) -> None:
     model = load_model(command, progress.note)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
-    data.load_manifests(None, need=split)
+    # Images that came to data.root after the fit would move others between train and validation.
+    is_held_out = split == "val" and command.is_on_its_data
+    data.load_manifests(output.at("data") if is_held_out else None, need=split)
     if data.class_names != [normal_form(name) for name in model.class_names]:
         raise DataError(
             f"--data.root has the classes {_few(data.class_names)}, the checkpoint "

@@ -1,19 +1,19 @@
 """The one place where a run lives: config.yaml, checkpoints/, logs/, report/ and DONE."""
 
-import dataclasses
 import json
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from lightship import config as settings
-from lightship import storage, strict_json
-from lightship.checkpoint import CheckpointDamaged, CheckpointStore
-from lightship.config import Config
-from lightship.exits import ConfigError
+from lightship import kept, storage, strict_json
+from lightship.checkpoint import CheckpointStore
+from lightship.config import Config, TrainerConfig
+from lightship.damaged import set_aside
+from lightship.exits import ConfigError, LightshipError
+from lightship.record import CheckpointDamaged, Metric
 
 _NEEDED = {
     "state_dict", "hyper_parameters", "loops", "optimizer_states", "lr_schedulers", "lightship",
@@ -45,30 +45,86 @@ class RunOutput:
         return storage.join(self.url, *parts)
 
     def is_done(self) -> bool:
-        """Whether the run has finished for good; says so if it has.
+        """Whether the run has finished and the settings ask for no more; says so. Reads only.
 
         Raises:
-            ConfigError: It has, and run.resume or the configuration ask for something else.
+            ConfigError: run.resume or the settings ask for another run.
         """
         if not storage.exists(self.at("DONE")):
             return False
         self.refuse_another_run("a finished run")
-        numbers = json.loads(storage.read_bytes(self.at("DONE")))
+        numbers = self._done_numbers()
+        if numbers is None:
+            return False  # `open` says so
+        commits = self.checkpoints().commits()
+        before = kept.read(self.url)["trainer"]
+        if commits and self._asks_for_more(before, commits[-1].step, commits[-1].epoch):
+            self.say(
+                f"the run is complete at step {commits[-1].step}, epoch {commits[-1].epoch}, and "
+                f"goes on: {_bounds(self.config.trainer)}"
+            )
+            return False
         accuracies = {key: numbers.get(key) for key in ("test/acc", "val/acc")}
         shown = [f"{key} {acc:.4f}" for key, acc in accuracies.items() if acc is not None]
         report = storage.redact(self.at("report", "report.html"))
-        self.say(f"finished already: {', '.join([*shown, f'report: {report}'])}")
+        self.say(f"run already complete: {', '.join([*shown, f'report: {report}'])}")
         return True
+
+    def _done_numbers(self) -> dict[str, Any] | None:
+        """What DONE holds; None if it is damaged."""
+        try:
+            numbers = json.loads(storage.read_bytes(self.at("DONE")))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, LightshipError):
+                raise
+            return None
+        return numbers if isinstance(numbers, dict) else None
+
+    def _asks_for_more(self, before: Mapping[str, Any], step: int, epoch: int) -> bool:
+        """Whether a finished run is to train on; says why not where that may be unexpected.
+
+        Args:
+            before: The trainer's settings that it finished with.
+            step: Optimizer steps done.
+            epoch: Epochs done.
+        """
+        now = self.config.trainer
+        if _is_reached(now.max_epochs, epoch) or _is_reached(now.max_steps, step):
+            for name, done in (("max_epochs", epoch), ("max_steps", step)):
+                if 0 <= getattr(now, name) < done:
+                    self.say(
+                        f"--trainer.{name} {getattr(now, name)} is below the {done} that this run "
+                        "has done: nothing is trained or undone"
+                    )
+            return False
+        if _is_reached(before["max_epochs"], epoch) or _is_reached(before["max_steps"], step):
+            return True
+        was, patience = before["early_stopping_patience"], now.early_stopping_patience
+        if was and (patience > was or not patience):
+            return True
+        if (now.max_epochs, now.max_steps) != (before["max_epochs"], before["max_steps"]):
+            self.say(
+                f"early stopping ended this run at epoch {epoch}, not {_bounds(now)}; raise "
+                f"--trainer.early_stopping_patience (it was {was}) to train on"
+            )
+        return False
 
     def checkpoints(self) -> CheckpointStore:
         """The store under this output."""
         return CheckpointStore(
             self.at("checkpoints"),
             self.say,
-            config_hash=settings.identity_hash(self.config),
             keep_last=self.config.run.keep_last,
-            best_is_lowest=self.config.trainer.monitor.endswith("loss"),
+            metric=Metric.of(self.config.trainer.monitor),
+            metric_before=self._metric_before,
         )
+
+    def _metric_before(self) -> Metric | None:
+        """Of the checkpoints of a version that did not record it."""
+        try:
+            return Metric.of(kept.read(self.url)["trainer"]["monitor"])
+        except storage.NotFound:
+            return None
 
     def open(self, ckpt_path: str | None = None) -> tuple[CheckpointStore, Start | None]:
         """Take the output for this start: the store, and the checkpoint to go on from.
@@ -100,17 +156,28 @@ class RunOutput:
             start = self._foreign(store, ckpt_path)
         elif commits:
             self.say("no good checkpoint is left: training begins anew")
-        max_epochs = self.config.trainer.max_epochs
-        if start is not None and 0 <= max_epochs < start.epoch:
-            raise ConfigError(
-                f"--trainer.max_epochs is {max_epochs}; the checkpoint to go on from has "
-                f"{start.epoch} epochs done"
-            )
+        if start is not None:
+            self._refuse_fewer(start)
         store.open_attempt()  # the last: a start that is refused leaves the run to its owner
         self._remove_temporaries()
-        text = yaml.safe_dump(shown_config(self.config), sort_keys=False)
-        storage.write_bytes(self.at("config.yaml"), text.encode())
+        if storage.exists(self.at("DONE")):
+            if self._done_numbers() is None:
+                set_aside(self.at("DONE"), "is damaged", self.say)
+            storage.remove(self.at("DONE"))
+        kept.write(self.url, self.config)
         return store, start
+
+    def _refuse_fewer(self, start: Start) -> None:
+        trainer = self.config.trainer
+        for name, bound, done in (
+            ("max_epochs", trainer.max_epochs, start.epoch),
+            ("max_steps", trainer.max_steps, start.step),
+        ):
+            if 0 <= bound < done:
+                raise ConfigError(
+                    f"--trainer.{name} is {bound}; the checkpoint to resume from has {done} "
+                    f"{name.removeprefix('max_')} done"
+                )
 
     def _foreign(self, store: CheckpointStore, url: str) -> Start:
         shown = f"--ckpt_path {storage.redact(url)}"
@@ -136,13 +203,18 @@ class RunOutput:
         where = f"--run.output {storage.redact(self.url)} holds {what}"
         if self.config.run.resume == "never":
             raise ConfigError(f"--run.resume never: {where}; give another output")
-        kept = yaml.safe_load(storage.read_bytes(self.at("config.yaml")))
+        try:
+            before = kept.read(self.url)
+        except storage.NotFound:
+            raise ConfigError(
+                f"{where} without {kept.FILE}, which says with what settings it was trained: "
+                "restore the file or give another --run.output"
+            ) from None
         changed = [
             f"{key} was {was!r}, now {now!r}"
             for key, now in settings.identity(self.config).items()
             for section, _, field in [key.partition(".")]
-            if (was := kept.get(section, {}).get(field)) != now
-            and storage.redact(str(now)) != str(was)
+            if not _is_same(key, was := before[section][field], now)
         ]
         if changed:
             raise ConfigError(
@@ -151,9 +223,15 @@ class RunOutput:
             )
 
     def tracking_id(self) -> str | None:
-        """The tracking id of an earlier start, if one was kept."""
+        """The tracking id of an earlier start, if one was kept and is whole."""
         url = self.at("logs", "tracking_id")
-        return storage.read_bytes(url).decode() if storage.exists(url) else None
+        if not storage.exists(url):
+            return None
+        text = storage.read_bytes(url).decode(errors="replace").strip()
+        if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII):
+            return text
+        set_aside(url, "is damaged", self.say)
+        return None
 
     def keep_tracking_id(self, tracking_id: str) -> None:
         """Keep the tracking id for the next start."""
@@ -172,12 +250,21 @@ class RunOutput:
         storage.write_bytes(self.at("DONE"), strict_json.dumps(numbers).encode())
 
 
-def shown_config(config: Config) -> dict[str, Any]:
-    """The resolved settings as plain values, without the credentials a URL may hold."""
-    return {
-        section: {
-            name: storage.redact(value) if isinstance(value, str) else value
-            for name, value in fields.items()
-        }
-        for section, fields in dataclasses.asdict(config).items()
-    }
+def _is_same(key: str, was: Any, now: Any) -> bool:
+    """Whether a setting has the value that the run was made with, credentials aside."""
+    if key == "data.root":
+        return settings.is_same_root(str(was), now) or storage.redact(now) == str(was)
+    return bool(was == now) or storage.redact(str(now)) == str(was)
+
+
+def _is_reached(bound: int, done: int) -> bool:
+    return bound != -1 and done >= bound
+
+
+def _bounds(trainer: TrainerConfig) -> str:
+    shown = [
+        f"--trainer.{name} {getattr(trainer, name)}"
+        for name in ("max_epochs", "max_steps")
+        if getattr(trainer, name) != -1
+    ]
+    return ", ".join(shown)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from lightship.data.module import ImageData
 from lightship.exits import ConfigError, DataError
 from lightship.model.module import ImageClassifier
 from lightship.parts import Division, Parts, Unreadable
-from lightship.restored import load_model
+from lightship.restored import build_model, load_checkpoint
 from lightship.table import Prediction, Table, check_format
 from lightship.trainer import build_data, build_trainer, start_progress
 
@@ -44,7 +45,8 @@ def _predict(command: Command) -> None:
     check_format(url, flag)
     folder = url.removesuffix(storage.base_name(url)) or "."
     ranks.from_rank_0(lambda: storage.check_writable(folder, flag))
-    model = load_model(command, progress.note)
+    checkpoint = load_checkpoint(command, progress.note)
+    model = build_model(checkpoint)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
     data.load_unlabelled()
@@ -54,7 +56,7 @@ def _predict(command: Command) -> None:
     division = Division(len(manifest), _batch_size(config, trainer, len(manifest)))
     plan = {
         "images": manifest.fingerprint(),
-        "model": _fingerprint(model),
+        "model": _fingerprint(checkpoint["hyper_parameters"], model),
         "precision": config.trainer.precision,
     }
     parts = Parts(url, plan, division, progress.note)
@@ -79,9 +81,12 @@ def _batch_size(config: Config, trainer: Trainer, num_images: int) -> int:
     return -(-min(most, num_images) // chips) * chips
 
 
-def _fingerprint(model: ImageClassifier) -> str:
-    """Hex digest of all that makes the model: hyper-parameters and weights, wherever they lie."""
-    digest = hashlib.sha256(json.dumps(dict(model.hparams), sort_keys=True).encode())
+def _fingerprint(hyper_parameters: dict[str, Any], model: ImageClassifier) -> str:
+    """Hex digest of all that makes the model: hyper-parameters and weights, wherever they lie.
+
+    The hyper-parameters are those in the checkpoint: the same to every version of lightship.
+    """
+    digest = hashlib.sha256(json.dumps(dict(hyper_parameters), sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

@@ -7,6 +7,7 @@ from lightship import ranks, storage
 from lightship.checkpoint import CheckpointStore
 from lightship.cli import Command
 from lightship.exits import ConfigError
+from lightship.model.hyper_parameters import check_fits, complete
 from lightship.model.module import ImageClassifier
 from lightship.output import RunOutput
 
@@ -41,7 +42,13 @@ def load_checkpoint(command: Command, say: Callable[[str], None]) -> dict[str, A
 
 
 def build_model(checkpoint: dict[str, Any]) -> ImageClassifier:
-    """The model, rebuilt from a checkpoint of lightship's alone."""
-    model = ImageClassifier(**{**checkpoint["hyper_parameters"], "weights": None})
+    """The model, rebuilt from a checkpoint of lightship's alone.
+
+    Raises:
+        ConfigError: Its hyper-parameters or weights do not fit this version, or the net's code.
+    """
+    arguments = complete(ImageClassifier, checkpoint["hyper_parameters"])
+    model = ImageClassifier(**arguments, weights=None)
+    check_fits(model, checkpoint["state_dict"])
     model.load_state_dict(checkpoint["state_dict"])
     return model

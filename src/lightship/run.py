@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 
-from lightship import ranks, storage
+from lightship import kept, ranks, storage
 from lightship.callbacks.buffers import SameBuffers
 from lightship.callbacks.divergence import Divergence
 from lightship.callbacks.ema import EMA
@@ -27,7 +27,7 @@ from lightship.findings import find_mistakes
 from lightship.metrics_table import MetricsTable
 from lightship.model.module import ImageClassifier
 from lightship.model.zoo import check_training
-from lightship.output import RunOutput, Start, shown_config
+from lightship.output import RunOutput, Start
 from lightship.report import ReportData, Shown, write_report
 from lightship.report.environment import environment_facts
 from lightship.starts import record_start
@@ -74,7 +74,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     environment = environment_facts() if ranks.is_first() else {}
     tracker: Tracker | None = None
 
-    def track() -> str:
+    def track() -> None:
         nonlocal tracker
         tracking_id = run_id(output.tracking_id())
         output.keep_tracking_id(tracking_id)
@@ -84,7 +84,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
             project=config.run.project,
             run_id=tracking_id,
             name=storage.base_name(output.url),
-            config=shown_config(config),
+            config=kept.shown(config),
             scratch_path=output.scratch_path(),
             environment=environment,
             note=progress.note,
@@ -92,9 +92,8 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         )
         if tracker:
             at_end.enter_context(tracker)
-        return tracking_id
 
-    tracking_id = ranks.from_rank_0(track)
+    ranks.from_rank_0(track)
     step = start.step if start else 0
     starts = ranks.from_rank_0(lambda: record_start(output.url, step, ranks.world_size()))
     table = MetricsTable(output.url, store.check_fence)
@@ -111,7 +110,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         Throughput(config.data.global_batch_size, config.trainer.log_every_n_steps, divergence),
         Saving(
             store,
-            facts={"class_names": data.class_names, "tracking_id": tracking_id},
+            facts={"class_names": data.class_names},
             stop=stop,
             table=table,
             monitor=config.trainer.monitor if "val" in data.manifests else None,
@@ -139,7 +138,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         return
     report = ReportData(
         title=storage.base_name(output.url),
-        config=shown_config(config),
+        config=kept.shown(config),
         rows=table.rows,
         final=numbers,
         class_names=model.class_names,

@@ -47,7 +47,7 @@ def test_two_pods(run, reference) -> None:
     again = Run(it.output, folder=it.job.folder)  # kubectl apply, once more: it is DONE
     try:
         assert again.job.finish() == "Complete"
-        assert "finished already" in again.job.story()
+        assert "run already complete" in again.job.story()
     finally:
         again.job.remove()
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from lightship import cli, storage
-from lightship.checkpoint import CheckpointDamaged, CheckpointStore, Commit
-from lightship.exits import ConfigError, PeerLost
+from lightship.checkpoint import CheckpointStore
+from lightship.exits import ConfigError, PeerLost, TimeoutExpired
+from lightship.record import CheckpointDamaged, Commit, Metric
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -77,6 +78,9 @@ DAMAGES: dict[str, Callable[[str, str], None]] = {
     "no record": lambda payload, _: storage.remove(record_url(payload)),
     "empty record": lambda payload, _: change(record_url(payload), lambda data: b""),
     "torn record": lambda payload, _: change(record_url(payload), lambda data: data[:-40]),
+    "record nested deeply": lambda payload, _: change(
+        record_url(payload), lambda data: b"[" * 20_000
+    ),
     "record of other JSON": lambda payload, _: change(record_url(payload), lambda data: b"[1]"),
     "payload of another": lambda payload, before: storage.write_bytes(
         payload, storage.read_bytes(before)
@@ -150,9 +154,6 @@ def test_best_passes_over_a_damaged_one(url: str) -> None:
     best = CheckpointStore(url, print).best()
     assert best is not None
     assert best.step == 3
-    highest = CheckpointStore(url, print, best_is_lowest=False).best()
-    assert highest is not None
-    assert highest.step == 1
 
 
 def test_retention_keeps_the_last_the_best_and_the_one_resumed_from(url: str) -> None:
@@ -356,12 +357,147 @@ def test_a_checkpoint_that_needs_code_is_refused(
 
 
 def test_a_record_says_what_it_is_of(tmp_path: Path) -> None:
-    store = opened(str(tmp_path), config_hash="abcd")
+    store = opened(str(tmp_path), metric=Metric.of("val/acc"))
     path = save(store, 12, 0.25)
     record = json.loads(Path(record_url(path)).read_bytes())
     data = Path(path).read_bytes()
     assert record["size_bytes"] == len(data)
     assert record["sha256"] == hashlib.sha256(data).hexdigest()
-    assert (record["step"], record["score"], record["config_hash"]) == (12, 0.25, "abcd")
+    assert (record["step"], record["score"], record["version"]) == (12, 0.25, 1)
+    assert (record["monitor"], record["mode"]) == ("val/acc", "max")
     assert record["attempt"] == store.attempt
     assert torch.load(path, weights_only=True)["global_step"] == 12
+
+
+def rewrite(payload: str, change: Callable[[dict[str, Any]], Any]) -> str:
+    """Change a record as another version would have written it; its URL."""
+    url = record_url(payload)
+    fields = json.loads(storage.read_bytes(url))
+    del fields["check"]
+    change(fields)
+    check = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+    storage.write_bytes(url, json.dumps({**fields, "check": check}).encode())
+    return url
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields.update(host="node-7", parts=[1, 2]),
+        lambda fields: [fields.pop(name) for name in ("monitor", "mode", "version")],
+        lambda fields: [fields.pop(name) for name in ("epoch", "mode")],
+        lambda fields: fields.update(config_hash="abcd"),
+    ],
+)
+def test_a_record_with_more_fields_or_fewer_is_read(url: str, change) -> None:
+    store = opened(url)
+    save(store, 1, 0.5)
+    rewrite(save(store, 2, 0.25), change)
+    said: list[str] = []
+    again = opened(url, said)
+    newest, best = again.newest(), again.best()
+    assert newest is not None
+    assert newest == best
+    assert (newest.step, newest.score, said) == (2, 0.25, [])
+    save(again, 3, 0.125)
+    assert steps(url) == [2, 3], "it is never taken for a leftover"
+
+
+def test_a_record_or_checkpoint_of_a_newer_version_is_refused_and_kept(url: str) -> None:
+    payload = save(opened(url), 2)
+    record = rewrite(payload, lambda fields: fields.update(version=99))
+    names = {item.path for item in storage.list_files(url)}
+    for use in (lambda store: store.newest(), lambda store: store.load_checkpoint(payload)):
+        with pytest.raises(ConfigError, match=r"version 99 .* upgrade lightship") as error:
+            use(CheckpointStore(url, print))
+        assert error.value.exit_code == 78
+    assert {item.path for item in storage.list_files(url)} == names
+    assert storage.exists(record)
+
+    newer = io.BytesIO()
+    torch.save({**state(2), "lightship": {"version": 99}}, newer)
+    storage.write_bytes(f"{url}/alone.ckpt", newer.getvalue())
+    with pytest.raises(ConfigError, match=r"alone.ckpt has version 99 .* upgrade lightship"):
+        CheckpointStore("", print).load_checkpoint(f"{url}/alone.ckpt")
+
+
+@pytest.mark.parametrize("error", [storage.Denied, storage.StorageTimeout, ConfigError])
+def test_a_record_that_the_storage_does_not_give_is_no_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    url = str(tmp_path)
+    payload = save(opened(url), 1)
+    read = storage.read_bytes
+
+    def failing(at: str) -> bytes:
+        if at == record_url(payload):
+            raise error(f"{at}: not now")
+        return read(at)
+
+    monkeypatch.setattr(storage, "read_bytes", failing)
+    with pytest.raises(error, match="not now"):
+        opened(url)
+    assert Path(payload).exists()
+
+
+def test_scores_of_two_metrics_are_not_compared(url: str) -> None:
+    """Losses 0.4 and 0.9, and then accuracies: the highest loss is no high accuracy."""
+    by_loss = opened(url, keep_last=1)
+    for step, loss in ((1, 0.4), (2, 0.9)):
+        save(by_loss, step, loss)
+    said: list[str] = []
+    by_acc = opened(url, said, keep_last=1, metric=Metric.of("val/acc"))
+    best = by_acc.best()
+    assert best is not None
+    assert best.step == 1, "no score is of the accuracy: the best is that by the loss"
+    assert said == ["no checkpoint has a score of val/acc: the best is chosen by val/loss"]
+    for step, accuracy in ((3, 0.3), (4, 0.2), (5, 0.1)):
+        save(by_acc, step, accuracy)
+    assert steps(url) == [1, 3, 5], "of each metric its best, and the newest"
+    best = CheckpointStore(url, print, metric=Metric.of("val/acc")).best()
+    assert best is not None
+    assert best.step == 3
+    best = CheckpointStore(url, print).best()
+    assert best is not None
+    assert best.step == 1
+
+
+def test_a_score_of_0_1_0_is_of_the_metric_that_the_run_had(url: str) -> None:
+    def forget(payload: str) -> None:
+        rewrite(payload, lambda f: [f.pop(name) for name in ("monitor", "mode", "version")])
+
+    store = opened(url, keep_last=9)
+    for step, loss in ((1, 0.4), (2, 0.9)):
+        forget(save(store, step, loss))
+
+    def best(**options: Any) -> int:
+        found = CheckpointStore(url, lambda _: None, **options).best()
+        assert found is not None
+        return found.step
+
+    accuracy = Metric.of("val/acc")
+    assert best(metric=accuracy, metric_before=lambda: Metric.of("val/loss")) == 1
+    assert best(metric=accuracy) == 2, "nothing says that it was another"
+    # A start that sets another metric leaves word of which these are of.
+    now = CheckpointStore(
+        url, lambda _: None, metric=accuracy, metric_before=lambda: Metric.of("val/loss")
+    )
+    now.newest()
+    now.open_attempt()
+    assert best(metric=accuracy, metric_before=lambda: accuracy) == 1
+
+
+@pytest.mark.parametrize("what", ["unmounted", "deleted"])
+def test_an_output_that_is_gone_may_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    url = f"{tmp_path}/mount/checkpoints"
+    store = opened(url)
+    save(store, 1)
+    Path(tmp_path, "mount").rename(tmp_path / "elsewhere")
+    if what == "unmounted":
+        (tmp_path / "mount").mkdir()
+    with pytest.raises(TimeoutExpired, match=r"can no longer be read, .*unmounted") as error:
+        save(store, 2)
+    assert error.value.exit_code == 74
+    assert not Path(url).exists(), "nothing is written in its place"

@@ -57,7 +57,7 @@ def test_a_node_that_comes_after_the_end_waits_for_nobody(job, reference: Job) -
     late.output = reference.output
     agent = late.start_node()
     assert agent.wait() == 0, agent.said
-    assert "finished already" in agent.said
+    assert "run already complete" in agent.said
 
 
 @pytest.mark.parametrize(

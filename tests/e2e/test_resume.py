@@ -11,7 +11,8 @@ from tests.runs import differences, flags_of_little_run, last_state, little_imag
 
 from lightship import cli, run, storage
 from lightship.callbacks.seeding import StepSeeding
-from lightship.checkpoint import CheckpointStore, Commit
+from lightship.checkpoint import CheckpointStore
+from lightship.record import Commit
 
 EVERY_STEP = ["--run.checkpoint_every_steps=1"]
 
@@ -223,7 +224,7 @@ class TestWhenThereIsARun:
         root, output = finished
         before = {p: p.stat().st_mtime_ns for p in Path(output).rglob("*")}
         assert fit(root, output, "--trainer.max_epochs=2") == 0
-        assert "finished already" in capsys.readouterr().err
+        assert "run already complete" in capsys.readouterr().err
         assert before == {p: p.stat().st_mtime_ns for p in Path(output).rglob("*")}
 
     def test_done_does_not_hide_that_another_run_was_asked_for(self, finished, capsys) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightship import cli, flags
+from lightship import cli, flags, kept
 from lightship.cli import parse
-from lightship.config import Config, PackConfig, identity, identity_hash
+from lightship.config import Config, PackConfig, identity
 from lightship.exits import ConfigError, LightshipError
+from lightship.versions import identity_hash
 
 
 def lightship(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -195,8 +196,7 @@ def test_a_checksum_goes_with_the_root_it_was_given_with(tmp_path: Path) -> None
     both = data("--data.root=c.tar.gz", f"--data.root_md5={md5}")
     assert (both.root, both.root_md5) == ("c.tar.gz", md5)
     output = tmp_path / "run"
-    output.mkdir()
-    (output / "config.yaml").write_text(first.read_text())
+    kept.write(str(output), settings(*configs[:2]))
     again = parse(["predict", f"--run.output={output}", "--data.root=new"]).config.data
     assert (again.root, again.root_md5) == ("new", None)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightship.batch import NOT_COUNTED, Batch
 from lightship.exits import ConfigError
+from lightship.model.hyper_parameters import check_fits, complete
 from lightship.model.metrics import EvalMetrics
 from lightship.model.optim import SGDPart, build_optimizer, build_schedule
 from lightship.model.outcomes import Outcomes
@@ -320,17 +321,18 @@ class ImageClassifier(LightningModule):
         Raises:
             ConfigError: Its hyper-parameters differ.
         """
-        kept = checkpoint["hyper_parameters"]
+        kept = complete(type(self), checkpoint["hyper_parameters"])
         changed = [
-            f"{name} was {kept.get(name)!r}, is {value!r}"
-            for name, value in self.hparams.items()
-            if kept.get(name) != value
+            f"{name} was {kept[name]!r}, is {value!r}"
+            for name, value in complete(type(self), self.hparams).items()
+            if kept[name] != value
         ]
         if changed:
             raise ConfigError(
                 f"the checkpoint is of another model or data set: {'; '.join(changed)[:500]}. To "
                 "start from its weights alone give it as --model.weights"
             )
+        check_fits(self, checkpoint["state_dict"])
         if self.global_rank == 0:
             self._train_sums.restart(checkpoint.get("train_sums"))
 

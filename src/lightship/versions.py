@@ -1,0 +1,94 @@
+"""Versions of the files that lightship keeps, and what a key means that an older file lacks.
+
+A file with more keys or fewer is read by any version: a reader fills in what is missing from the
+tables here. A format's version is raised only when older code would misunderstand the file; older
+code then refuses it by its version. A file without a version is of 0.1.0, before there were any.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lightship import __version__
+from lightship.config import Config, identity
+from lightship.exits import ConfigError
+
+VERSIONS = {"config.yaml": 1, "checkpoint": 1, "checkpoint record": 1, "prediction parts": 1}
+"""Format -> the newest version that this code reads, which is the one it writes."""
+MEANT: dict[str, Any] = {}
+"""Setting -> what code without it did, where that is not the setting's default."""
+OLDEST = frozenset(
+    {
+        "run.seed", "data.root", "data.root_md5", "data.global_batch_size", "data.image_size_px",
+        "data.val_fraction", "data.normalize", "data.crop_padding_px", "data.crop_min_area",
+        "data.flip", "data.flip_in_turn", "data.cutout_px", "data.mixup_alpha",
+        "data.cutmix_alpha", "model.net", "model.weights", "model.label_smoothing",
+        "model.ema_decay", "model.channels_last", "model.compile", "model.test_flip",
+        "model.test_shift", "optim.name", "optim.lr", "optim.momentum", "optim.weight_decay",
+        "optim.sgd_lr", "optim.head_lr", "optim.sgd_momentum", "optim.whitening_fraction",
+        "optim.schedule", "optim.warmup_fraction", "optim.final_lr_fraction", "trainer.precision",
+        "trainer.gradient_clip_val", "trainer.limit_train_batches", "trainer.sync_batchnorm",
+    }
+)  # fmt: skip
+"""Settings of 0.1.0 that change what is learned. All are in a run's hash: never change this set, or
+runs get other names."""
+
+
+class NewerVersion(ConfigError):
+    """A file was written by a newer lightship, which this one must neither read nor delete."""
+
+
+def check(what: str, version: Any, where: str) -> None:
+    """Raise NewerVersion for a file that this code may misunderstand.
+
+    Args:
+        what: One of VERSIONS.
+        version: As the file has it; 0 or None: the file has none.
+        where: Names the file.
+    """
+    if version and (not isinstance(version, int) or version > VERSIONS[what]):
+        raise NewerVersion(
+            f"{where} has version {version} of its format ({what}), and lightship {__version__} "
+            f"reads up to {VERSIONS[what]}: upgrade lightship"
+        )
+
+
+def meant(key: str) -> Any:
+    """The value of the setting `section.field` for a run of a version that did not have it."""
+    section, _, name = key.partition(".")
+    return MEANT.get(key, getattr(getattr(Config(), section), name))
+
+
+def complete(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every setting of the sections of a config.yaml, whichever version wrote it."""
+    return {
+        section.name: {
+            item.name: fields[item.name]
+            if item.name in fields
+            else meant(f"{section.name}.{item.name}")
+            for item in dataclasses.fields(section.default_factory)  # type: ignore[arg-type]
+        }
+        for section in dataclasses.fields(Config)
+        for fields in [kept.get(section.name, {})]
+    }
+
+
+def identity_hash(config: Config, root: str | None = None) -> str:
+    """First 8 hex digits of the sha256 of `identity`: the same in every version.
+
+    So a setting that 0.1.0 lacks is part of it only where it differs from what 0.1.0 did.
+
+    Args:
+        config: The settings.
+        root: data.root as 0.1.0 took it, with a slash at its end; None: as it is.
+    """
+    hashed = {
+        key: value
+        for key, value in identity(config).items()
+        if key in OLDEST or value != meant(key)
+    }
+    if root is not None:
+        hashed["data.root"] = root
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
