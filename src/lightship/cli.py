@@ -15,7 +15,15 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config, streams, strict_yaml, table, versions
+from lightship import (
+    __version__,
+    config,
+    host_environment,
+    streams,
+    strict_yaml,
+    table,
+    versions,
+)
 from lightship.config import Config, PackConfig
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 from lightship.flags import (
@@ -94,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         streams.set_up()
+        host_environment.complete()
         # OpenMP's threads soon wait asleep (read when torch loads). Where others use the cores too,
         # a thread that spins keeps out the one that it waits for; docs/measurements.md has numbers.
         if "OMP_WAIT_POLICY" not in os.environ:

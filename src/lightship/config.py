@@ -8,6 +8,7 @@ change what is learned.
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -333,9 +334,9 @@ def check(config: Config) -> None:
             f"--data.global_batch_size {data.global_batch_size} is not divisible by "
             f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}"
         )
-    if trainer.devices != "auto" and not trainer.devices.isdecimal():
+    if trainer.devices != "auto" and not re.fullmatch("[1-9][0-9]*", trainer.devices):
         raise ConfigError(
-            f"--trainer.devices is '{trainer.devices}'; it must be 'auto' or a number"
+            f"--trainer.devices is '{trainer.devices}'; it must be 'auto' or a number of at least 1"
         )
     if data.flip_in_turn and not data.flip:
         raise ConfigError("--data.flip_in_turn true says how to mirror: set --data.flip true too")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from lightship import storage
+from lightship import slurm, storage
 from lightship.cli import Command, PackCommand
 from lightship.config import Config
 from lightship.exits import ConfigError, Diverged, LightshipError, PeerLost, Preempted
@@ -146,15 +146,8 @@ def _is_worker() -> bool:
         return True
     if given.keys() & {"PET_NNODES", "PET_NPROC_PER_NODE"}:
         return False  # some operators set RANK and WORLD_SIZE of nodes beside them
-    if int(given.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in given:
-        from lightning.pytorch.plugins.environments import SLURMEnvironment
-
-        if SLURMEnvironment.detect():
-            slurm = SLURMEnvironment(auto_requeue=False)
-            here = slurm.world_size() // int(given.get("SLURM_NNODES", "1"))
-            given |= {"RANK": str(slurm.global_rank()), "WORLD_SIZE": str(slurm.world_size())}
-            given |= {"LOCAL_RANK": str(slurm.local_rank()), "LOCAL_WORLD_SIZE": str(here)}
-            given |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    if alone := slurm.join_step():
+        print(f"lightship: {alone}", file=sys.stderr, flush=True)
     if given.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
         given.setdefault("LOCAL_RANK", "0")
         given.setdefault("LOCAL_WORLD_SIZE", "1")
@@ -206,6 +199,8 @@ def processes_here(config: Config) -> int:
     if devices != "auto" and asked.isdecimal() and asked != devices:
         raise ConfigError(f"--trainer.devices is {devices} but PET_NPROC_PER_NODE is {asked}")
     wanted = devices if devices != "auto" else asked
+    if wanted.isdecimal() and int(wanted) == 0:
+        raise ConfigError("PET_NPROC_PER_NODE is 0; it must be at least 1")
     if wanted == "1":
         return 1
     import torch

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -99,6 +99,8 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
         "plugins": plugins,
     }
     if not ranks.is_open():
+        # Or Lightning looks for SLURM's variables, and checks them against devices.
+        common["plugins"] = [*plugins, LightningEnvironment()]
         return {**common, "devices": 1 if asked.devices == "auto" else int(asked.devices)}
     if asked.sync_batchnorm and not torch.cuda.is_available():
         raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for the CPU")

@@ -46,6 +46,8 @@ WRONG = [
     (["fit", "--data.val_fraction", "1.5"], 78, "--data.val_fraction is 1.5; it must be"),
     (["fit", "--trainer.max_epochs=-1"], 78, "would never end"),
     (["fit", "--trainer.devices", "some"], 78, "it must be 'auto' or a number"),
+    (["fit", "--trainer.devices", "0"], 78, "'0'; it must be 'auto' or a number of at least 1"),
+    (["fit", "--trainer.devices", "-1"], 78, "'-1'; it must be 'auto' or a number of at least 1"),
     (["fit", "--trainer.accumulate_grad_batches", "7"], 78, "is not divisible by"),
     (["fit", "--trainer.max_epochs=0"], 78, "--trainer.max_epochs is 0, which trains nothing"),
     (["fit", "--trainer.max_steps=0"], 78, "--trainer.max_steps is 0, which trains nothing"),

@@ -219,6 +219,14 @@ def wandb_key(lab: Lab, key: str) -> Finding:
             server.shutdown()
 
 
+def broken_wandb(lab: Lab) -> Finding:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    lab.env.setattr("wandb.init", fail)
+    return lab.finding("W&B key")
+
+
 def nobodys_wandb(lab: Lab) -> Finding:
     lab.env.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     lab.env.setenv("WANDB_API_KEY", "a" * 40)
@@ -369,6 +377,11 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
                               "characters other than", "set WANDB_API_KEY"),
     "a W&B key that is refused": (lambda lab: wandb_key(lab, "b" * 40), "fail",
                                   r"refuses the key \(401\)", "make a key"),
+    "a project that W&B refuses": (
+        lambda lab: lab.finding("W&B key", "--run.project=a/b"), "fail", "--run.project: .*'a/b'",
+        "correct the WANDB"),
+    "W&B cannot be started": (broken_wandb, "warn", "cannot be started .*No space left",
+                              "WANDB_DIR"),
     "no W&B server": (nobodys_wandb, "warn", "does not answer as W&B does",
                       "HTTPS_PROXY.*WANDB_BASE_URL.*--run.tracking offline"),
     "batch larger than the GPU": (

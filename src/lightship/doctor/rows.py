@@ -154,7 +154,7 @@ class Examination(Asked):
             ),
             Check(
                 "W&B key",
-                lambda: tracking_key.wandb_key(config.run.tracking),
+                lambda: tracking_key.wandb(config.run),
                 "a fit ends at once with code 78",
                 "correct the WANDB_* variable, pip install wandb, or say --run.tracking none",
                 _LATEST_S,

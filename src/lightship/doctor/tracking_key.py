@@ -2,19 +2,58 @@
 
 import base64
 import json
+import os
 import re
+import tempfile
 import urllib.error
 import urllib.request
+from pathlib import Path
 
+from lightship.config import RunConfig
 from lightship.doctor.check import Finding, skipped
 from lightship.tracking.key import find_key
 from lightship.tracking.settings import read_settings
+from lightship.tracking.start import run_id, start_tracking
 
 _ASK_S = 5.0
 _LEAST_LETTERS = 40
 _JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 _NEW_KEY = "make a key at the server's /authorize page and set WANDB_API_KEY to it"
+_WRITABLE = (
+    "set WANDB_DIR, WANDB_CACHE_DIR, WANDB_DATA_DIR and TMPDIR to folders that can be written, or "
+    "say --run.tracking none"
+)
 _OFFLINE = "the run is kept offline, to be uploaded with wandb sync"
+
+
+def wandb(run: RunConfig) -> Finding:
+    """Whether a run can be started as a fit starts it, and as `wandb_key`. Blocks for seconds.
+
+    Args:
+        run: The run section.
+    """
+    key = wandb_key(run.tracking)
+    is_off = run.tracking == "none" or os.environ.get("WANDB_MODE") == "disabled"
+    problem = "" if is_off or key.status == "fail" else _trial(run)
+    if problem:
+        means = "the run goes on without tracking"
+        return Finding("warn", problem, means, _WRITABLE)
+    return key
+
+
+def _trial(run: RunConfig) -> str:
+    """Start and end a run that is kept nowhere; what went wrong, or ''."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
+        scratch_path, name = Path(folder), str(run.output)
+        tracker = start_tracking(
+            "offline", run.project, run_id(), name, {}, scratch_path, note=lines.append
+        )
+        if tracker:
+            tracker.log_metrics({"doctor": 1.0}, 1)
+            tracker.finish(0)
+    wrong = [line for line in lines if not line.startswith("W&B offline")]
+    return "; ".join(wrong)
 
 
 def wandb_key(mode: str) -> Finding:
