@@ -162,7 +162,7 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
     By the operator behind `F.interpolate`, which itself would lay the result CHW: to turn that
     takes longer than to scale.
     """
-    in_rows = np.require(image.transpose(1, 2, 0), requirements=["C", "W"])
+    in_rows = _in_rows(image)
     if image.shape[1:] == (height, width):
         return in_rows.transpose(2, 0, 1)
     out = torch.empty((1, height, width, 3), dtype=torch.uint8)
@@ -171,6 +171,16 @@ def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
         [height, width], False, None, None, out=out.permute(0, 3, 1, 2),
     )  # fmt: skip
     return out[0].numpy().transpose(2, 0, 1)
+
+
+def _in_rows(image: np.ndarray) -> np.ndarray:
+    """An image [3, H, W] as [H, W, 3], contiguous and writable (torch wants both)."""
+    if image.strides[0] == 1 and image.strides[2] != 3:  # turned or mirrored
+        rows = np.empty((*image.shape[1:], 3), dtype=np.uint8)
+        for channel, plane in enumerate(image):  # six times as fast as whole pixels
+            rows[..., channel] = plane
+        return rows
+    return np.require(image.transpose(1, 2, 0), requirements=["C", "W"])
 
 
 def channel_statistics(parts: Iterable[np.ndarray]) -> tuple[list[float], list[float]]:
