@@ -209,18 +209,44 @@ def test_a_tiff_that_states_how_many_bits_it_uses_is_scaled_by_them():
     assert np.abs(seen(highest_of_this_image) - as_rgb(GREY // 3)).max() <= 1
 
 
+def tiff_of(order: str, pixels: bytes, width: int, bits: int, channels: int, packing: int) -> bytes:
+    """A TIFF of one row, of a depth that Pillow does not write."""
+    kept = zlib.compress(pixels) if packing == 8 else pixels
+    photometric = 2 if channels == 3 else 1
+    tags = [(256, width), (257, 1), (258, bits), (259, packing), (262, photometric), (273, 14),
+            (277, channels), (278, 1), (279, len(kept))]  # fmt: skip
+    at = 14 + len(kept)
+    entries = b""
+    for tag, value in tags:
+        count, value = (3, 8) if (tag, channels) == (258, 3) else (1, value)
+        kind = "HHIHH" if tag in (258, 259, 262, 277) and count == 1 else "HHII"
+        numbers = (
+            (3, count, value, 0) if kind == "HHIHH" else (3 if count == 3 else 4, count, value)
+        )
+        entries += struct.pack(order + kind, tag, *numbers)
+    mark = b"II" if order == "<" else b"MM"
+    head = mark + struct.pack(order + "HI", 42, at) + struct.pack(order + "3H", *[bits] * 3)
+    return head + kept + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+
+
 def test_a_tiff_of_12_bits_a_sample():
     levels = [0, 1365, 2730, 4095]
     packed = b"".join(
         bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255])
         for a, b in zip(levels[::2], levels[1::2], strict=True)
     )
-    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
-            (279, len(packed))]  # fmt: skip
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    at = 8 + len(packed)
-    data = b"II*\0" + struct.pack("<I", at) + packed + struct.pack("<H", len(tags)) + entries
-    assert seen(data + bytes(4))[0, :, 0].tolist() == [0, 85, 170, 255]
+    assert seen(tiff_of("<", packed, 4, 12, 1, 1))[0, :, 0].tolist() == [0, 85, 170, 255]
+
+
+@pytest.mark.parametrize("packing", [1, 8], ids=["plain", "deflate"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_twelve_bits_in_a_16_bit_rgb_tiff_keep_all_their_levels(order, packing):
+    levels = np.arange(0, 4096, 65).tolist()[:63]
+    data = tiff_of(order, struct.pack(f"{order}63H", *levels), 21, 16, 3, packing)
+    assert seen(data).ravel().tolist() == [(level * 255 + 2047) // 4095 for level in levels]
+    bright = [level * 16 for level in levels]
+    data = tiff_of(order, struct.pack(f"{order}63H", *bright), 21, 16, 3, packing)
+    assert seen(data).ravel().tolist() == [level >> 8 for level in bright]
 
 
 def test_levels_beyond_16_bits_are_refused():

@@ -337,6 +337,10 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "a damaged image": (
         lambda lab: lab.finding("data", images(lab, damage=True), "--data.image_size_px=8"),
         "fail", "image|truncated|damaged", "mend the file it names"),
+    "images that are not square": (
+        lambda lab: lab.finding(
+            "data", f"--data.root={put(str(lab.path / 'wide'), little_set(size_px=(8, 12)))}", NET),
+        "fail", "12x8 px, which is not square: set --data.image_size_px", "mend"),
     "an empty class folder": (
         empty_class, "fail", "class folder train/dog/ has no image", "mend the data as told"),
     "no train split": (
@@ -450,7 +454,7 @@ def test_a_listing_that_takes_too_long_is_no_fault(monkeypatch) -> None:
 
 
 def test_an_unreadable_first_image_is_left_out_where_a_fit_does(lab: Lab) -> None:
-    flags = (images(lab, damage=True), "--data.image_size_px=8", NET)
+    flags = (images(lab, damage=True), NET)
     assert lab.finding("data", *flags).status == "fail"
     assert lab.finding("data", *flags, "--data.on_error=skip").status == "ok"
     assert "1 of 12" in lab.finding("data set", *flags, "--data.on_error=skip").found

@@ -3,14 +3,13 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from lightship.config import DataConfig
-from lightship.data import jpeg, png
+from lightship.data import deep, jpeg, png
 from lightship.data.orientation import orientation_of_image, upright
 from lightship.exits import DataError
 
@@ -22,10 +21,6 @@ _FORMATS = tuple(
 Image.MAX_IMAGE_PIXELS = None  # PixelLimit is checked instead, and names its flag
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; errors do
 _TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
-_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _MAX_SAMPLE_VALUE, _WHITE_IS_ZERO = 258, 262, 281, 0  # of TIFF
-_WHITE_12, _WHITE_16 = 2**12 - 1, 2**16 - 1
-_WHITES = {2**bits - 1 for bits in range(8, 17)}
 
 
 class PixelLimit(NamedTuple):
@@ -122,7 +117,8 @@ def _decode_with_pillow(data: bytes | memoryview, factor: int, limit: PixelLimit
         image.load()
         if found is not None:
             return upright(_png_pixels(image, found), found.orientation)
-        return upright(_rgb(image), orientation_of_image(image))
+        orientation = orientation_of_image(image)
+        return upright(deep.rgb(image, _rgb(image), source), orientation)
     except (DataError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -134,8 +130,8 @@ def _decode_with_pillow(data: bytes | memoryview, factor: int, limit: PixelLimit
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """[H, W, 3] uint8 of a loaded image, over white."""
-    if image.mode in _SIXTEEN_BIT:
-        return np.repeat(_eight_bits(image)[:, :, None], 3, axis=2)
+    if image.mode in deep.GREY_MODES:
+        return np.repeat(deep.grey(image)[:, :, None], 3, axis=2)
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
@@ -153,7 +149,7 @@ def _png_pixels(image: Image.Image, found: png.Png) -> np.ndarray:
     if not found.transparent:
         return pixels
     levels = np.array(found.transparent)
-    if image.mode in _SIXTEEN_BIT:
+    if image.mode in deep.GREY_MODES:
         is_hole = np.asarray(image) == levels[0]
     else:
         # Pillow keeps the upper 8 bits of a 16-bit colour, and spreads fewer bits over 0 to 255.
@@ -161,33 +157,3 @@ def _png_pixels(image: Image.Image, found: png.Png) -> np.ndarray:
         shown = levels >> 8 if depth == 16 else levels * (255 // (2**depth - 1))
         is_hole = (pixels == shown).all(2)
     return np.where(is_hole[:, :, None], np.uint8(255), pixels)
-
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """[H, W] uint8 of a grey image with more bits: its white becomes 255."""
-    deep = np.asarray(image)
-    highest = int(deep.max())
-    if highest > _WHITE_16:
-        raise DataError(f"grey levels up to {highest}, whose white is unknown")
-    tags = getattr(image, "tag_v2", {})
-    white = _tiff_white(tags, highest) if tags else _WHITE_16
-    deep = deep.clip(0, white).astype(np.uint32)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        deep = white - deep
-    return ((deep * 255 + white // 2) // white).astype(np.uint8)
-
-
-def _tiff_white(tags: Mapping[int, Any], highest: int) -> int:
-    """The level that is white: what the file states, else 12 bits where no level is above them.
-
-    Cameras of microscopes and X-ray detectors store 12 bits in 16 and seldom state it. A true
-    16-bit image whose levels are all below a sixteenth of white would look black.
-    """
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-    stated = tags.get(_MAX_SAMPLE_VALUE, _WHITE_16)
-    stated = stated[0] if isinstance(stated, tuple) and stated else stated
-    if bits < 16:
-        return int(2**bits - 1)
-    if stated in _WHITES - {_WHITE_16} and highest <= stated:
-        return int(stated)
-    return _WHITE_12 if highest <= _WHITE_12 else _WHITE_16

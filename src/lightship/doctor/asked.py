@@ -93,7 +93,7 @@ class Asked:
         size_px, classes = self.config.data.image_size_px, None
         try:
             first = self.first()
-            size_px, classes = size_px or first.size_px(), first.classes
+            size_px, classes = first.size_px(self.config.data), first.classes
         except LightshipError:
             if size_px is None:
                 return None  # the check of the data tells why
@@ -109,9 +109,9 @@ class Asked:
         is_streamed = data.mode == "streaming" or bool(data.crop_min_area)
         try:
             first = self.first()
+            size_px = first.size_px(data)
         except LightshipError:
             return 0
-        size_px = data.image_size_px or first.size_px()
         decoded = 3 * size_px**2 * first.count if size_px and first.count else 0
         if is_streamed or decoded > data.resident_gib * 2**30:
             return 0 if self.on_gpus else int(data.prefetch_gib * 2**30)

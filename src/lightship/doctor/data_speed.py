@@ -40,7 +40,7 @@ def measure(data: DataConfig, first: FirstSamples) -> Speeds:
     bytes_per_s = read_bytes / max(1e-6, time.perf_counter() - begun_s)
     if not first.images:
         return Speeds(bytes_per_s, None)
-    size = data.image_size_px or first.size_px() or 1
+    size = first.size_px(data) or 1
     begun_s = time.perf_counter()
     for image in first.images:
         try:

@@ -10,9 +10,10 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.decode import decode
+from lightship.data.decode import PixelLimit, decode
 from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.read import plan_spans, read_samples
+from lightship.data.regime import side_of
 from lightship.data.shards import INDEX
 from lightship.data.sources import NAMED_ROOTS, nothing_there, scan
 from lightship.data.sources_cifar import ENCODING, cifar_files
@@ -58,9 +59,23 @@ class FirstSamples:
         """Whether only reading all of it tells what is in it."""
         return self.whole_bytes is not None or self.told == _TAR
 
-    def size_px(self) -> int | None:
-        """Side of the first image; None if there is none to look at. Raises DataError."""
-        return decode(self.images[0], self.encoding).shape[-1] if self.images else None
+    def size_px(self, data: DataConfig) -> int | None:
+        """Side of the images as a fit takes them; None if there is none to look at.
+
+        Raises:
+            DataError: The first image cannot be read or skipped, or is not square and not resized.
+        """
+        if data.image_size_px:
+            return data.image_size_px
+        for image in self.images:
+            try:
+                pixels = decode(image, self.encoding, limit=PixelLimit(data.max_image_pixels))
+            except DataError:
+                if data.on_error == "raise":
+                    raise
+            else:
+                return side_of(pixels, "the first image")
+        return None
 
 
 def find_first_samples(data: DataConfig) -> FirstSamples:
