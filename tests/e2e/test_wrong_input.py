@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.images import little_set, put
+from tests.images import little_set, put, webdataset
 
 from lightship import cli
 
@@ -114,6 +114,14 @@ def test_one_class(tmp_path: Path, capsys, flags) -> None:
     assert code == 65
     assert "only one class, 'ant' (3 train images)" in line
     assert line.endswith(f"each class is a folder of images directly below {root}/train")
+
+
+def test_one_class_in_shards(tmp_path: Path, capsys, flags) -> None:
+    shards = webdataset(little_set(("train", "test"), classes=("ant",)), labels="text")
+    code, line = fit(capsys, *flags, f"--data.root={folder(tmp_path, shards)}")
+    assert code == 65
+    assert "only one class, 'ant'" in line
+    assert line.endswith("all of its labels are the same")
 
 
 def test_one_class_of_folders(tmp_path: Path, capsys, flags) -> None:

@@ -41,7 +41,7 @@ class Divergence(Callback):
         told = self._told(f"{split}/loss", loss, step)
         if self._action == "stop":
             raise Diverged(
-                f"{told}; stopped by --trainer.on_nonfinite stop, with the best checkpoint kept. "
+                f"{told}; stopped by --trainer.on_nonfinite stop, with all checkpoints kept. "
                 "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
             )
         if not self._reported:

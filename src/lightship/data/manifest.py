@@ -178,12 +178,15 @@ def refuse_one_class(train: Manifest, root: str) -> None:
     [name] = train.class_names
     shown = storage.redact(root)
     first = train.name(0)
-    below = first.partition(f"{name}/")[2]
-    where = shown if not first.startswith("train/") else f"{shown}/train"
-    advice = f"each class is a folder of images directly below {where}"
-    if "/" in below:
+    _, is_folder, below = first.partition(f"{name}/")
+    where = f"{shown}/train" if first.startswith("train/") else shown
+    if not is_folder:
+        advice = "all of its labels are the same"
+    elif "/" in below:
         folder = below.partition("/")[0]
         advice = f"if its sub-folders ({folder}, ...) are the classes, move them to {where}"
+    else:
+        advice = f"each class is a folder of images directly below {where}"
     raise DataError(
         f"--data.root {shown} has only one class, '{name}' ({len(train)} train images), and "
         f"a classifier needs two: {advice}"
