@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse(arguments)
         if command is not None:
+            if argv is None:
+                streams.show_warnings(command.log_format == "json")
             from lightship import launch  # heavy: only once the command is known to be sound
 
             launch.launch(command, arguments)

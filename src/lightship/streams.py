@@ -8,9 +8,13 @@ for is written with escapes.
 import contextlib
 import errno
 import io
+import json
 import os
 import select
 import sys
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 from lightship.exits import ConfigError
@@ -81,6 +85,25 @@ def check_output() -> None:
         sys.stdout.flush()
         if raw.lost is not None and raw.lost.errno != errno.EPIPE:
             raise ConfigError(f"standard output cannot be written: {raw.lost.strerror}")
+
+
+def show_warnings(as_json: bool) -> None:
+    """Show lightship's own warnings as one line each, or all warnings as JSON, without source."""
+    own, theirs = str(Path(__file__).parent), warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any
+    ) -> None:
+        text = " ".join(str(message).split())
+        if as_json:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            print(json.dumps({"event": "warning", "time": now, "text": text}), file=sys.stderr)
+        elif filename.startswith(own):
+            print(f"lightship: {text}", file=sys.stderr)
+        else:
+            theirs(message, category, filename, *place, **more)
+
+    warnings.showwarning = show
 
 
 def _lossy(stream: TextIO | None, number: int) -> TextIO:

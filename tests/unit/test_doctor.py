@@ -7,6 +7,7 @@ import io
 import json
 import re
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -193,6 +194,16 @@ def images(lab: Lab, damage: bool = False) -> str:
     return f"--data.root={put(str(lab.path / 'images'), files)}"
 
 
+def unreadable_kinds(lab: Lab) -> Finding:
+    files = {**little_set(("train",)), "train/ant/x.heic": b"x", "train/ant/y.heic": b"y"}
+    with tarfile.open(lab.path / "images.tar", "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return data_set.examine(DataConfig(root=f"{lab.path}/images.tar"), time.monotonic() + 9)
+
+
 class Wandb(http.server.BaseHTTPRequestHandler):
     """Answers as W&B's server does to a key it knows (all of `a`), or does not."""
 
@@ -371,6 +382,8 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         "fail", r"the storage is 3\d{3} s ahead", "set this machine's clock"),
     "another run at the output": (another_run, "fail", "optim.lr was 0.005, now 0.5",
                                   "another --run.output"),
+    "files of kinds that no reader takes": (
+        unreadable_kinds, "warn", "not read: 2 .*heic", "convert them"),
     "no W&B key": (lambda lab: lab.finding("W&B key"), "warn", "WANDB_API_KEY is not set",
                    "set WANDB_API_KEY .* --run.tracking offline"),
     "a W&B key cut short": (lambda lab: wandb_key(lab, "a" * 39), "fail", "has 39 characters",
@@ -527,7 +540,7 @@ def test_first_samples_of_every_layout(layout: str, lab: Lab) -> None:
     make, told, has_images = LAYOUTS[layout]
     first = first_samples(make(lab))
     assert first.told.startswith(told)
-    assert first.size_px() == (8 if has_images else None)
+    assert first.size_px(DataConfig(root="")) == (8 if has_images else None)
     assert sum(len(data) for data in storage.read_spans(first.spans) if isinstance(data, bytes))
     if first.whole_bytes is None:
         images = first.images if layout == "digits" else list(little_set().values())

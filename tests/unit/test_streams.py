@@ -1,5 +1,6 @@
 """A log that cannot be written, a missing descriptor, a letter the encoding lacks: nothing ends."""
 
+import json
 import os
 import signal
 import subprocess
@@ -95,6 +96,17 @@ def test_a_stream_that_was_made_non_blocking_loses_nothing_to_a_slow_reader():
     code = "os.set_blocking(1, False); print('x' * 10**6); sys.stdout.flush()"
     done = python(code, "| (sleep 0.2; wc -c)")
     assert done.stdout.strip() == str(10**6 + 1)
+
+
+def test_a_warning_is_one_line_without_its_source():
+    warn = "warnings.warn_explicit('not\\nread', UserWarning,"
+    own = f"import warnings; {warn} streams.__file__, 1); {warn} 'else.py', 1)"
+    text = python(f"streams.show_warnings(False); {own}").stderr.splitlines()
+    assert text == ["lightship: not read", "else.py:1: UserWarning: not", "read"]
+    lines = python(f"streams.show_warnings(True); {own}").stderr.splitlines()
+    assert [(e["event"], e["text"]) for e in map(json.loads, lines)] == [
+        ("warning", "not read")
+    ] * 2
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP on Windows")

@@ -19,6 +19,7 @@ _LOOKED_AT_S = 3.0
 _MOST_REMOTE, _MOST_LOCAL = 64, 2048
 _NAMED_CLASSES = 4
 _AT_A_TIME = 32
+_CONVERT = "convert them to a format that is read (JPEG, PNG, WebP, BMP, TIFF), or remove them"
 _FIX = "mend or remove such files, or set --data.on_error skip"
 
 
@@ -44,7 +45,10 @@ def examine(data: DataConfig, ends_s: float) -> Finding:
     refuse_one_class(splits["train"], data.root)
     looked_at, bad = _unreadable(data, splits["train"])
     if not bad:
-        return Finding("ok", f"{told}; {looked_at:,} of train looked at", "can be trained on")
+        found = f"{told}; {looked_at:,} of train looked at"
+        if splits["train"].not_read:
+            return Finding("warn", found, "no reader takes the others", _CONVERT)
+        return Finding("ok", found, "can be trained on")
     found = f"{told}; {len(bad)} of {looked_at:,} looked at cannot be read, such as {bad[0]}"
     if data.on_error == "raise":
         return Finding("fail", found, "a fit ends with 65 at the first of them", _FIX)
@@ -60,7 +64,9 @@ def _told(splits: Mapping[str, Manifest]) -> str:
     sizes = ", ".join(f"{len(manifest):,} {split}" for split, manifest in splits.items())
     names = next(iter(splits.values())).class_names
     more = ", ..." if len(names) > _NAMED_CLASSES else ""
-    return f"{sizes} images in {len(names)} classes ({', '.join(names[:_NAMED_CLASSES])}{more})"
+    left = next(iter(splits.values())).not_read
+    classes = f"{len(names)} classes ({', '.join(names[:_NAMED_CLASSES])}{more})"
+    return f"{sizes} images in {classes}" + (f"; not read: {left}" if left else "")
 
 
 def _unreadable(data: DataConfig, manifest: Manifest) -> tuple[int, list[str]]:
