@@ -33,7 +33,7 @@ def test_batches_are_full_and_repeat_nothing(data, num_samples: int, seed: int, 
 
 @given(seeds, epochs, st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_shares_of_all_ranks_are_the_global_batch(seed: int, epoch: int, world_size: int) -> None:
-    whole = Order(100, 24, seed).batch(epoch, 2)
+    whole = Order(100, 24, seed).epoch(epoch)[2]
     parts = [share(whole, rank, world_size) for rank in range(world_size)]
     assert np.concatenate(parts).tolist() == whole.tolist()
 

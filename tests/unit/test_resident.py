@@ -41,7 +41,7 @@ def test_global_batches_do_not_depend_on_ranks_or_parts(world_size: int, parts: 
         for step in range(4):
             first = (epoch * 4 + step) * parts
             together = [i for rank in ranks for part in rank[first : first + parts] for i in part]
-            assert together == order.batch(epoch, step).tolist()
+            assert together == order.epoch(epoch)[step].tolist()
 
 
 def test_resume_in_the_middle_repeats_and_skips_nothing() -> None:

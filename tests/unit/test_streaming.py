@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,11 +21,12 @@ from tests.s3 import S3Server
 
 from lightship import storage
 from lightship.batch import NOT_COUNTED
+from lightship.data import cache as cache_module
 from lightship.data import manifest as manifests
 from lightship.data import read, sources
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
-from lightship.data.cache import BlockCache
+from lightship.data.cache import BlockCache, CachedReads
 from lightship.data.fetch import Fetcher, Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, Order, TrainShare
@@ -32,6 +34,7 @@ from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentT
 from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.data.worker_process import Worker
 from lightship.exits import DataError, TimeoutExpired
+from lightship.storage.ahead import ReadAhead
 
 CPU = torch.device("cpu")
 SIZE_PX, BATCH, SEED = 8, 24, 3
@@ -416,6 +419,64 @@ class TestBlockCache:
         BlockCache(tmp_path, 2**20, "before").store(span, b"last")
         assert BlockCache(tmp_path, 2**20, "before").load(span) == b"last"
         assert BlockCache(tmp_path, 2**20, "after").load(span) is None
+
+    def test_the_bound_is_that_of_all_ranks_of_a_node(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+        ranks = [BlockCache(tmp_path, 100_000, "set") for _ in range(8)]
+        most = 0
+        for number in range(400):
+            span = storage.Span("s3://b/k", number, number + 1000)
+            ranks[number % 8].store(span, bytes(1000))
+            most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*")))
+        assert 75_000 < most <= 100_000
+
+    def test_stores_behind_a_slow_disk_are_bounded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What finds no place in the queue is not stored, and not kept either."""
+        monkeypatch.setattr(cache_module, "_QUEUE_BYTES", 10_000)
+        is_fast = threading.Event()
+
+        class SlowDisk(BlockCache):
+            def store(self, span: storage.Span, data: bytes) -> None:
+                assert is_fast.wait(30)
+                super().store(span, data)
+
+        (tmp_path / "file").write_bytes(bytes(100_000))
+        spans = [storage.Span(str(tmp_path / "file"), i, i + 1000) for i in range(50)]
+        reads = CachedReads(ReadAhead(), SlowDisk(tmp_path / "cache", 2**30, "set"))
+        for future in [reads.begin(span) for span in spans]:
+            assert reads.result(future) == bytes(1000)
+        assert len(reads._under_way) <= 10
+        is_fast.set()
+        reads._storing.shutdown()
+        assert len(list((tmp_path / "cache").glob("*/*"))) == 10
+        reads.close()
+
+    @pytest.mark.parametrize("failure", ["no folder", "no writing", "no reading"])
+    def test_a_disk_that_fails_turns_it_off_with_a_line(
+        self, s3: S3Server, remote: Manifest, of_this_test: Path, failure: str, capfd
+    ) -> None:
+        """As a full one, or one that is mounted read-only: an OSError at the first use."""
+        split = streamed(remote, cache_bytes=2**30)
+        of_this_test.parent.mkdir()
+        if failure == "no folder":
+            of_this_test.write_bytes(b"")
+        elif failure == "no writing":
+            of_this_test.mkdir()
+            for number in range(256):
+                (of_this_test / f"{number:02x}").write_bytes(b"")
+        else:
+            self.reads(s3, split, PLACES)
+            for path in list(of_this_test.glob("*/*")):
+                path.unlink()
+                path.mkdir()
+        got, gets = self.reads(s3, split, PLACES)
+        assert got == resident(remote, PLACES)
+        assert gets > 0
+        assert capfd.readouterr().out.count("block cache off") == 1
 
 
 class TestBadSamples:

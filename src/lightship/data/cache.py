@@ -1,82 +1,104 @@
 """The block cache: what was read from a bucket, kept on local disk for later epochs and runs."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
+import threading
 import uuid
 import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from lightship import storage
-from lightship.exits import ConfigError
 from lightship.storage import Data
 from lightship.storage.ahead import ReadAhead
 
 _CRC_BYTES = 4
-_LEFT_AFTER_CLEARING = 0.9
+_QUEUE_BYTES = 128 * 2**20
+_LOOK_AFTER, _CLEAR_ABOVE, _CLEAR_TO = 1 / 32, 15 / 16, 7 / 8  # of max_bytes
+_turned_off: set[Path] = set()
+"""Folders whose disk has failed in this process."""
 
 
 class BlockCache:
     """Spans of files on local disk, the least recently used of which go when there are too many.
 
     Safe between the ranks of a node, and between runs: files appear whole, carry a CRC-32 of their
-    content that each read checks, and may vanish while others read.
+    content that each read checks, and may vanish while others read. A disk that is full, fails or
+    cannot be written turns the cache off with a line; reads then come from the storage.
 
     Args:
         folder: Where; made if need be.
-        max_bytes: Of all files.
+        max_bytes: Of all files, whichever rank of the node has stored them.
         of: What tells this data set from others, and from itself after a change.
+        say: Prints a line for the user.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, of: str) -> None:
-        self.folder, self.max_bytes, self.of = folder, max_bytes, of
-        folder.mkdir(parents=True, exist_ok=True)
-        self._size_bytes = sum(size for _, size, _ in self._files())
+    def __init__(
+        self, folder: Path, max_bytes: int, of: str, say: Callable[[str], None] = print
+    ) -> None:
+        self.folder, self.max_bytes, self.of, self.say = folder, max_bytes, of, say
+        self._ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        self._unseen_bytes = float("inf")  # that the ranks may have stored since the last look
+        with self._off_on_error():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its disk has failed."""
+        return self.folder in _turned_off
 
     def load(self, span: storage.Span) -> bytes | None:
         """The span's bytes if they are here and whole. Blocks on the disk."""
         path = self._path(span)
-        try:
+        if self.is_off:
+            return None
+        with contextlib.suppress(FileNotFoundError), self._off_on_error():
             content = path.read_bytes()
-            os.utime(path)
-        except FileNotFoundError:
-            return None
-        data = content[_CRC_BYTES:]
-        if zlib.crc32(data).to_bytes(_CRC_BYTES) != content[:_CRC_BYTES]:
+            with contextlib.suppress(OSError):  # of another user
+                os.utime(path)
+            data = content[_CRC_BYTES:]
+            if zlib.crc32(data).to_bytes(_CRC_BYTES) == content[:_CRC_BYTES]:
+                return data
             path.unlink(missing_ok=True)
-            return None
-        return data
+        return None
 
     def store(self, span: storage.Span, data: Data) -> None:
-        """Keep a span's bytes; clears up if there are too many. Blocks on the disk.
-
-        Raises:
-            ConfigError: The disk is full, or refuses.
-        """
+        """Keep a span's bytes, for which the least used make room. Blocks on the disk."""
+        size_bytes = len(data) + _CRC_BYTES
+        if self.is_off or size_bytes > self.max_bytes:
+            return
         path = self._path(span)
         temporary_path = path.with_name(f".{uuid.uuid4().hex}")
+        with self._off_on_error():
+            self._make_room(size_bytes)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary_path.open("wb") as file:
+                    file.write(zlib.crc32(data).to_bytes(_CRC_BYTES))
+                    file.write(data)
+                os.replace(temporary_path, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary_path.unlink()
+                raise
+
+    @contextlib.contextmanager
+    def _off_on_error(self) -> Iterator[None]:
         try:
-            path.parent.mkdir(exist_ok=True)
-            with temporary_path.open("wb") as file:
-                file.write(zlib.crc32(data).to_bytes(_CRC_BYTES))
-                file.write(data)
-            os.replace(temporary_path, path)
+            yield
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary_path.unlink()
-            what = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"fails ({error})"
-            raise ConfigError(
-                f"the block cache's disk {what}: {self.folder}; lower --data.cache_gib or set "
-                "LIGHTSHIP_CACHE to another folder"
-            ) from error
-        self._size_bytes += len(data) + _CRC_BYTES
-        if self._size_bytes > self.max_bytes:
-            self._clear()
+            if not self.is_off:
+                _turned_off.add(self.folder)
+                self.say(
+                    f"block cache off: {error.strerror or error} ({self.folder}); images are read "
+                    "from the storage. LIGHTSHIP_CACHE sets another folder, --data.cache_gib its "
+                    "size"
+                )
 
     def _path(self, span: storage.Span) -> Path:
         place = f"{self.of}\n{span.url}\n{span.start}\n{span.end}"
@@ -90,21 +112,29 @@ class BlockCache:
                 status = path.stat()
                 yield status.st_mtime, status.st_size, path
 
-    def _clear(self) -> None:
+    def _make_room(self, size_bytes: int) -> None:
+        """Look how much there is, and clear up, before the ranks may have stored too much."""
+        self._unseen_bytes += size_bytes * self._ranks
+        if self._unseen_bytes > _LOOK_AFTER * self.max_bytes:
+            self._clear(size_bytes * self._ranks)
+            self._unseen_bytes = size_bytes * self._ranks
+
+    def _clear(self, room_bytes: int) -> None:
         """Remove the least recently used; one rank at a time, and the others need not wait."""
+        files = sorted(self._files())
+        total_bytes = sum(size for _, size, _ in files) + room_bytes
+        if total_bytes <= _CLEAR_ABOVE * self.max_bytes:
+            return
         with (self.folder / ".clearing").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            files = sorted(self._files())
-            size_bytes = sum(size for _, size, _ in files)
             for _, size, path in files:
-                if size_bytes <= _LEFT_AFTER_CLEARING * self.max_bytes:
+                if total_bytes <= _CLEAR_TO * self.max_bytes:
                     break
                 path.unlink(missing_ok=True)
-                size_bytes -= size
-            self._size_bytes = size_bytes
+                total_bytes -= size
 
 
 class CachedReads:
@@ -119,16 +149,11 @@ class CachedReads:
         self.reads, self.cache = reads, cache
         self._storing = ThreadPoolExecutor(1, "lightship-cache")
         self._under_way: dict[storage.Span, Future[Data]] = {}
-        self._stored: deque[Future[None]] = deque()
+        self._lock = threading.Lock()
+        self._queued_bytes = 0
 
     def begin(self, span: storage.Span) -> "Future[Data]":
-        """As `ReadAhead.begin`; blocks for the disk if the span is here.
-
-        Raises:
-            ConfigError: Something before it could not be kept.
-        """
-        while self._stored and self._stored[0].done():
-            self._stored.popleft().result()
+        """As `ReadAhead.begin`; blocks for the disk if the span is here."""
         if (under_way := self._under_way.get(span)) is not None:
             return under_way
         future: Future[Data] = Future()
@@ -154,14 +179,23 @@ class CachedReads:
         self._storing.shutdown(wait=False, cancel_futures=True)
 
     def _keep(self, span: storage.Span, done: "Future[Data]") -> None:
-        if done.cancelled() or done.exception() is not None:
-            self._under_way.pop(span, None)
-            return
-        with contextlib.suppress(RuntimeError):  # closed
-            self._stored.append(self._storing.submit(self._store, span, done.result()))
+        """Have what was read stored, unless the disk is far behind: then a later epoch may."""
+        if not done.cancelled() and done.exception() is None and self._has_room(len(done.result())):
+            with contextlib.suppress(RuntimeError):  # closed
+                self._storing.submit(self._store, span, done.result())
+                return
+        self._under_way.pop(span, None)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        with self._lock:
+            has_room = not self.cache.is_off and self._queued_bytes + size_bytes <= _QUEUE_BYTES
+            self._queued_bytes += size_bytes if has_room else 0
+            return has_room
 
     def _store(self, span: storage.Span, data: Data) -> None:
         try:
             self.cache.store(span, data)
         finally:
             self._under_way.pop(span, None)
+            with self._lock:
+                self._queued_bytes -= len(data)

@@ -133,6 +133,7 @@ class Fetcher:
         self.held_bytes = 0
         self._lock = Lock()
         self._edges = block_edges
+        cache = None if cache is None or cache.is_off else cache
         self._reads_whole = cache is not None
         self._reads: ReadAhead | CachedReads = ReadAhead()
         if cache is not None:

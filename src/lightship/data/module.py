@@ -378,6 +378,7 @@ class ImageData(LightningDataModule):
                     bad=self._bad[split],
                     device=device,
                     limit=self._limit,
+                    say=self.say,
                 )
             self._splits[split] = source
         return self._splits[split]

@@ -94,10 +94,6 @@ class Order:
             self._newest = epoch, batches
         return self._newest[1]
 
-    def batch(self, epoch: int, step: int) -> np.ndarray:
-        """Ids of global batch `step` of `epoch`, [global_batch_size] int64, read-only."""
-        return self.epoch(epoch)[step]
-
     def _in_blocks(self, epoch: int, edges: np.ndarray) -> np.ndarray:
         blocks = permutation(len(edges) - 1, self.seed, epoch)
         sizes = np.diff(edges)[blocks]

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
@@ -37,7 +37,7 @@ def read_samples(
     """The bytes of samples, in the order of `ids`; many are fetched at once.
 
     Groups of at most 32 MiB are fetched when their first sample is asked for. In a group, samples
-    that lie close together in a file are one request (of up to 4 MiB); a gzipped file is unpacked
+    that lie close together in a file are one request (of up to 8 MiB); a gzipped file is unpacked
     and a Parquet row group decoded once and kept until another one is needed. Any rank; blocks.
 
     Args:
@@ -72,7 +72,6 @@ def decode_all(
     resize: bool = True,
     threads: int = 0,
     max_bad_fraction: float | None = None,
-    progress: Callable[[int], None] | None = None,
     limit: PixelLimit = DEFAULT_LIMIT,
 ) -> tuple[np.ndarray, BadSamples]:
     """Read and decode samples into one array, files in the order they lie. Any rank; blocks.
@@ -87,7 +86,6 @@ def decode_all(
         threads: Decoding threads; 0: one a core.
         max_bad_fraction: Largest share of N that may be bad and is left black; None: raise at the
             first.
-        progress: Called now and then, in the calling thread, with how many are done so far.
         limit: Bound of an image that is decoded.
 
     Returns:
@@ -117,8 +115,6 @@ def decode_all(
                 for place, image in zip(places, decoding.result(), strict=True):
                     result.put(place, image)
                 done += len(places)
-                if progress is not None:
-                    progress(done)
     finally:
         pool.shutdown(cancel_futures=True)
     return result.images, result.bad

@@ -15,7 +15,7 @@ from lightship.data.decode import DEFAULT_LIMIT, PixelLimit
 from lightship.data.fetch import Stretch
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, ListedShare, TrainShare
-from lightship.data.worker import Decoded, Failed, Task
+from lightship.data.worker import Decoded, Failed, Note, Task
 from lightship.data.worker_process import Worker
 from lightship.exits import LightshipError, TimeoutExpired
 from lightship.storage import Limits
@@ -37,6 +37,7 @@ class StreamedSplit:
         bad: Takes the samples that cannot be read.
         device: Where batches go.
         limit: Bound of an image that is decoded.
+        say: Prints a line for the user.
     """
 
     manifest: Manifest
@@ -48,6 +49,7 @@ class StreamedSplit:
     bad: BadSamples
     device: torch.device
     limit: PixelLimit = DEFAULT_LIMIT
+    say: Callable[[str], None] = print
 
     def task(
         self, share: TrainShare | EvalShare | ListedShare, stretch: Stretch, mixed_bytes: int = 0
@@ -123,8 +125,8 @@ class StreamedTrainLoader:
             mixed_bytes = order.mixed_bytes // self.share.world_size
             task = self.split.task(self.share, stretch, mixed_bytes)
             task = replace(task, min_area=self.min_area, flip=self.flip, seed=order.seed)
-            self._stream = _Stream(task, self.split.device)
-        return self._stream.take(self.split.bad)
+            self._stream = _Stream(task, self.split)
+        return self._stream.take()
 
 
 class StreamedEvalLoader:
@@ -138,10 +140,10 @@ class StreamedEvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         stretch = Stretch(epoch=0, batch=0, batches_per_epoch=len(self), epochs=1)
-        stream = _Stream(self.split.task(self.share, stretch), self.split.device)
+        stream = _Stream(self.split.task(self.share, stretch), self.split)
         try:
             for _ in range(len(self)):
-                yield stream.take(self.split.bad)
+                yield stream.take()
         finally:
             stream.close()
 
@@ -149,18 +151,18 @@ class StreamedEvalLoader:
 class _Stream:
     """One worker and the batches it makes, in order."""
 
-    def __init__(self, task: Task, device: torch.device) -> None:
-        self.task = task
+    def __init__(self, task: Task, split: StreamedSplit) -> None:
+        self.task, self.split = task, split
         self.following = task.stretch.epoch, task.stretch.batch
         self.worker = Worker.start(task.manifest.root)
         self.connection, slots = self.worker.begin(task)
         self.slots = torch.from_numpy(slots.pixels)
-        self.uploads = devices.of(device).uploads(self.slots)
+        self.uploads = devices.of(split.device).uploads(self.slots)
         self._labels = torch.from_numpy(task.manifest.label)
         # Slots lent out, oldest first, each with what tells when its copy is done.
         self._lent: deque[tuple[int, Any]] = deque()
 
-    def take(self, bad: BadSamples) -> Batch:
+    def take(self) -> Batch:
         """The next batch, on the device. Blocks, within the storage's deadlines.
 
         Its pixels stay as they are until the next call.
@@ -171,7 +173,7 @@ class _Stream:
         self._give_back()
         told = self._receive()
         for row, error in told.bad.items():
-            bad.add(int(told.ids[row]), error)
+            self.split.bad.add(int(told.ids[row]), error)
         epoch, place = self.following
         assert (told.epoch, told.batch) == (epoch, place), "batches come in order"
         is_last = place + 1 == self.task.stretch.batches_per_epoch
@@ -208,15 +210,19 @@ class _Stream:
         limits = Limits.now()
         batch_bytes = float(self.task.manifest.length.mean()) * self.task.batch_size
         wait_s = 2 * limits.total_s + batch_bytes / limits.slowest_bytes_per_s
-        if not self.connection.poll(wait_s):
-            raise TimeoutExpired(
-                f"the data worker gave no batch within {wait_s:.0f} s "
-                "(LIGHTSHIP_STORAGE_DEADLINE_S sets the bound)"
-            )
-        try:
-            told = self.connection.recv()
-        except (EOFError, ConnectionError):
-            raise RuntimeError(self.worker.how_it_ended()) from None
+        told: Any = None
+        while told is None or isinstance(told, Note):
+            if told is not None:
+                self.split.say(told.text)
+            if not self.connection.poll(wait_s):
+                raise TimeoutExpired(
+                    f"the data worker gave no batch within {wait_s:.0f} s "
+                    "(LIGHTSHIP_STORAGE_DEADLINE_S sets the bound)"
+                )
+            try:
+                told = self.connection.recv()
+            except (EOFError, ConnectionError):
+                raise RuntimeError(self.worker.how_it_ended()) from None
         if isinstance(told, Failed):
             if told.exit_name is None:
                 raise RuntimeError(f"the data worker failed:\n{told.text}")

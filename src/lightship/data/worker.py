@@ -103,6 +103,13 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """Word of what ended the worker: a LightshipError by name, else (None) a trace."""
 
@@ -139,6 +146,8 @@ def main(descriptor: int) -> None:
 
 def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
     """Make the task's batches, sending a `Decoded` of each, and None after the last.
+
+    Between them may come a `Note`.
 
     Ends early when the other end of the connection is closed.
 
@@ -180,10 +189,13 @@ def _make_batches(
     for slot in range(task.slots):
         free.put(slot)
     decoder = _Decoder(task)
+    begun: SimpleQueue[tuple[FetchedBatch, int, list[Future]] | Note | None] = SimpleQueue()
     cache = None
     if task.cache_bytes:
         of = task.manifest.fingerprint()
-        cache = BlockCache(storage.cache_path("blocks"), task.cache_bytes, of)
+        cache = BlockCache(
+            storage.cache_path("blocks"), task.cache_bytes, of, lambda text: begun.put(Note(text))
+        )
     fetcher = Fetcher(
         task.manifest,
         task.block_edges,
@@ -193,12 +205,14 @@ def _make_batches(
         task.mixed_bytes,
         cache,
     )
-    begun: SimpleQueue[tuple[FetchedBatch, int, list[Future]] | None] = SimpleQueue()
     failure: list[BaseException] = []
 
     def deliver() -> None:
         try:
             while (item := begun.get()) is not None:
+                if isinstance(item, Note):
+                    connection.send(item)
+                    continue
                 fetched, slot, parts = item
                 bad = {row: error for part in parts for row, error in part.result().items()}
                 fetcher.release(fetched)
