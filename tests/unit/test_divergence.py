@@ -54,7 +54,7 @@ def test_warn_says_once_since_when_and_goes_on(tmp_path, value: float) -> None:
 
 def test_stop_ends_the_run_at_that_log_point(tmp_path) -> None:
     with pytest.raises(
-        Diverged, match=r"since step 8 .last finite at step 6.*best checkpoint"
+        Diverged, match=r"since step 8 .last finite at step 6.*checkpoints kept"
     ) as e:
         fit_failing(tmp_path, "stop")
     assert e.value.exit_code == EXIT_CODES["diverged"].code == 70
