@@ -179,7 +179,11 @@ def _is_one_of_several_tpu_hosts() -> bool:
 def _is_done(command: Command) -> bool:
     """A finished run says so in one process: a node that comes late must not wait for others."""
     output = command.config.run.output
-    return command.name == "fit" and storage.exists(storage.join(str(output), "DONE"))
+    if command.name != "fit" or not storage.exists(storage.join(str(output), "DONE")):
+        return False
+    from lightship.output import RunOutput  # heavy: the agent does without
+
+    return RunOutput(command.config, lambda _: None).is_done()
 
 
 def is_on_gpus(accelerator: str) -> bool:

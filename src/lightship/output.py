@@ -12,12 +12,14 @@ from lightship import kept, storage, strict_json
 from lightship.checkpoint import CheckpointStore
 from lightship.config import Config, TrainerConfig
 from lightship.damaged import set_aside
-from lightship.exits import ConfigError, LightshipError
+from lightship.exits import ConfigError
 from lightship.record import CheckpointDamaged, Metric
 
 _NEEDED = {
     "state_dict", "hyper_parameters", "loops", "optimizer_states", "lr_schedulers", "lightship",
 }  # fmt: skip
+
+_SHOWN = ("test/acc", "val/acc")
 
 
 class Start(NamedTuple):
@@ -64,7 +66,7 @@ class RunOutput:
                 f"goes on: {_bounds(self.config.trainer)}"
             )
             return False
-        accuracies = {key: numbers.get(key) for key in ("test/acc", "val/acc")}
+        accuracies = {key: numbers.get(key) for key in _SHOWN}
         shown = [f"{key} {acc:.4f}" for key, acc in accuracies.items() if acc is not None]
         report = storage.redact(self.at("report", "report.html"))
         self.say(f"run already complete: {', '.join([*shown, f'report: {report}'])}")
@@ -72,13 +74,13 @@ class RunOutput:
 
     def _done_numbers(self) -> dict[str, Any] | None:
         """What DONE holds; None if it is damaged."""
+        data = storage.read_bytes(self.at("DONE"))
         try:
-            numbers = json.loads(storage.read_bytes(self.at("DONE")))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, LightshipError):
-                raise
+            numbers = json.loads(data)
+            shown = [numbers.get(key) for key in _SHOWN]
+        except (ValueError, RecursionError, AttributeError):
             return None
-        return numbers if isinstance(numbers, dict) else None
+        return numbers if all(isinstance(n, int | float | None) for n in shown) else None
 
     def _asks_for_more(self, before: Mapping[str, Any], step: int, epoch: int) -> bool:
         """Whether a finished run is to train on; says why not where that may be unexpected.

@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
 
 from lightship import kept, ranks, storage
 from lightship.callbacks.buffers import SameBuffers
 from lightship.callbacks.divergence import Divergence
+from lightship.callbacks.early_stopping import EarlyStopping
 from lightship.callbacks.ema import EMA
 from lightship.callbacks.loss_bound import LossBound
 from lightship.callbacks.predictions import PredictionLogger
 from lightship.callbacks.preemption import StopRequest
 from lightship.callbacks.saving import Saving
+from lightship.callbacks.schedule_change import ScheduleChange
 from lightship.callbacks.seeding import StepSeeding
 from lightship.callbacks.throughput import Throughput
 from lightship.cli import Command
@@ -95,7 +96,9 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
 
     ranks.from_rank_0(track)
     step = start.step if start else 0
-    starts = ranks.from_rank_0(lambda: record_start(output.url, step, ranks.world_size()))
+    starts = ranks.from_rank_0(
+        lambda: record_start(output.url, step, ranks.world_size(), progress.note)
+    )
     table = MetricsTable(output.url, store.check_fence)
     divergence = Divergence(config.trainer.on_nonfinite, table, progress.note)
 
@@ -103,6 +106,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         StepSeeding(config.run.seed),
         *([EMA(config.model.ema_decay)] if config.model.ema_decay else []),
         SameBuffers(),
+        ScheduleChange(progress.note),
         *early_stopping,
         *_prediction_logger(config, data, tracker),
         progress,
@@ -123,6 +127,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     store.wait()
     stop.act_at_once()
 
+    ranks.from_rank_0(store.check_fence)
     best = ranks.from_rank_0(store.best)
     assert best is not None, "a finished fit has a checkpoint"
     numbers = {"steps": float(trainer.global_step), "best_step": float(best.step)}
@@ -148,6 +153,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         starts=starts,
         **found,
     )
+    store.check_fence()
     write_report(output.url, report)
     if tracker:
         final = {name: value for name, value in numbers.items() if not name.startswith("val/")}
@@ -155,8 +161,9 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         if report.confusion is not None:
             tracker.log_confusion(report.confusion, data.class_names, f"{split}/confusion")
         tracker.finish(0)
+    store.check_fence()
     output.mark_done(numbers)
-    how = "the newest" if best.score is None else f"the best by {config.trainer.monitor}"
+    how = f"the best by {best.metric.monitor}" if best.metric else "the newest"
     of = f", by the checkpoint of step {best.step}, {how}" if split else ""
     progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
     progress.note(_last_line(output, best.file, tracker))

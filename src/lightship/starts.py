@@ -4,13 +4,17 @@ import csv
 import io
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from lightship import storage
+from lightship.damaged import set_aside
 
 
-def record_start(output_url: str, step: int, processes: int) -> list[dict[str, Any]]:
+def record_start(
+    output_url: str, step: int, processes: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Add this start to those before it. Rank 0 calls it, before it trains; blocks.
 
     What earlier starts had come to is read from their metrics table, which may be half a minute
@@ -20,6 +24,7 @@ def record_start(output_url: str, step: int, processes: int) -> list[dict[str, A
         output_url: Where the run lives.
         step: Optimizer steps done in the checkpoint that this start goes on from; 0 without one.
         processes: World size.
+        say: Prints a line for the user, of a damaged file.
 
     Returns:
         All starts, the oldest first, each with
@@ -32,8 +37,8 @@ def record_start(output_url: str, step: int, processes: int) -> list[dict[str, A
           work done again, the pause, and what came before the first step.
     """
     url = storage.join(output_url, "logs", "starts.json")
-    starts = json.loads(storage.read_bytes(url)) if storage.exists(url) else []
-    rows = _metrics(storage.join(output_url, "logs", "metrics.csv"))
+    starts = _kept_starts(url, say)
+    rows = _metrics(storage.join(output_url, "logs", "metrics.csv"), say)
     reached = max((done for done, _ in rows), default=0)
     trained_s = max((spent_s for done, spent_s in rows if done <= step), default=0.0)
     now_s = time.time()
@@ -55,9 +60,31 @@ def record_start(output_url: str, step: int, processes: int) -> list[dict[str, A
     return starts
 
 
-def _metrics(url: str) -> list[tuple[int, float]]:
+def _kept_starts(url: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The starts that were recorded; none, and a line, where the file is damaged."""
+    if not storage.exists(url):
+        return []
+    data = storage.read_bytes(url)
+    try:
+        starts = json.loads(data)
+        for start in starts:
+            datetime.fromisoformat(start["began"]).timestamp()
+            for name in ("step", "processes", "trained_s", "steps_again", "lost_s"):
+                float(start[name])
+        return [*starts[:]]  # raises for what is no list
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        set_aside(url, "is damaged", say)
+        return []
+
+
+def _metrics(url: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
     """(step, seconds) of each row of a metrics table; none where there is no table."""
     if not storage.exists(url):
         return []
-    table = csv.DictReader(io.StringIO(storage.read_bytes(url).decode()))
-    return [(int(float(row["step"])), float(row["time_s"])) for row in table]
+    data = storage.read_bytes(url)
+    try:
+        table = csv.DictReader(io.StringIO(data.decode()))
+        return [(int(float(row["step"])), float(row["time_s"])) for row in table]
+    except (ValueError, TypeError, KeyError, OverflowError, csv.Error):
+        set_aside(url, "is not as lightship wrote it", say)
+        return []

@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import uuid
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -501,3 +502,31 @@ def test_an_output_that_is_gone_may_come_back(
         save(store, 2)
     assert error.value.exit_code == 74
     assert not Path(url).exists(), "nothing is written in its place"
+
+
+def other_files() -> dict[str, bytes]:
+    """Files that somebody may give for a checkpoint."""
+    whole, archive = io.BytesIO(), io.BytesIO()
+    torch.save(state(1), whole)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("notes.txt", "hi")
+    return {
+        "empty": b"",
+        "text": b"run:\n  output: x\n",
+        "zip": archive.getvalue(),
+        "half": whole.getvalue()[: len(whole.getvalue()) // 2],
+        "pickle cut off": pickle.dumps(state(1)["lightship"], 2)[:-3],
+        "a list": (lambda f: (torch.save([1], f), f.getvalue())[1])(io.BytesIO()),
+    }
+
+
+@pytest.mark.parametrize("kind", other_files())
+def test_a_file_of_another_kind_is_no_checkpoint(tmp_path: Path, capsys, kind: str) -> None:
+    path = tmp_path / "given.ckpt"
+    path.write_bytes(other_files()[kind])
+    flags = [f"--ckpt_path={path}", f"--data.root={tmp_path}", "--run.tracking=none"]
+    assert cli.main(["predict", *flags, f"--predictions={tmp_path}/t.csv"]) == 78
+    assert cli.main(["fit", *flags, f"--run.output={tmp_path}/run"]) == 78
+    told = capsys.readouterr().err
+    assert told.count("given.ckpt") >= 2
+    assert "Traceback" not in told

@@ -69,7 +69,8 @@ class Saving(Checkpoint):
         """Put back what Lightning does not: the metrics, and that early stopping has fired."""
         kept = checkpoint["lightship"]
         self.table.load_rows(kept["metrics"])
-        trainer.should_stop = kept["should_stop"]
+        # Early stopping that this start does not have ends nothing; its patience: see there.
+        trainer.should_stop = kept["should_stop"] and bool(trainer.early_stopping_callbacks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and from here on let signals wait for a save."""
