@@ -49,7 +49,7 @@ def _predict(command: Command) -> None:
     model = build_model(checkpoint)
     config.data.image_size_px = model.hparams["image_size_px"]
     data = build_data(config, progress)
-    data.load_unlabelled()
+    data.load_unlabelled(leave_out=[url])
     manifest = data.manifests["predict"]
     trainer = build_trainer(config, [])
 
@@ -70,8 +70,9 @@ def _predict(command: Command) -> None:
     if ranks.is_first():
         rows, unreadable, not_finite = _make_table(url, parts, config.data)
         parts.remove()
+        not_read = f"; not read: {manifest.not_read}" if manifest.not_read else ""
         said = f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}"
-        progress.note(said + _without_class(not_finite))
+        progress.note(said + _without_class(not_finite) + not_read)
 
 
 def _batch_size(config: Config, trainer: Trainer, num_images: int) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -102,14 +102,17 @@ class ImageData(LightningDataModule):
             )
         self.manifests = splits
 
-    def load_unlabelled(self) -> None:
+    def load_unlabelled(self, leave_out: Sequence[str] = ()) -> None:
         """Take every image under data.root as the split `predict`. Every rank; blocks.
+
+        Args:
+            leave_out: URLs of files that the command itself writes.
 
         Raises:
             DataError: No images there.
         """
         config = self.config
-        scan = partial(sources.scan_images, config.root, config.root_md5)
+        scan = partial(sources.scan_images, config.root, config.root_md5, leave_out)
         self.manifests = self._at_root_here({"predict": ranks.from_rank_0(scan)})
 
     def choose_unlabelled(self, batches: np.ndarray) -> None:

@@ -1,32 +1,34 @@
 """Sources: what a URL holds (folders, zip, tar, Parquet, CIFAR), and its samples as manifests."""
 
+import codecs
 import importlib.resources
 import json
 import os
-import zipfile
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from lightship import storage
 from lightship.data.manifest import Manifest, load_manifests
-from lightship.data.shards import INDEX, UNFINISHED, WORK, load_index
+from lightship.data.names import check_class_names
+from lightship.data.shards import INDEX, load_index
 from lightship.data.sources_cifar import cifar_files, scan_cifar
 from lightship.data.sources_folders import check_no_empty_class, read_class_folders
+from lightship.data.sources_listing import Listing, list_root
 from lightship.data.sources_parquet import scan_parquet
 from lightship.data.sources_parts import (
     Found,
     Part,
     build_manifests,
     build_unlabelled,
-    is_ignored,
     is_image,
     seen,
+    some,
     suffix,
 )
 from lightship.data.sources_tar import scan_tars
 from lightship.exits import DataError
+from lightship.storage.urls import split
 
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 NAMED_ROOTS = {
@@ -43,17 +45,9 @@ _CLEAR_MAJORITY = 0.9
 _SIZE_THREADS = 16
 
 
-@dataclass
-class _Listing:
-    """The files under a root, without the ignored ones, and its folders where they are known."""
-
-    sizes: dict[str, int]
-    """Path -> bytes, sorted by path; the path "" is the root itself."""
-    crc32: dict[str, int]
-    folders_in: Callable[[str], Iterable[str]]
-
-
-def scan(root: str, root_md5: str | None = None) -> dict[str, Manifest]:
+def scan(
+    root: str, root_md5: str | None = None, leave_out: Sequence[str] = ()
+) -> dict[str, Manifest]:
     """The labelled splits (train, val, test: those there are) at a root. Rank 0; blocks.
 
     Understood, by what one listing shows: class folders `{train,val,test}/CLASS/IMAGE` or
@@ -66,33 +60,46 @@ def scan(root: str, root_md5: str | None = None) -> dict[str, Manifest]:
     Args:
         root: `--data.root`: a URL, a path, or digits, cifar10, cifar100.
         root_md5: `--data.root_md5`: MD5 of the one file at `root`, which is fetched and kept.
+        leave_out: URLs of files that the command itself writes, which may lie under the root.
 
     Raises:
         DataError: Nothing to train on; the message says what was found.
         ConfigError: Parquet without pyarrow.
     """
     url, told = resolve_root(root, root_md5), storage.redact(root)
-    seen_there = _look(url, told)
-    if not isinstance(seen_there, _Listing):
+    _warn_of_shadowed_folder(root)
+    seen_there = _look(url, told, leave_out)
+    if not isinstance(seen_there, Listing):
         return seen_there
     return build_manifests(_find(url, told, seen_there, labelled=True), url, told)
 
 
-def scan_images(root: str, root_md5: str | None = None) -> Manifest:
+def scan_images(root: str, root_md5: str | None = None, leave_out: Sequence[str] = ()) -> Manifest:
     """Every image anywhere under a root, unlabelled (-1), sorted as in `scan`. Rank 0; blocks.
+
+    The arguments are those of `scan`.
 
     Raises:
         DataError: There is no image; the message says what was found.
     """
     url, told = resolve_root(root, root_md5), storage.redact(root)
-    seen_there = _look(url, told)
-    if isinstance(seen_there, _Listing):
+    _warn_of_shadowed_folder(root)
+    seen_there = _look(url, told, leave_out)
+    if isinstance(seen_there, Listing):
         return build_unlabelled(_find(url, told, seen_there, labelled=False), url, told)
     parts = [
         Part(split, m.files, m.file_index, m.offset, m.length, [None] * len(m), m.crc32)
         for split, m in sorted(seen_there.items())
     ]
     return build_unlabelled(Found(parts), url, told)
+
+
+def _warn_of_shadowed_folder(root: str) -> None:
+    if (root == "digits" or root in NAMED_ROOTS) and os.path.lexists(root):
+        warnings.warn(
+            f"--data.root {root} is the data set of that name; for the local {root} give ./{root}",
+            stacklevel=3,
+        )
 
 
 def resolve_root(root: str, root_md5: str | None = None) -> str:
@@ -106,7 +113,7 @@ def resolve_root(root: str, root_md5: str | None = None) -> str:
         DataError: There is no such file, or its MD5 differs.
     """
     if root == "digits":
-        return f"zip://::{importlib.resources.files('lightship.data') / 'digits.zip'}"
+        return _inside_zip(str(importlib.resources.files("lightship.data") / "digits.zip"))
     url, md5 = NAMED_ROOTS.get(root, (root, None))
     md5 = root_md5 or md5
     if md5:
@@ -114,24 +121,30 @@ def resolve_root(root: str, root_md5: str | None = None) -> str:
         with storage.open_binary(url) as stream:
             is_zip = stream.read(4) == b"PK\x03\x04"
     else:
-        is_zip = "::" not in url and url.lower().endswith(".zip") and _is_file(url)
-    return f"zip://::{url}" if is_zip else url
+        is_single = split(url)[2] is None
+        is_zip = is_single and url.lower().endswith(".zip") and _is_file(url)
+    return _inside_zip(url) if is_zip else url
+
+
+def _inside_zip(url: str) -> str:
+    is_plain = storage.is_remote(url) or "::" not in url
+    return f"zip://::{url}" if is_plain else f"zip://::file://{storage.local_path(url).absolute()}"
 
 
 def _is_file(url: str) -> bool:
     return storage.is_remote(url) or storage.local_path(url).is_file()
 
 
-def _look(url: str, root: str) -> _Listing | dict[str, Manifest]:
+def _look(url: str, root: str, leave_out: Sequence[str]) -> Listing | dict[str, Manifest]:
     """What lies at a root, or if it holds packed shards, the splits that their index names."""
     if (packed := _find_on_web(url, root)) is not None:
         return packed
     with ThreadPoolExecutor(1) as pool:
         load = None
-        if storage.is_remote(url) and "::" not in url:
+        if storage.is_remote(url) and split(url)[2] is None:
             # Beside the listing, which tells whether it is there: a round trip less to wait for.
             load = pool.submit(load_manifests, storage.join(url, INDEX)).result
-        listing = _list_zip(url) if url.startswith("zip://") else _list(url, root)
+        listing = list_root(url, root, leave_out)
         if INDEX in listing.sizes:
             return load_index(url, f"--data.root {root}", lambda files: listing.sizes, load)
     return listing
@@ -163,7 +176,7 @@ def _find_on_web(url: str, root: str) -> dict[str, Manifest] | None:
         return None
 
 
-def _find(url: str, root: str, listing: _Listing, labelled: bool) -> Found:
+def _find(url: str, root: str, listing: Listing, labelled: bool) -> Found:
     paths = list(listing.sizes)
     if paths == [""]:
         return _find_in_file(url, root, listing.sizes[""], labelled)
@@ -180,74 +193,20 @@ def _find(url: str, root: str, listing: _Listing, labelled: bool) -> Found:
         "gzipped tar": [path for path in paths if path.lower().endswith(_GZIPPED_TARS)],
         "Parquet": [path for path in paths if path.lower().endswith(_PARQUET)],
     }
-    kind = _largest_kind(kinds, listing.sizes, root)
+    kind = _largest_kind(kinds, listing, root)
     chosen = kinds[kind]
+    used = set(chosen)
     if kind == "image":
-        return _find_folders(listing, chosen, root, labelled)
-    if kind == "Parquet":
-        return scan_parquet(url, chosen, root, labelled)
-    found = scan_tars(url, chosen, kind == "gzipped tar", root, labelled)
-    found.class_names = found.class_names or _listed_classes(url, paths, chosen[0])
-    return found
-
-
-def nothing_there(url: str) -> DataError:
-    """What to say of a root with no file in it."""
-    if storage.is_remote(url):
-        why = "no object's name begins so"
-    elif storage.local_path(url).exists():
-        why = "the folder holds no file"
+        found = _find_folders(listing, chosen, root, labelled)
+    elif kind == "Parquet":
+        found = scan_parquet(url, chosen, root, labelled)
     else:
-        why = f"no such folder or file (seen from {os.getcwd()})"
-    return DataError(f"--data.root {storage.redact(url)}: nothing is there: {why}")
-
-
-def _list(url: str, root: str) -> _Listing:
-    try:
-        files = storage.list_files(url)
-    except storage.NotFound as error:
-        raise nothing_there(url) from error
-
-    def folders_in(folder: str) -> Iterable[str]:
-        if storage.is_remote(url):  # object stores have no empty folders
-            return []
-        here = storage.local_path(url) / folder
-        return [path.name for path in here.iterdir() if path.is_dir()]
-
-    paths = {file.path for file in files}
-    if UNFINISHED in paths and INDEX not in paths:
-        raise DataError(
-            f"--data.root {root} is not packed to the end: run the same lightship pack again, "
-            f"which goes on where it stopped, or remove {WORK}/ to take the shards that are there"
-        )
-    kept = sorted((f.path, f.size_bytes) for f in files if f.path == "" or not is_ignored(f.path))
-    return _Listing(dict(kept), {}, folders_in)
-
-
-def _list_zip(url: str) -> _Listing:
-    """As `_list`, from the zip's directory alone, which also knows checksums."""
-    inside, _, archive_url = url.removeprefix("zip://").partition("::")
-    prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
-    root = storage.redact(archive_url)
-    try:
-        with storage.open_binary(archive_url) as stream, zipfile.ZipFile(stream) as archive:
-            entries = [e for e in archive.infolist() if e.filename.startswith(prefix)]
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{root} is not a whole zip: {error}") from error
-    except storage.NotFound as error:
-        raise nothing_there(archive_url) from error
-    files, folders = {}, []
-    for entry in sorted(entries, key=lambda entry: entry.filename):
-        path = entry.filename.removeprefix(prefix)
-        if entry.is_dir():
-            folders.append(PurePosixPath(path))
-        elif not is_ignored(path):
-            files[path] = entry
-    return _Listing(
-        {path: entry.file_size for path, entry in files.items()},
-        {path: entry.CRC for path, entry in files.items()},
-        lambda holder: [f.name for f in folders if f.parent == PurePosixPath(holder)],
-    )
+        found = scan_tars(url, chosen, kind == "gzipped tar", root, labelled)
+        used |= {path for path in paths if path.rpartition("/")[2] in _CLASS_LISTS}
+        found.class_names = found.class_names or _listed_classes(url, paths, chosen[0], root)
+    found.not_read += [path for path in paths if path not in used] + listing.not_read
+    found.ignored += listing.ignored
+    return found
 
 
 def _find_in_file(url: str, root: str, size_bytes: int, labelled: bool) -> Found:
@@ -269,10 +228,14 @@ def _find_in_file(url: str, root: str, size_bytes: int, labelled: bool) -> Found
     )
 
 
-def _largest_kind(kinds: dict[str, list[str]], sizes: dict[str, int], root: str) -> str:
+def _largest_kind(kinds: dict[str, list[str]], listing: Listing, root: str) -> str:
+    sizes = listing.sizes
     total = {kind: sum(sizes[path] for path in paths) for kind, paths in kinds.items() if paths}
     if not total:
-        raise DataError(f"--data.root {root}: found {seen(sizes)}; looked for {_LOOKED_FOR}")
+        ignored = f" (ignored: {some(listing.ignored)})" if listing.ignored else ""
+        raise DataError(
+            f"--data.root {root}: found {seen(sizes)}{ignored}; looked for {_LOOKED_FOR}"
+        )
     largest = max(total, key=lambda kind: total[kind])
     if total[largest] < _CLEAR_MAJORITY * sum(total.values()):
         held = " and ".join(f"{len(kinds[kind])} {kind} files" for kind in total)
@@ -280,7 +243,7 @@ def _largest_kind(kinds: dict[str, list[str]], sizes: dict[str, int], root: str)
     return largest
 
 
-def _find_folders(listing: _Listing, images: list[str], root: str, labelled: bool) -> Found:
+def _find_folders(listing: Listing, images: list[str], root: str, labelled: bool) -> Found:
     def part(split: str, paths: list[str], labels: list[str] | list[None]) -> Part:
         crc32 = [listing.crc32[path] for path in paths] if listing.crc32 else None
         lengths = [listing.sizes[path] for path in paths]
@@ -302,19 +265,35 @@ def _find_folders(listing: _Listing, images: list[str], root: str, labelled: boo
     return Found(parts, class_folders=True)
 
 
-def _listed_classes(url: str, paths: list[str], shard: str) -> list[str] | None:
+def _listed_classes(url: str, paths: list[str], shard: str, root: str) -> list[str] | None:
     """The classes named by a file beside the shards or at the root: one a line, or a JSON list."""
     for folder in (shard.rpartition("/")[0], ""):
         for file in _CLASS_LISTS:
             path = f"{folder}/{file}".lstrip("/")
             if path not in paths:
                 continue
-            text = storage.read_bytes(storage.join(url, path)).decode("utf-8", "replace")
-            try:
-                names = json.loads(text) if suffix(path) == "json" else text.splitlines()
-            except ValueError as error:
-                raise DataError(f"{path} is not JSON: {error}") from error
-            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise DataError(f"{path} is not a list of class names")
-            return [name.strip() for name in names if name.strip()]
+            return _parse_classes(storage.read_bytes(storage.join(url, path)), path, root)
     return None
+
+
+def _parse_classes(raw: bytes, path: str, root: str) -> list[str]:
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{root}: {path} is not UTF-8 ({error}); save it as UTF-8") from error
+    if suffix(path) == "json":
+        try:
+            names = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{root}: {path} is not JSON: {error}") from error
+        if not isinstance(names, list):
+            raise DataError(f"{root}: {path} is not a list of class names")
+        return check_class_names(names, f"{root}: {path}")
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if "" in names[:-1] or names == [""]:
+        raise DataError(
+            f"{root}: line {names.index('') + 1} of {path} is empty; each line names the class of "
+            "one number, from 0, so remove the line or name the class"
+        )
+    return check_class_names(names, f"{root}: {path}")

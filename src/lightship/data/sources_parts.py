@@ -9,11 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lightship.data.manifest import Manifest
-from lightship.data.names import check_class_names, check_file_names, normal_form
+from lightship.data.names import check_class_names, check_file_names, normal_form, printable
 from lightship.exits import DataError
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp"}
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "pnm"}
+_SYSTEM_FOLDERS = {
+    "__macosx", "lost+found", "$recycle.bin", "recycler", "system volume information", "@eadir",
+    "@recycle", "#recycle", "#snapshot", "@snapshot",
+}  # fmt: skip
 _LISTED = 5
 _SPLITS = ("train", "val", "test")
 _FEW_CLASSES, _MAX_CLASSES_PER_LABEL = 1000, 10
@@ -49,6 +53,8 @@ class Found:
     """Labels are folders, so that every split must have the same."""
     not_read: list[str] = field(default_factory=list)
     """Paths of the files that no reader takes."""
+    ignored: list[str] = field(default_factory=list)
+    """Folders that are left out whole: of the system, of runs."""
 
 
 def suffix(path: str) -> str:
@@ -63,13 +69,22 @@ def is_image(path: str) -> bool:
 
 
 def is_ignored(path: str) -> bool:
-    """Hidden files and what desktops and archivers leave behind."""
+    """Hidden files, and what systems and archivers leave behind."""
     parts = path.split("/")
     return (
         any(part.startswith(".") and part != "." for part in parts)
-        or "__MACOSX" in parts
+        or system_folder(path) is not None
         or parts[-1].lower() in ("thumbs.db", "desktop.ini", "")
     )
+
+
+def system_folder(path: str) -> str | None:
+    """The folder in a path that is a system's own, such as lost+found; None without one."""
+    parts = path.split("/")
+    for depth, part in enumerate(parts):
+        if part.lower() in _SYSTEM_FOLDERS:
+            return "/".join(parts[: depth + 1])
+    return None
 
 
 def seen(paths: Iterable[str]) -> str:
@@ -153,11 +168,12 @@ def _in_normal_form(labels: list[Label]) -> list[Label]:
 
 
 def _not_read(found: Found, root: str) -> str:
-    """What no reader takes, by suffix, in words; a warning says it. "": nothing."""
-    if not found.not_read:
-        return ""
-    told = seen(found.not_read)
-    warnings.warn(f"{root}: not read: {told}, such as {found.not_read[0]}", stacklevel=3)
+    """What no reader takes, by suffix, or ""; a warning names it, and the ignored folders."""
+    told = seen(found.not_read) if found.not_read else ""
+    lines = [f"not read: {told}, such as {printable(found.not_read[0])}"] if told else []
+    lines += [f"ignored: {some(found.ignored)}"] if found.ignored else []
+    if lines:
+        warnings.warn(f"{root}: {'; '.join(lines)}", stacklevel=3)
     return told
 
 

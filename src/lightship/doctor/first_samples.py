@@ -15,8 +15,9 @@ from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.read import plan_spans, read_samples
 from lightship.data.regime import side_of
 from lightship.data.shards import INDEX
-from lightship.data.sources import NAMED_ROOTS, nothing_there, scan
+from lightship.data.sources import NAMED_ROOTS, scan
 from lightship.data.sources_cifar import ENCODING, cifar_files
+from lightship.data.sources_listing import nothing_there, without_runs
 from lightship.data.sources_parquet import scan_parquet
 from lightship.data.sources_parts import is_ignored, is_image, seen
 from lightship.exits import DataError
@@ -100,12 +101,12 @@ def find_first_samples(data: DataConfig) -> FirstSamples:
 
 def _listed(url: str) -> FirstSamples:
     try:
-        files = storage.list_files(url, _LISTED)
+        files = storage.list_files(url, _LISTED, skip=is_ignored)
     except storage.NotFound as error:
         raise nothing_there(url) from error
     if [file.path for file in files] == [""]:
         return _in_one_file(url, files[0].size_bytes)
-    sizes = {file.path: file.size_bytes for file in files if not is_ignored(file.path)}
+    sizes = without_runs({f.path: f.size_bytes for f in files if not is_ignored(f.path)})
     if INDEX in sizes:
         return _indexed(url)
     if cifar := cifar_files(list(sizes)):

@@ -12,7 +12,7 @@ import io
 import itertools
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Literal
 
 import fsspec
 from fsspec.archive import AbstractArchiveFileSystem
-from fsspec.registry import get_filesystem_class
 
 from lightship.exits import ConfigError, DataError, LightshipError
+from lightship.storage.archives import plain_names
 from lightship.storage.backends import (
     PIECE_BYTES,
     Async,
@@ -34,6 +34,7 @@ from lightship.storage.backends import (
     length_of,
     whole_file,
 )
+from lightship.storage.protocols import file_system_class
 from lightship.storage.retry import (
     Denied,
     Limits,
@@ -47,7 +48,16 @@ from lightship.storage.retry import (
     result_of,
 )
 from lightship.storage.s3 import S3
-from lightship.storage.urls import base_name, is_private, is_remote, join, local_path, redact, split
+from lightship.storage.urls import (
+    base_name,
+    cache_path,
+    is_private,
+    is_remote,
+    join,
+    local_path,
+    redact,
+    split,
+)  # fmt: skip
 
 __all__ = [
     "Data", "Denied", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout", "base_name",
@@ -57,7 +67,6 @@ __all__ = [
     "write_bytes", "write_file",
 ]  # fmt: skip
 
-_EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
 _HTTP = ("http", "https")
 
 
@@ -113,7 +122,7 @@ def resolve(url: str) -> tuple[Any, str]:
     protocol, head, rest = split(url)
     if not is_remote(url):
         return _LOCAL, str(local_path(url))
-    kind = _file_system_class(protocol, url)
+    kind = file_system_class(protocol, url)
     options = kind._get_kwargs_from_urls(head)
     # The process is part of the key: what a parent built hangs in a forked child.
     key = (os.getpid(), protocol, rest, *options.items(), *map(os.environ.get, _ENVIRONMENT))
@@ -125,25 +134,13 @@ def resolve(url: str) -> tuple[Any, str]:
     return backend, kind._strip_protocol(head)
 
 
-def _file_system_class(protocol: str, url: str) -> Any:
-    try:
-        return get_filesystem_class(protocol)
-    except ValueError as error:
-        raise ConfigError(
-            f"{redact(url)}: '{protocol}://' is no known storage; use a path, s3://, gs://, hf://, "
-            "https:// or another protocol of fsspec"
-        ) from error
-    except ImportError as error:
-        extra = _EXTRAS.get(protocol)
-        need = f"pip install 'lightship[{extra}]'" if extra else str(error)
-        raise ConfigError(f"{redact(url)}: '{protocol}://' needs a package: {need}") from error
-
-
 def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) -> Any:
     if issubclass(kind, AbstractArchiveFileSystem):
         if rest is None:
             raise ConfigError(f"{protocol}:// needs its archive: {protocol}://PATH::ARCHIVE_URL")
         archive = kind(fo=open_binary(rest), skip_instance_cache=True)
+        if protocol == "zip":
+            plain_names(archive.zip)
         return Remote(archive, is_archive=True, is_read_only=True)
     if rest is not None:
         raise ConfigError(f"'{protocol}::' cannot be chained; archives can (zip://PATH::URL)")
@@ -191,15 +188,22 @@ def make_ready(url: str) -> None:
     in_daemon(connect)
 
 
-def list_files(url: str, most: int | None = None) -> list[FileInfo]:
+def list_files(
+    url: str,
+    most: int | None = None,
+    skip: Callable[[str], bool] | None = None,
+    special: bool = False,
+) -> list[FileInfo]:
     """Every file under `url`, sorted by path; for a single file, one entry with an empty path.
 
     With `most` it stops looking where it has that many (or some more), for who needs examples.
+    Local paths: `skip` says of a folder's path below `url` whether it is left out; `special` lists
+    pipes, sockets and devices too; a link that leads nowhere is a file that cannot be read.
 
     Raises:
         NotFound: nothing is there; an empty folder counts as nothing, as object stores have none.
     """
-    found = _run(url, "files", most)
+    found = [file for file in _run(url, "files", most, skip) if special or not file.is_special]
     if not found:
         raise NotFound(f"{redact(url)} is empty or does not exist")
     return sorted(found, key=lambda file: file.path)
@@ -361,13 +365,6 @@ def cached_download(url: str, md5: str) -> Path:
     except (NotFound, DataError):
         download(url, path, md5)
     return path
-
-
-def cache_path(*parts: str) -> Path:
-    """`parts` under $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
-    return Path(cache).expanduser().joinpath(*parts)
 
 
 def _check_md5(path: Path, md5: str, url: str) -> None:

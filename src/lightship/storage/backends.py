@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +41,8 @@ class FileInfo:
     path: str
     """Relative to the listed root, '/'-separated; empty if the root itself is the file."""
     size_bytes: int
+    is_special: bool = False
+    """Whether it is a pipe, a socket or a device, which must not be read."""
 
 
 class Local:
@@ -48,7 +51,13 @@ class Local:
     def reads_at_once(self, limits: Limits) -> int:
         return limits.threads
 
-    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
+    def files(
+        self,
+        patience: Patience,
+        path: str,
+        most: int | None = None,
+        skip: Callable[[str], bool] | None = None,
+    ) -> list[FileInfo]:
         if os.path.isfile(path):
             return [FileInfo("", os.path.getsize(path))]
         found: list[FileInfo] = []
@@ -57,12 +66,13 @@ class Local:
             folder, prefix, above = folders.pop()
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_file() and not entry.name.endswith(_TEMPORARY):
-                        found.append(FileInfo(prefix + entry.name, entry.stat().st_size))
-                    elif entry.is_dir():
+                    inner = prefix + entry.name
+                    if not _is_folder(entry):
+                        found += _file_info(entry, inner)
+                    elif skip is None or not skip(inner):
                         real = os.path.realpath(entry.path)
                         if real not in above:  # a link to a folder above would never end
-                            folders.append((entry.path, f"{prefix}{entry.name}/", (*above, real)))
+                            folders.append((entry.path, f"{inner}/", (*above, real)))
             patience.progress()
         return found
 
@@ -98,6 +108,27 @@ class Local:
         Path(path).unlink(missing_ok=True)
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _file_info(entry: "os.DirEntry[str]", path: str) -> list[FileInfo]:
+    """What is no folder; a link that leads nowhere is a file, which cannot be read."""
+    if entry.name.endswith(_TEMPORARY):
+        return []
+    with contextlib.suppress(OSError):
+        if entry.is_file():
+            return [FileInfo(path, entry.stat().st_size)]
+    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        itself = entry.stat(follow_symlinks=False)
+        leads_nowhere = stat.S_ISLNK(itself.st_mode) and not os.path.exists(entry.path)
+        return [FileInfo(path, itself.st_size, is_special=not leads_nowhere)]
+    return []
+
+
 class Remote:
     """Any fsspec file system, through its blocking calls."""
 
@@ -112,7 +143,13 @@ class Remote:
     def reads_at_once(self, limits: Limits) -> int:
         return limits.threads
 
-    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
+    def files(
+        self,
+        patience: Patience,
+        path: str,
+        most: int | None = None,
+        skip: Callable[[str], bool] | None = None,
+    ) -> list[FileInfo]:
         info = self.fs.info(path)
         if info["type"] != "directory":
             return [FileInfo("", _size(info) or 0)]

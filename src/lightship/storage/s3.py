@@ -5,7 +5,7 @@ Each page of a listing and each part of an upload is tried again on its own.
 # ruff: noqa: D102
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,7 +37,13 @@ class S3(Async):
         if self.obstore:
             self.obstore.connect(path)
 
-    def files(self, patience: Patience, path: str, most: int | None = None) -> list[FileInfo]:
+    def files(
+        self,
+        patience: Patience,
+        path: str,
+        most: int | None = None,
+        skip: Callable[[str], bool] | None = None,
+    ) -> list[FileInfo]:
         bucket, key, _ = self.fs.split_path(path)
         prefix = key.rstrip("/") + "/" if key else ""
         found: Page = {}

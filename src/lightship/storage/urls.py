@@ -10,13 +10,21 @@ _SECRET_SETTING = re.compile(
     r"(?i)\b(\w*(?:secret|password|token|signature|credential|authorization|api[_-]?key|"
     r"access[_-]?key(?:[_-]?id)?)['\"]?\s*[=:]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s,;&'\"]+"
 )
+_NEXT_LINK = re.compile(r"::(?=\w+://|(?:zip|tar|libarchive)::)")
+_IN_ARCHIVE = re.compile(r"(?:zip|tar|libarchive)(?:://|::)")
 _SECRET_VARIABLES = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY")
 
 
 def split(url: str) -> tuple[str, str, str | None]:
-    """(protocol, first link with its protocol, rest of the chain or None) of a URL."""
-    head, chained, rest = url.partition("::")
-    if chained and ("://" in head or head.isalnum()):
+    """(protocol, first link with its protocol, rest of the chain or None) of a URL.
+
+    A `::` chains where another URL follows it, or an archive's path precedes it; elsewhere it is a
+    part of a name (data::v2, s3://bucket/a::b/0.png).
+    """
+    link = _NEXT_LINK.search(url)
+    at = link.start() if link else url.rfind("::") if _IN_ARCHIVE.match(url) else -1
+    head, rest = url[:at], url[at + 2 :]
+    if at > 0 and ("://" in head or head.isalnum()):
         head = head if "://" in head else head + "://"
         return head.partition("://")[0], head, rest
     protocol, is_url, _ = url.partition("://")
@@ -43,6 +51,17 @@ def base_name(url: str) -> str:
     if protocol in ("http", "https"):
         path = path.partition("?")[0].partition("#")[0].rstrip("/")
     return path.rpartition("/")[2]
+
+
+def relative_to(url: str, root: str) -> str | None:
+    """The path of `url` below `root`, "" for the root itself; None where it is not below it."""
+    if is_remote(url) or is_remote(root):
+        path = f"{url.rstrip('/')}/".removeprefix(f"{root.rstrip('/')}/")
+        return None if path == f"{url.rstrip('/')}/" else path.rstrip("/")
+    here, there = local_path(url).resolve(), local_path(root).resolve()
+    if not here.is_relative_to(there):
+        return None
+    return here.relative_to(there).as_posix() if here != there else ""
 
 
 def is_remote(url: str) -> bool:
@@ -74,3 +93,10 @@ def redact(text: str) -> str:
         if len(value) >= 8 and not value.startswith("/") and _SECRET_VARIABLES.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def cache_path(*parts: str) -> Path:
+    """`parts` under $LIGHTSHIP_CACHE, $XDG_CACHE_HOME/lightship or ~/.cache/lightship."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = os.environ.get("LIGHTSHIP_CACHE") or f"{home}/lightship"
+    return Path(cache).expanduser().joinpath(*parts)
