@@ -15,7 +15,10 @@ from lightship import __version__
 from lightship.config import Config, identity
 from lightship.exits import ConfigError
 
-VERSIONS = {"config.yaml": 1, "checkpoint": 1, "checkpoint record": 1, "prediction parts": 1}
+VERSIONS = {
+    "config.yaml": 1, "checkpoint": 1, "checkpoint record": 1, "prediction parts": 1,
+    "manifest": 1, "pack.json": 1,
+}  # fmt: skip
 """Format -> the newest version that this code reads, which is the one it writes."""
 MEANT: dict[str, Any] = {}
 """Setting -> what code without it did, where that is not the setting's default."""

@@ -45,6 +45,24 @@ def ready(root: str, *splits: str, **settings: Any) -> ImageData:
     return data
 
 
+def test_a_damaged_table_beside_a_run_is_made_again(tmp_path: Path) -> None:
+    root, said = folder(tmp_path, train=[png(20, 20)] * 6), list[str]()
+    data = ImageData(DataConfig(root=root, val_fraction=0), seed=0, accumulate=1, say=said.append)
+    data.load_manifests(str(tmp_path / "run"), need="train")
+    [kept] = (tmp_path / "run").iterdir()
+    whole = kept.read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], b"text"):
+        kept.write_bytes(damage)
+        said.clear()
+        data.load_manifests(str(tmp_path / "run"), need="train")
+        assert len(said) == 1
+        assert "scanning --data.root again" in said[0]
+        assert kept.read_bytes() == whole
+        assert len(data.manifests["train"]) == 6
+    data.load_manifests(str(tmp_path / "run"), need="train")
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_images_that_are_not_square_need_a_size_in_every_mode(tmp_path: Path, mode: str) -> None:
     root = folder(tmp_path, train=[png(28, 20)] * 6)

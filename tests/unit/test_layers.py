@@ -30,7 +30,7 @@ ALLOWED = {
     "payload": {"exits", "devices"},
     "record": {"exits", "versions"},
     "checkpoint": {"exits", "storage", "payload", "record", "versions"},
-    "data": {"exits", "batch", "config", "devices", "ranks", "storage"},
+    "data": {"exits", "batch", "config", "devices", "ranks", "storage", "versions"},
     "model": {"exits", "batch", "config", "devices", "storage", "versions"},
     "metrics_table": {"storage"},
     "background": set(),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests import images
 from tests.images import Files, little_set, pixels_of, put
 
-from lightship import cli, storage
+from lightship import cli, storage, versions
 from lightship.config import PackConfig
 from lightship.data import read, sources
 from lightship.data.manifest import Manifest
@@ -431,14 +431,48 @@ def test_a_class_name_that_is_no_line(tmp_path: Path) -> None:
         packed(put(str(tmp_path / "from"), files), str(tmp_path / "to"))
 
 
-def test_a_damaged_plan(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{", "", "[]", "null", "[" * 100_000, "{}", {"shard_mib": "1"}, {"shard_mib": 0},
+        {"growth": {}}, {"growth": {"train": None}}, {"growth": []}, {"quality": [90]},
+        {"unknown": 1},
+    ],
+    ids=lambda damage: str(damage)[:20],
+)  # fmt: skip
+def test_a_damaged_plan(tmp_path: Path, folder: str, damage: str | dict) -> None:
     packed(folder, str(tmp_path / "to"))
-    (tmp_path / "to" / "pack.json").write_text("{")
+    plan = tmp_path / "to" / "pack.json"
+    if isinstance(damage, dict):
+        damage = json.dumps({**json.loads(plan.read_text()), **damage})
+    plan.write_text(damage)
     with pytest.raises(ConfigError, match=r"pack\.json is damaged"):
         packed(folder, str(tmp_path / "to"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "another plan", "other samples", "no shard"])
+@pytest.mark.parametrize("what", ["pack.json", INDEX])
+def test_a_pack_of_a_newer_version_is_left_as_it_is(
+    tmp_path: Path, folder: str, what: str, monkeypatch
+) -> None:
+    to = tmp_path / "to"
+    with monkeypatch.context() as newer:
+        newer.setitem(versions.VERSIONS, "pack.json" if what == "pack.json" else "manifest", 2)
+        packed(folder, str(to))
+    plan = json.loads((to / "pack.json").read_text())
+    if what == "pack.json":
+        (to / what).write_text(json.dumps({**plan, "format": 2, "new": 1}))
+    before = tree(str(to))
+    with pytest.raises(versions.NewerVersion, match=rf"{what} has version 2 .*upgrade lightship"):
+        packed(folder, str(to))
+    assert tree(str(to)) == before
+    if what == INDEX:
+        with pytest.raises(versions.NewerVersion, match="upgrade lightship"):
+            sources.scan(str(to))
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "another plan", "other samples", "no shard", "a sample less", "nested"]
+)
 def test_a_record_that_does_not_fit_is_no_record(
     tmp_path: Path, folder: str, monkeypatch, damage: str
 ) -> None:
@@ -449,6 +483,10 @@ def test_a_record_that_does_not_fit_is_no_record(
     content = json.loads(record.read_text())
     if damage == "cut":
         record.write_text(record.read_text()[:-9])
+    elif damage == "nested":
+        record.write_text("[" * 100_000)
+    elif damage == "a sample less":
+        record.write_text(json.dumps({**content, "ids": content["ids"][1:]}))
     elif damage == "no shard":
         (to / shard.file).write_bytes(b"")
     else:

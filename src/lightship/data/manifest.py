@@ -3,22 +3,22 @@
 import hashlib
 import io
 import json
-import zipfile
-import zlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from lightship import storage
+from lightship import storage, versions
 from lightship.exits import DataError, LightshipError
 
 BLOCK_BYTES = 4 * 2**20
 _SMALL_BYTES = 256 * 2**20
-_FORMAT = 1
+_FORMAT = "manifest"
 _SPLIT_SEED = 20_100_617  # never changes: every run holds out the same images
 _COLUMNS = ("file_index", "offset", "length", "label", "crc32")
+_CONTAINERS = ("bytes", "gzip", "parquet")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Manifest:
 def save_manifests(url: str, manifests: Mapping[str, Manifest]) -> None:
     """Write all splits as one compressed .npz at `url`, atomically. Rank 0; blocks."""
     arrays: dict[str, Any] = {}
-    header: dict[str, Any] = {"format": _FORMAT, "splits": {}}
+    header: dict[str, Any] = {"format": versions.VERSIONS[_FORMAT], "splits": {}}
     for split, manifest in manifests.items():
         header["splits"][split] = {
             "root": manifest.root,
@@ -137,33 +137,61 @@ def load_manifests(url: str) -> dict[str, Manifest]:
     """Read what `save_manifests` wrote. Every rank; blocks.
 
     Raises:
-        DataError: The file is damaged or of another format.
+        DataError: The file is damaged.
+        NewerVersion: A newer version wrote it.
     """
+    where, data = storage.redact(url), storage.read_bytes(url)
     try:
-        with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
-            if header["format"] != _FORMAT:
-                raise DataError(f"{storage.redact(url)} has manifest format {header['format']}")
+            versions.check(_FORMAT, header["format"], where)
             loaded = {
-                split: Manifest(
-                    root=about["root"],
-                    files=arrays[f"{split}.files"].tobytes().decode().split("\0"),
-                    file_index=arrays[f"{split}.file_index"].astype(np.int32),
-                    class_names=about["class_names"],
-                    container=about["container"],
-                    encoding=about["encoding"],
-                    **{c: arrays[f"{split}.{c}"].astype(np.int64) for c in _COLUMNS[1:]},
-                )
-                for split, about in header["splits"].items()
+                split: _loaded(split, about, arrays) for split, about in header["splits"].items()
             }
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, LightshipError):
-            raise
-        raise DataError(f"{storage.redact(url)} is not a manifest: {error}") from error
-    for split, about in header["splits"].items():
-        if loaded[split].fingerprint() != about["fingerprint"]:
-            raise DataError(f"{storage.redact(url)} is damaged: fingerprint of {split} differs")
+        if len({tuple(manifest.class_names) for manifest in loaded.values()}) != 1:
+            raise ValueError("it has no split, or splits of different classes")
+        for split, about in header["splits"].items():
+            if loaded[split].fingerprint() != about["fingerprint"]:
+                raise DataError(f"{where} is damaged: fingerprint of {split} differs")
+    except LightshipError:
+        raise
+    except Exception as error:  # zip, NumPy and JSON raise anything on damaged bytes
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{where} is not a manifest or is damaged: {reason:.200}") from error
     return loaded
+
+
+def _loaded(split: str, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Manifest:
+    """One split of a file. Raises ValueError for a table that no scan makes."""
+    raw = {column: arrays[f"{split}.{column}"] for column in _COLUMNS}
+    for column, values in raw.items():
+        if values.dtype.kind not in "iu" or values.ndim != 1 or len(values) != len(raw["label"]):
+            raise ValueError(f"{split}.{column} is {values.dtype} of shape {values.shape}")
+        if not len(values):
+            raise ValueError(f"{split} has no sample")
+    columns: dict[str, Any] = {name: raw[name].astype(np.int64) for name in _COLUMNS[1:]}
+    manifest = Manifest(
+        root=about["root"],
+        files=arrays[f"{split}.files"].tobytes().decode().split("\0"),
+        file_index=raw["file_index"].astype(np.int32),
+        class_names=about["class_names"],
+        container=about["container"],
+        encoding=about["encoding"],
+        **columns,
+    )
+    names = manifest.class_names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"the class names of {split} are {names!r:.80}")
+    text = (manifest.root, manifest.container, manifest.encoding)
+    is_known = manifest.encoding == "image" or re.fullmatch(r"raw:\d+x\d+x\d+", text[2])
+    if not isinstance(text[0], str) or text[1] not in _CONTAINERS or not is_known:
+        raise ValueError(f"the root, container and encoding of {split} are {text!r:.80}")
+    bounds = {"file_index": (0, len(manifest.files)), "label": (-1, len(names))}
+    for column, values in raw.items():
+        least, end = bounds.get(column, (-1 if column == "crc32" else 0, 2**62))
+        if not (least <= int(values.min()) and int(values.max()) < end):
+            raise ValueError(f"{split}.{column} goes from {values.min()} to {values.max()}")
+    return manifest
 
 
 def refuse_one_class(train: Manifest, root: str) -> None:

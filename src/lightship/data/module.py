@@ -73,6 +73,7 @@ class ImageData(LightningDataModule):
 
         Raises:
             DataError: No such split, or nothing to train on.
+            NewerVersion: The cached table is of a newer version.
         """
         config = self.config
         key = hashlib.sha256(f"{config.root}\n{config.root_md5}".encode()).hexdigest()[:12]
@@ -80,7 +81,10 @@ class ImageData(LightningDataModule):
 
         def table() -> dict[str, Manifest]:
             if url and storage.exists(url):
-                return load_manifests(url)
+                try:
+                    return load_manifests(url)
+                except DataError as error:  # the data themselves tell all that was in it
+                    self.say(f"{error}; scanning --data.root again")
             found = sources.scan(config.root, config.root_md5)
             if url:
                 save_manifests(url, found)

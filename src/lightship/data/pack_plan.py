@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lightship import storage
+from lightship import storage, versions
 from lightship.data.manifest import Manifest
 from lightship.data.shards import WORK, sample_bytes
 from lightship.exits import ConfigError
 
 PLAN = "pack.json"
-_FORMAT = 1
+_FORMAT = "pack.json"
 _COLUMNS = ("ids", "offset", "length", "crc32")
 
 
@@ -51,7 +51,7 @@ class Plan:
     quality: int | None
     growth: dict[str, float] = field(default_factory=dict)
     """Split -> stored bytes an image's byte in the source, by which shards are cut."""
-    format: int = _FORMAT
+    format: int = versions.VERSIONS[_FORMAT]
 
     @property
     def key(self) -> str:
@@ -98,18 +98,37 @@ class Plan:
         """Read what `save` wrote. Blocks.
 
         Raises:
-            ConfigError: It is damaged or of another format.
+            ConfigError: It is damaged, or of a newer version.
         """
         told = storage.redact(storage.join(url, PLAN))
+        data = storage.read_bytes(storage.join(url, PLAN))
         try:
-            plan = cls(**json.loads(storage.read_bytes(storage.join(url, PLAN))))
-        except (ValueError, TypeError) as error:
+            content = json.loads(data)
+            versions.check(_FORMAT, content.get("format"), told)
+            plan = cls(**content)
+            _check_types(plan)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(
                 f"{told} is damaged ({error}); remove DST, or give another"
             ) from error
-        if plan.format != _FORMAT:
-            raise ConfigError(f"{told} has format {plan.format}, not {_FORMAT}; give another DST")
         return plan
+
+
+def _check_types(plan: Plan) -> None:
+    """Raise TypeError for a field of another type than `Plan.save` writes."""
+    numbers = {"shard_mib": plan.shard_mib, **{f"growth {k}": v for k, v in plan.growth.items()}}
+    numbers |= {
+        name: value
+        for name in ("short_side_px", "quality")
+        if (value := getattr(plan, name)) is not None
+    }
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise TypeError(f"{name} is {value!r:.80}")
+    if plan.growth.keys() != plan.fingerprint.keys():
+        raise TypeError(f"growth of {', '.join(plan.growth)}, not {', '.join(plan.fingerprint)}")
 
 
 @dataclass
@@ -142,7 +161,11 @@ class ShardRecord:
             if content["key"] != key or content["samples"] != [shard.start, shard.stop]:
                 return None
             columns = {name: np.array(content[name], dtype=np.int64) for name in _COLUMNS}
-            bad = {int(i): reason for i, reason in content["bad"].items()}
+            bad = {int(i): str(reason) for i, reason in content["bad"].items()}
+            ids = columns["ids"]
+            is_whole = sorted([*ids.tolist(), *bad]) == list(range(shard.start, shard.stop))
+            if not is_whole or any(values.shape != ids.shape for values in columns.values()):
+                return None
             return cls(size=content["size"], bad=bad, **columns)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None

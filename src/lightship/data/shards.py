@@ -88,6 +88,7 @@ def load_index(
 
     Raises:
         DataError: The index is damaged, or shards are missing, of another size, or not in it.
+        NewerVersion: A newer version wrote the index.
         NotFound: There is no index.
     """
     told = f"{root}: the index {INDEX}"

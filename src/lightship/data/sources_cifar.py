@@ -44,14 +44,14 @@ def scan_cifar(
         DataError: A pickle asks for anything but plain data, or is not a CIFAR batch.
     """
     is_100 = _META_100 in files
-    meta = _load(read(files[_META_100 if is_100 else _META]), files, root)
+    meta = _load(read(files[_META_100 if is_100 else _META]), root)
     names = meta.get("fine_label_names" if is_100 else "label_names")
     parts = []
     for name, split in (_SPLITS_100 if is_100 else _SPLITS).items():
         if name not in files:
             continue
         raw = read(files[name])
-        batch = _load(raw, files, root)
+        batch = _load(raw, root)
         data, labels = batch.get("data"), batch.get("fine_labels" if is_100 else "labels")
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2:
             raise DataError(f"{root}: {files[name]} holds no uint8 table `data`")
@@ -63,6 +63,8 @@ def scan_cifar(
         first_row = raw.find(data.tobytes())
         if first_row < 0:
             raise DataError(f"{root}: the rows of {files[name]} do not lie in one piece")
+        if not all(isinstance(label, int | np.integer) for label in labels):
+            raise DataError(f"{root}: the labels of {files[name]} are not all whole numbers")
         file, start = place(files[name])
         offset = start + first_row + _ROW_BYTES * np.arange(len(labels), dtype=np.int64)
         numbers: list[Label] = [int(label) for label in labels]
@@ -77,7 +79,7 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _load(raw: bytes, files: Mapping[str, str], root: str) -> dict[str, Any]:
+def _load(raw: bytes, root: str) -> dict[str, Any]:
     try:
         table = _PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
     except DataError as error:
