@@ -116,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is not None:
             if argv is None:
                 streams.show_warnings(command.log_format == "json")
+                of_run = command.config.run.output if isinstance(command, Command) else None
+                host_environment.provide_folders(of_run)
             from lightship import launch  # heavy: only once the command is known to be sound
 
             launch.launch(command, arguments)

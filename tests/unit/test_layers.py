@@ -11,7 +11,7 @@ ROOT = Path(lightship.__file__).parent
 ALLOWED = {
     "exits": set(),
     "signals": set(),
-    "host_environment": set(),
+    "host_environment": {"exits"},
     "streams": {"exits"},
     "ranks": {"exits"},
     "agent": {"exits", "signals"},

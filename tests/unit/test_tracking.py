@@ -388,3 +388,10 @@ def test_the_run_id_of_the_environment_wins_then_the_stored(monkeypatch):
     assert run_id("stored") == "stored"
     monkeypatch.setenv("WANDB_RUN_ID", "wished")
     assert run_id("stored") == "wished"
+
+
+def test_an_offline_run_on_a_full_disk_is_said_to_be_incomplete(tmp_path, monkeypatch):
+    tracker, lines = start(tmp_path, "offline")
+    monkeypatch.setattr("lightship.tracking.tracker.is_writable", lambda path: False)
+    tracker.finish(0)
+    assert lines[1].startswith(f"W&B's offline run may not be whole: {tracker.run_path}")

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightship.background import Background
 from lightship.exits import in_one_line
-from lightship.tracking.folders import WandbFolders
+from lightship.tracking.folders import WandbFolders, is_writable
 from lightship.tracking.mirror import Mirror
 from lightship.tracking.service import end_service, find_service
 
@@ -175,6 +175,8 @@ class Tracker(Logger):
             self._fail("finish", TimeoutError("it does not answer"))
         if self._is_over:
             end_service(self._service)
+        elif self.offline and not is_writable(self.run_path):  # W&B says nothing of it
+            self._note(f"W&B's offline run may not be whole: {self.run_path} cannot be written")
         self._is_over = True
         if self._mirror:
             self._copies.submit(self._mirror.copy)
