@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from lightship import storage
+from lightship import storage, versions
+from lightship.exits import DataError, LightshipError
 from lightship.table import Prediction
 
 PART_IMAGES = 1024
 _PLAN = "parts.json"
+_FORMAT = "prediction parts"
 _AT_ONCE = 16
 
 
@@ -105,7 +107,11 @@ class Parts:
         self._key = hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def open(self) -> set[int]:
-        """The numbers of the parts that are there; parts of another plan are removed. Rank 0."""
+        """The numbers of the parts that are there and whole; all others are removed. Rank 0.
+
+        Raises:
+            NewerVersion: A newer version of lightship wrote them; nothing is removed.
+        """
         try:
             names = [file.path for file in storage.list_files(self.url)]
         except storage.NotFound:
@@ -113,6 +119,8 @@ class Parts:
         pattern = re.compile(rf"(\d+)-{self._key}\.jsonl")
         done = {name: int(found[1]) for name in names if (found := pattern.fullmatch(name))}
         before = self._kept_plan() if _PLAN in names else {}
+        version = before.pop("version", None)
+        versions.check(_FORMAT, version, storage.redact(self._at(_PLAN)))
         if before != self.plan:
             others = [name for name in names if name not in done and name != _PLAN]
             if others:
@@ -122,8 +130,25 @@ class Parts:
                     f"({', '.join(changed)} differ): starting anew"
                 )
                 self._remove(others)
-            storage.write_bytes(self._at(_PLAN), json.dumps(self.plan, indent=1).encode())
-        return {number for number in done.values() if number < self.division.num_parts}
+            plan = {**self.plan, "version": versions.VERSIONS[_FORMAT]}
+            storage.write_bytes(self._at(_PLAN), json.dumps(plan, indent=1).encode())
+        return self._whole({n for n in done.values() if n < self.division.num_parts})
+
+    def _whole(self, numbers: set[int]) -> set[int]:
+        """Those parts that can be read; the others are removed with a line, to be made again."""
+        damaged = [
+            number
+            for number, rows in self._read_parts(sorted(numbers))
+            if rows is None or len(rows) != len(self.division.ids(number))
+        ]
+        if damaged:
+            names = [self._name(number) for number in damaged]
+            self.say(
+                f"{len(names)} parts in {storage.redact(self.url)} are damaged and made again: "
+                f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            )
+            self._remove(names)
+        return numbers - set(damaged)
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
         """Write a part whole. Any rank, each its own."""
@@ -134,15 +159,31 @@ class Parts:
         storage.write_bytes(self._at(self._name(number)), "".join(f"{x}\n" for x in lines).encode())
 
     def read(self) -> Iterator[list[Row]]:
-        """All parts in order; memory holds a few. Rank 0, when all are there."""
-        for first in range(0, self.division.num_parts, _AT_ONCE):
-            numbers = range(first, min(first + _AT_ONCE, self.division.num_parts))
-            spans = [storage.Span(self._at(self._name(number))) for number in numbers]
-            for number, data in zip(numbers, storage.read_spans(spans), strict=True):
+        """All parts in order; memory holds a few. Rank 0, when all are there.
+
+        Raises:
+            DataError: One has been changed since it was written; it is removed.
+        """
+        for number, rows in self._read_parts(range(self.division.num_parts)):
+            if rows is None or len(rows) != len(self.division.ids(number)):
+                self._remove([self._name(number)])
+                raise DataError(
+                    f"{storage.redact(self._at(self._name(number)))} was damaged after it was "
+                    "written: run the same command again, which makes that part anew"
+                )
+            yield rows
+
+    def _read_parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Row] | None]]:
+        """Each part with its rows, or None where it is damaged; memory holds a few."""
+        for first in range(0, len(numbers), _AT_ONCE):
+            group = numbers[first : first + _AT_ONCE]
+            spans = [storage.Span(self._at(self._name(number))) for number in group]
+            for number, data in zip(group, storage.read_spans(spans), strict=True):
                 assert isinstance(data, bytes)
-                rows = [_row(line) for line in data.splitlines()]
-                assert len(rows) == len(self.division.ids(number)), "a part is written whole"
-                yield rows
+                try:
+                    yield number, [_row(line) for line in data.splitlines()]
+                except (ValueError, TypeError, RecursionError):
+                    yield number, None
 
     def remove(self) -> None:
         """Remove the folder of the parts, when the table is there. Rank 0."""
@@ -153,7 +194,9 @@ class Parts:
     def _kept_plan(self) -> dict[str, Any]:
         try:
             kept = json.loads(storage.read_bytes(self._at(_PLAN)))
-        except ValueError:
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, LightshipError):
+                raise
             return {}
         return kept if isinstance(kept, dict) else {}
 
@@ -171,5 +214,5 @@ class Parts:
 def _row(line: bytes) -> Row:
     path, found = json.loads(line)
     if isinstance(found, str):
-        return Unreadable(path, found)
-    return Prediction(path, [(name, share) for name, share in found])
+        return Unreadable(str(path), found)
+    return Prediction(str(path), [(str(name), float(share)) for name, share in found])

@@ -7,6 +7,7 @@ from itertools import chain
 import pytest
 
 from lightship import storage
+from lightship.exits import ConfigError, DataError
 from lightship.parts import Division, Parts, Unreadable
 from lightship.table import Prediction
 
@@ -112,3 +113,49 @@ def test_a_local_folder_of_parts_is_gone_with_them(tmp_path) -> None:
     parts.write(0, rows_of(parts.division, 0))
     parts.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data + b"\n",
+        lambda data: b"\xff" * 40,
+        lambda data: b"[" * 20_000,
+        lambda data: data.replace(b"0.75", b'"x"', 1),
+        lambda data: b"1,2\n" * 1024,
+    ],
+)
+def test_a_damaged_part_is_made_again(damage) -> None:
+    place = Place()
+    parts = place.parts()
+    parts.open()
+    for number in range(3):
+        parts.write(number, rows_of(parts.division, number))
+    [name] = [name for name in place.files() if name.startswith("000001-")]
+    url = f"{place.url}.parts/{name}"
+    storage.write_bytes(url, damage(storage.read_bytes(url)))
+    with pytest.raises(DataError, match=name):
+        list(place.parts().read())
+    storage.write_bytes(url, damage(json.dumps(["a", "b"]).encode()))
+    assert place.parts().open() == {0, 2}
+    assert f"1 parts in {place.url}.parts are damaged and made again: {name}" in place.said
+    assert place.parts().open() == {0, 2}
+
+
+def test_parts_of_another_version() -> None:
+    place = Place()
+    parts = place.parts()
+    parts.open()
+    parts.write(0, rows_of(parts.division, 0))
+    url = f"{place.url}.parts/parts.json"
+    plan = json.loads(storage.read_bytes(url))
+    assert plan.pop("version") == 1
+    storage.write_bytes(url, json.dumps(plan).encode())  # as 0.1.0 wrote it
+    assert place.parts().open() == {0}
+    storage.write_bytes(url, json.dumps({**plan, "images": "i2", "version": 99}).encode())
+    files = place.files()
+    with pytest.raises(ConfigError, match=r"parts.json has version 99 .* upgrade lightship"):
+        place.parts().open()
+    assert place.files() == files
