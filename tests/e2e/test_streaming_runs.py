@@ -115,6 +115,7 @@ def test_bad_images(policy: str, tmp_path: Path) -> None:
         assert "Traceback" not in child.output
         return
     assert code == 0, child.output
+    assert "test: 1 of 48 images could not be read and are skipped" in child.output
     page = storage.read_bytes(f"{job.output}/report/report.html").decode()
     for name in ("train/ant/003.png", "test/bee/001.png"):
         assert name in page

@@ -212,6 +212,21 @@ def denied() -> DataError:
     return error
 
 
+def test_a_line_is_shown_when_there_are_more(manifest: Manifest) -> None:
+    counted = BadSamples(manifest, 120, 1.0)
+    assert counted.take_line() is None
+    for i in range(5):
+        counted.add(i, DataError("no image"))
+    line = counted.take_line()
+    assert line is not None
+    assert line.startswith("5 of 120 images could not be read and are skipped (train/ant/000.png:")
+    assert line.endswith("; ...)")
+    counted.add(4, DataError("no image"))
+    assert counted.take_line() is None
+    counted.add(5, DataError("no image"))
+    assert "6 of 120" in str(counted.take_line())
+
+
 def test_each_sample_counts_once(manifest: Manifest) -> None:
     counted = BadSamples(manifest, len(manifest), 2 / len(manifest))
     for epoch in range(3):

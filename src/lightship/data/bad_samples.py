@@ -49,6 +49,7 @@ class BadSamples:
         self.told: dict[int, str] = {}
         self._compared: set[int] = set()
         self._is_denied = True
+        self._shown = 0
         self._lock = Lock()
 
     def add(self, i: int, error: DataError) -> None:
@@ -123,6 +124,17 @@ class BadSamples:
                 f"{self.flags}max_bad_fraction {self.max_fraction:g} allows; the last: {last}; "
                 "remove them or raise that flag"
             ) from cause
+
+    def take_line(self) -> str | None:
+        """A line of how many there are, if there are more than at the last call."""
+        with self._lock:
+            before, self._shown = self._shown, len(self.told)
+        if before == self._shown:
+            return None
+        return (
+            f"{self._shown} of {self.among} images could not be read and are skipped "
+            f"({self.first_told()})"
+        )
 
     def first_told(self) -> str:
         """The first few, for a line of a log."""

@@ -154,6 +154,12 @@ class ImageData(LightningDataModule):
         """Count the bad samples of all ranks, see `compare_ranks`. Every rank; blocks."""
         if self.config.on_error == "skip":
             compare_ranks(self._streamed_bad)
+            self._show_bad_samples()
+
+    def _show_bad_samples(self) -> None:
+        for split, bad in self._bad.items():
+            if line := bad.take_line():
+                self.say(f"{split}: {line}")
 
     def state_dict(self) -> dict[str, Any]:
         """The bad samples so far, so that a restart counts on. Every rank; blocks."""
@@ -199,9 +205,7 @@ class ImageData(LightningDataModule):
         bad = np.isin(np.arange(len(manifest)), list(bad_samples.told))
         self._decoded[split] = torch.from_numpy(images), bad
         self._bad[split] = bad_samples
-        if bad.any():
-            said = f"{bad.sum()} of {len(bad)} images could not be read and are skipped"
-            self.say(f"{split}: {said} ({bad_samples.first_told()})")
+        self._show_bad_samples()
 
     def _threads(self) -> int:
         return self.config.decode_threads or ranks.cores()
