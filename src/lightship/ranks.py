@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
 from lightship.exits import LightshipError, PeerLost, TimeoutExpired
@@ -39,6 +38,9 @@ def open_group(timeout_s: float, on_cuda: bool) -> None:
         timeout_s: Bound of this wait and of each collective.
         on_cuda: Whether each rank drives a GPU.
     """
+    # Here, because Lightning takes seconds to import and a data worker needs none of it.
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     global _store
     bound = timedelta(seconds=timeout_s)
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]
