@@ -25,6 +25,7 @@ from lightship import (
     versions,
 )
 from lightship.config import Config, PackConfig
+from lightship.data.names import printable
 from lightship.exits import EXIT_CODES, ConfigError, LightshipError, UsageError
 from lightship.flags import (
     COMMANDS,
@@ -160,6 +161,9 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     name = arguments[0]
     if name not in COMMANDS:
         raise UsageError(f"unknown command '{name}'{nearest(name, COMMANDS)}; see lightship --help")
+    for item in arguments:
+        if printable(item) != item:  # a run's files could not hold it
+            raise ConfigError(f"{printable(item)} is not UTF-8; rename it")
     if name == "pack":
         return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])

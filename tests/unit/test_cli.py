@@ -225,3 +225,11 @@ def test_an_error_is_json_where_the_log_is(capsys, tmp_path: Path) -> None:
     error = yaml.safe_load(capsys.readouterr().err.splitlines()[-1])
     assert (error["event"], error["exit_code"]) == ("error", 65)
     assert f"--data.root {tmp_path}/none: nothing is there" in error["text"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fit", "--data.root", "caf\udce9"], ["pack", "caf\udce9", "packed"]]
+)
+def test_a_path_that_is_not_utf8_is_refused_in_a_line(arguments):
+    with pytest.raises(ConfigError, match=r"^caf\\xe9 is not UTF-8; rename it$"):
+        parse(arguments)
