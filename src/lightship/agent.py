@@ -177,7 +177,7 @@ def launch_settings(processes: int, log_path: Path, is_resumable: bool) -> Launc
     given.master_port = given.master_port or 29500
     try:
         settings, _, _ = torchrun.config_from_args(given)
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, OSError) as error:  # it makes PET_LOG_DIR
         raise ConfigError(f"a PET_* variable is wrong: {error}") from None
     if is_host is not None and settings.rdzv_backend == "c10d":
         settings.rdzv_configs.setdefault("is_host", is_host)

@@ -84,6 +84,7 @@ def test_nodes_that_do_not_come(job, conf: str, line: str) -> None:
         ({"PET_NNODES": "2"}, "set PET_RDZV_ENDPOINT to HOST:PORT of node 0"),
         ({"PET_NNODES": "3:2"}, "PET_NNODES is '3:2'"),
         ({"PET_NPROC_PER_NODE": "3"}, "--trainer.devices is 2 but PET_NPROC_PER_NODE is 3"),
+        ({"PET_LOG_DIR": "/dev/null/logs"}, "a PET_* variable is wrong: [Errno 20] Not a directory: '/dev/null/logs'"),
         ({"PET_NPROC_PER_NODE": "gpus"}, "PET_NPROC_PER_NODE is 'gpus'"),
         ({"PET_NPROC_PER_NODE": "0", "PET_NNODES": "2"}, "PET_NPROC_PER_NODE is 0"),
     ],

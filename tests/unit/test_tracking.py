@@ -227,6 +227,12 @@ def test_a_variable_that_wandb_refuses_is_named(tmp_path, monkeypatch, variable,
     assert "pydantic" not in str(raised.value)
 
 
+def test_a_token_file_that_is_not_there_is_the_users_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    with pytest.raises(ConfigError, match=r"WANDB_IDENTITY_TOKEN_FILE .*token cannot be read"):
+        start(tmp_path)
+
+
 @pytest.mark.parametrize("project", ["a/b", "", " ", LONG])
 def test_a_project_that_wandb_refuses_is_the_users_error(tmp_path, project):
     with pytest.raises(ConfigError, match=r"--run\.project"):

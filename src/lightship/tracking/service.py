@@ -18,8 +18,13 @@ def find_service() -> Any:
     return None
 
 
-def end_service(process: Any) -> None:
-    """End W&B's process where it has failed: the end of this process would wait for it for ever."""
+def end_service(process: Any = None) -> None:
+    """Free what W&B holds, in bounded time and whatever it raises. Blocks for seconds at most.
+
+    Args:
+        process: Its process, to be killed where it has failed: the end of this one would wait for
+            it for ever.
+    """
 
     def end() -> None:
         with contextlib.suppress(Exception, SystemExit):  # its process ended with another code

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lightship.exits import ConfigError
+from lightship.tracking.service import end_service
 
 if TYPE_CHECKING:
     import wandb
@@ -36,17 +37,19 @@ def known_settings(mode: str) -> "wandb.Settings":
         ) from error
 
     with as_config_errors(_OF_VARIABLES):
-        return wandb.setup(settings=wandb.Settings(silent=True)).settings
+        known = wandb.setup(settings=wandb.Settings(silent=True)).settings
+    token_path = known.identity_token_file
+    if token_path and not os.access(token_path, os.R_OK):  # W&B's process would panic
+        raise ConfigError(f"WANDB_IDENTITY_TOKEN_FILE {token_path} cannot be read")
+    return known
 
 
 def read_settings(mode: str) -> "wandb.Settings":
     """`known_settings` for one who starts no run: wandb's threads and service are ended again."""
-    known = known_settings(mode)
-    import wandb
-
-    with contextlib.suppress(SystemExit):  # its process ended with a code
-        wandb.teardown()
-    return known
+    try:
+        return known_settings(mode)
+    finally:
+        end_service()
 
 
 @contextlib.contextmanager

@@ -121,10 +121,10 @@ def start_tracking(
     calls.close()
     if not failed:
         return None
+    end_service(find_service())
     if isinstance(failed[0], ConfigError):
         raise failed[0]
     note(f"W&B cannot be started ({in_one_line(failed[0])}): the run goes on without tracking")
-    end_service(find_service())
     return None
 
 
