@@ -186,7 +186,9 @@ def test_pickles_with_code_are_refused_and_the_code_does_not_run(tmp_path, attac
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "labels", "shape", "range", "not a pickle"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "labels", "shape", "range", "fractions", "no numbers", "not a pickle"]
+)
 def test_damaged_cifar_archives_are_refused(tmp_path, damage):
     pixels = images.cifar_pixels(6)
     files = images.cifar100(pixels, pixels)
@@ -197,6 +199,8 @@ def test_damaged_cifar_archives_are_refused(tmp_path, damage):
         "labels": images.python2_pickle({b"fine_labels": [0] * 5, b"data": rows}),
         "shape": images.python2_pickle({b"fine_labels": [0] * 6, b"data": rows[:, :99]}),
         "range": images.python2_pickle({b"fine_labels": [0] * 5 + [3], b"data": rows}),
+        "fractions": pickle.dumps({"fine_labels": [0.5] * 6, "data": rows}, protocol=4),
+        "no numbers": pickle.dumps({"fine_labels": [None] * 6, "data": rows}, protocol=4),
         "not a pickle": b"hello",
     }[damage]
     with pytest.raises(DataError):

@@ -191,6 +191,34 @@ def test_members_that_no_reader_takes_are_counted(tmp_path):
         assert len(scanned(tmp_path, images.tarred({**FILES, **more}))) == SAMPLES
 
 
+@pytest.mark.parametrize(
+    "path", ["train/caf\xe9/0.png", "train/ant/\xe9.png", "\xe9/a.png", "\xe9.cls"]
+)
+@pytest.mark.parametrize("link", [False, True])
+def test_names_that_are_not_utf_8_never_end_in_a_traceback(tmp_path, path, link):
+    buffer = io.BytesIO()
+    with tarfile.open(
+        fileobj=buffer, mode="w", encoding="latin-1", format=tarfile.GNU_FORMAT
+    ) as tar:
+        for name, data in {**FILES, path: PNG}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if link and name == path:
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "gone", 0
+            tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "x.tar").write_bytes(buffer.getvalue())
+    for scan in (sources.scan, sources.scan_images):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                scan(str(tmp_path / "x.tar"))
+                said = []
+            except DataError as error:
+                said = [str(error)]
+        said += [str(warning.message) for warning in caught]
+        assert all(text.encode() for text in said), "can be written to any log"
+
+
 # ---- labels ------------------------------------------------------------------------------------
 
 

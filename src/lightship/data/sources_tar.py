@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lightship import storage
+from lightship.data.names import check_file_names, printable
 from lightship.data.sources_cifar import cifar_files, scan_cifar
 from lightship.data.sources_folders import check_no_empty_class, read_class_folders
 from lightship.data.sources_parts import Found, Label, Part, is_image, suffix
@@ -60,7 +61,7 @@ def _warn_of_unreadable(files: Sequence[str], shards: list[TarMembers], root: st
         path, reason = next(iter(shard.unreadable.items()))
         warnings.warn(
             f"{root}: {why.total()} images in the tars cannot be read, such as "
-            f"{f'{first}: ' if first else ''}{path} ({reason})",
+            f"{f'{first}: ' if first else ''}{printable(path)} ({reason})",
             stacklevel=2,
         )
 
@@ -98,7 +99,7 @@ def _labels_of_keys(shard: TarMembers, file: str) -> dict[str, Label]:
     """Sample -> its label, of its .cls or else of its .json."""
     labels: dict[str, Label] = {}
     for path, raw in shard.bytes_of.items():
-        told = f"{file}: {path}" if file else f"{path} in the tar"
+        told = f"{file}: {printable(path)}" if file else f"{printable(path)} in the tar"
         if suffix(path) == "json":
             label = _json_label(raw, told)
         elif suffix(path) == "cls":
@@ -150,17 +151,18 @@ def _find_webdataset(
         keys = [_key(path) for path in paths]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise DataError(f"{root}: {files[i]} has two images of the sample {twice}")
+            raise DataError(f"{root}: {files[i]} has two images of the sample {printable(twice)}")
         unlabelled = [key for key in keys if key not in label_of]
         if unlabelled:
-            raise DataError(f"{root}: {files[i]} has no label for the sample {unlabelled[0]}")
+            sample = printable(unlabelled[0])
+            raise DataError(f"{root}: {files[i]} has no label for the sample {sample}")
         without += sorted(label_of.keys() - keys)
         split = splits[i] if splits else "train"
         parts.append(_part(split, files[i], shard, paths, [label_of[key] for key in keys]))
     if without:
         warnings.warn(
             f"{root}: {len(without)} samples have a label and no image and are not used, such as "
-            f"{without[0]}",
+            f"{printable(without[0])}",
             stacklevel=2,
         )
     return Found(parts)
@@ -181,6 +183,7 @@ def _find_class_folders(
             names: list[Label] = [path.split("/")[-2] for path in paths]
             parts.append(_part(splits[i], files[i], shards[i], paths, names))
         return Found(parts)
+    check_file_names(sorted({path.rpartition("/")[0] for paths in images for path in paths}), root)
     layout = read_class_folders([path for paths in images for path in paths], root)
     folders = [folder.rstrip("/") for shard in shards for folder in shard.folders]
     others = [path for shard in shards for path in shard.places if not is_image(path)]
