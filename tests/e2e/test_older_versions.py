@@ -114,3 +114,22 @@ def test_packed_images_are_trained_on(kept: Path) -> None:
         cli.main([*flags, "--data.root=packed", "--run.output=new", "--trainer.max_epochs=1"]) == 0
     )
     assert numbers(kept / "new" / "DONE")["test/num_samples"] == 12
+
+
+def test_another_metric_neither_picks_nor_deletes_the_best_by_the_old_one(kept: Path) -> None:
+    """The loss of 0.1.0's scores is lower at step 3 than at step 6; as an accuracy it is worse."""
+    by_acc = "--trainer.monitor=val/acc"
+    folder = kept / "interrupted" / "checkpoints"
+    before = sorted(folder.iterdir())
+    assert cli.main(["test", "--run.output=interrupted", by_acc]) == 0
+    by_other = numbers(kept / "interrupted" / "report" / "test.json")
+    assert sorted(folder.iterdir()) == before
+    [best] = folder.glob("step-00000003-*.ckpt")
+    assert cli.main(["test", "--run.output=interrupted", f"--ckpt_path={best}"]) == 0
+    assert numbers(kept / "interrupted" / "report" / "test.json") == by_other
+
+    assert cli.main([*FIT, "--run.output=interrupted", by_acc]) == 0
+    assert best.exists(), "the best by the loss"
+    records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    scores = {(r["step"], r["monitor"], r["mode"]) for r in records if r["score"] is not None}
+    assert {(3, "val/loss", "min"), (12, "val/acc", "max")} <= scores
