@@ -136,9 +136,10 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
     class_names, numbers = _number_labels(labels, listed, root)
     class_names = check_class_names(class_names, root)
     left = _not_read(found, root)
+    check_file_names((file for part in found.parts for file in part.files), root)
     return {
         split: replace(
-            _manifest(found, by_split[split], numbers[split], class_names, root_url, root),
+            _manifest(found, by_split[split], numbers[split], class_names, root_url),
             not_read=left,
         )
         for split in labels
@@ -146,12 +147,14 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
 
 
 def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:
-    """All parts as one manifest with label -1."""
+    """All parts as one manifest with label -1.
+
+    It is not saved, so its files and members may have names that are not UTF-8 (as surrogates).
+    """
     size = sum(len(part.offset) for part in found.parts)
     label = np.full(size, -1, dtype=np.int64)
-    manifest = _manifest(found, found.parts, label, [], root_url, root)
+    manifest = _manifest(found, found.parts, label, [], root_url)
     members = [name for part in found.parts for name in part.members or ()]
-    check_file_names(members, root)
     return replace(
         manifest,
         members=members if len(members) == size else None,
@@ -183,10 +186,8 @@ def _manifest(
     label: np.ndarray,
     class_names: list[str],
     root_url: str,
-    root: str,
 ) -> Manifest:
     files = [file for part in parts for file in part.files]
-    check_file_names(files, root)
     starts = np.cumsum([0, *(len(part.files) for part in parts)])
     joined: dict[str, Any] = {
         "file_index": [
