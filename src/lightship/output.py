@@ -220,7 +220,7 @@ class RunOutput:
         ]
         if changed:
             raise ConfigError(
-                f"{where} that learns something else: {'; '.join(changed)}. "
+                f"{where} with incompatible settings: {'; '.join(changed)}. "
                 "Set these back or give another --run.output"
             )
 

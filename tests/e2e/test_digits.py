@@ -87,7 +87,7 @@ def test_the_same_command_again_says_it_is_finished(trained: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
     done = lightship("fit", "--config", "digits", "--run.output", str(trained))
     assert done.returncode == 0
-    assert "finished" in done.stderr
+    assert "run already complete" in done.stderr
     assert before == sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
 
 
