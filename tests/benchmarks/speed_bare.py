@@ -16,7 +16,7 @@ from lightship.data.resident import ResidentSplit, ResidentTrainLoader
 from lightship.model.optim import SGDPart, build_optimizer, build_schedule
 from lightship.model.speednet import speednet
 
-BATCH = 2000
+BATCH = int(os.environ.get("BATCH", "2000"))
 _WARM_UP = 2
 
 
