@@ -247,7 +247,7 @@ def read_config(source: str) -> str:
     if re.fullmatch(r"[\w-]+", source):
         if source in recipe_names():
             return (resources.files("lightship") / "recipes" / f"{source}.yaml").read_text()
-        if not Path(source).exists():
+        if not os.path.exists(source):  # False also for a name that no file can have
             near = nearest(source, recipe_names())
             raise ConfigError(
                 f"--config {source}: no such recipe{near}; there are {', '.join(recipe_names())}"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,6 +24,14 @@ def python(code: str, shell: str = "", **options):
         timeout=60,
         **options,
     )
+
+
+@pytest.fixture
+def hangup_as_in_a_terminal() -> Iterator[None]:
+    """SIGHUP is not ignored, even if the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def closed_pipe() -> int:
@@ -111,7 +120,7 @@ def test_a_warning_is_one_line_without_its_source():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP on Windows")
 @pytest.mark.parametrize(("start", "expected"), [("", True), ("trap '' HUP; ", False)])
-def test_a_hangup_asks_to_stop_unless_nohup_ignores_it(start, expected):
+def test_a_hangup_asks_to_stop_unless_nohup_ignores_it(hangup_as_in_a_terminal, start, expected):
     code = "import signal; from lightship.signals import stop_signals as s; "
     code += "print(signal.SIGHUP in s(), signal.SIGTERM in s())"
     done = subprocess.run(
@@ -121,7 +130,7 @@ def test_a_hangup_asks_to_stop_unless_nohup_ignores_it(start, expected):
     assert done.stdout == f"{expected} True\n"
 
 
-def test_a_hangup_in_training_waits_for_the_save():
+def test_a_hangup_in_training_waits_for_the_save(hangup_as_in_a_terminal):
     before = signal.getsignal(signal.SIGHUP)
     with StopRequest() as stop:
         stop.defer()

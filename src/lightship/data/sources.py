@@ -132,7 +132,7 @@ def _inside_zip(url: str) -> str:
 
 
 def _is_file(url: str) -> bool:
-    return storage.is_remote(url) or storage.local_path(url).is_file()
+    return storage.is_remote(url) or os.path.isfile(storage.local_path(url))
 
 
 def _look(url: str, root: str, leave_out: Sequence[str]) -> Listing | dict[str, Manifest]:

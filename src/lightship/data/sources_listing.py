@@ -36,7 +36,7 @@ def nothing_there(url: str) -> DataError:
     """What to say of a root with no file in it."""
     if storage.is_remote(url):
         why = "no object's name begins so"
-    elif storage.local_path(url).exists():
+    elif os.path.exists(storage.local_path(url)):
         why = "the folder holds no file"
     else:
         why = f"no such folder or file (seen from {os.getcwd()})"
