@@ -33,7 +33,8 @@ class Outcomes:
             log_probabilities, batch.labels, ignore_index=NOT_COUNTED, reduction="none"
         )
         # Where no output is finite, the least sure and the worst.
-        probability, losses = best.exp().nan_to_num(0), losses.nan_to_num(math.inf, posinf=math.inf)
+        probability = best.exp().nan_to_num(0)
+        losses = losses.masked_fill(losses.isnan(), math.inf)  # XLA's nan_to_num takes no infinity
         self._batches.append((batch.ids, batch.labels, guess, probability, losses))
 
     def take(self) -> dict[str, np.ndarray]:
