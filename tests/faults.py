@@ -28,7 +28,8 @@ _HOP_HEADERS = ("connection", "transfer-encoding", "content-length", "keep-alive
 class FaultProxy:
     """`with FaultProxy(endpoint) as proxy: proxy.plan("reset", times=2)`; then use proxy.endpoint.
 
-    `requests` counts by method what arrived, broken or not.
+    `requests` counts by method what arrived, broken or not; the listings of S3, which are GETs, as
+    LIST.
     """
 
     def __init__(self, upstream: str):
@@ -64,7 +65,7 @@ class FaultProxy:
     def take_fault(self, method: str, path: str = "") -> str:
         """Counts a request and says how to break it; empty: not at all."""
         with self.turn:
-            self.requests[method] += 1
+            self.requests["LIST" if "list-type=2" in path else method] += 1
             if method not in self.methods or self.times < 1 or self.path not in path:
                 return ""
             if self.after > 0:

@@ -375,14 +375,23 @@ class TestBlockCache:
             patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
             return stream(split, places, **options), proxy.requests["GET"]
 
+    def stored(self, folder: Path, count: int) -> list[Path]:
+        """The files of the cache, once there are as many: the worker stores behind the reader."""
+        for _ in range(300):
+            if len(files := sorted(folder.glob("*/[!.]*"))) >= count:
+                return files
+            time.sleep(0.1)
+        pytest.fail(f"{len(files)} of {count} blocks were stored within 30 s")
+
     def test_a_later_epoch_and_a_later_run_ask_for_nothing(
-        self, s3: S3Server, remote: Manifest
+        self, s3: S3Server, remote: Manifest, of_this_test: Path
     ) -> None:
         split = streamed(remote, cache_bytes=2**30)
         blocks = len(remote.block_edges()) - 1
         first, gets = self.reads(s3, split, PLACES)
         assert first == resident(remote, PLACES)
         assert blocks <= gets <= blocks + len(remote.files), "two epochs for one"
+        self.stored(of_this_test, gets)
         for rank in (0, 1):
             again, gets = self.reads(s3, split, PLACES, rank=rank, world_size=2)
             assert gets == 0, "whatever part of the blocks a rank needs"
@@ -392,8 +401,8 @@ class TestBlockCache:
         self, s3: S3Server, remote: Manifest, of_this_test: Path
     ) -> None:
         split = streamed(remote, cache_bytes=2**30)
-        expected, _ = self.reads(s3, split, PLACES)
-        kept = sorted(of_this_test.glob("*/*"))
+        expected, gets = self.reads(s3, split, PLACES)
+        kept = self.stored(of_this_test, gets)
         kept[0].write_bytes(b"")
         data = bytearray(kept[1].read_bytes())
         data[len(data) // 2] ^= 1
@@ -469,8 +478,8 @@ class TestBlockCache:
             for number in range(256):
                 (of_this_test / f"{number:02x}").write_bytes(b"")
         else:
-            self.reads(s3, split, PLACES)
-            for path in list(of_this_test.glob("*/*")):
+            _, gets = self.reads(s3, split, PLACES)
+            for path in self.stored(of_this_test, gets):
                 path.unlink()
                 path.mkdir()
         got, gets = self.reads(s3, split, PLACES)
@@ -608,6 +617,17 @@ def test_a_worker_needs_no_more_memory_than_it_was_given(tmp_path: Path) -> None
     more_mib = resident_mib(pid, "VmHWM") - before_mib
     loader.close()
     assert more_mib < 1.5 * budget_mib, "half for what decoding takes and malloc keeps"
+
+
+def test_relative_paths_are_seen_from_where_the_process_is_now(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after os.chdir in a notebook: the worker outlives a run."""
+    for folder in ("a", "b"):
+        put(str(tmp_path / folder / folder), files)
+        monkeypatch.chdir(tmp_path / folder)
+        manifest = sources.scan(folder)["train"]
+        assert stream(streamed(manifest), PLACES[:1]) == resident(manifest, PLACES[:1])
 
 
 def test_a_task_leaves_the_settings_of_those_beside_it(

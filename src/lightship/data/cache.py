@@ -174,9 +174,9 @@ class CachedReads:
         return self.reads.result(future)
 
     def close(self) -> None:
-        """As `ReadAhead.close`."""
+        """As `ReadAhead.close`; what has been read is still stored, without waiting for it."""
         self.reads.close()
-        self._storing.shutdown(wait=False, cancel_futures=True)
+        self._storing.shutdown(wait=False)
 
     def _keep(self, span: storage.Span, done: "Future[Data]") -> None:
         """Have what was read stored, unless the disk is far behind: then a later epoch may."""

@@ -60,7 +60,10 @@ def _anonymous_file() -> int:
 
 
 def _settings() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
+    """What a worker takes over when it starts: the storage's variables and the working directory,
+    against which relative paths are read."""
+    settings = {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
+    return settings | {"": os.getcwd()}
 
 
 class Worker:
@@ -91,8 +94,8 @@ class Worker:
     def start(cls, root: str) -> "Worker":
         """The worker, started if need be. Does not wait for it: its imports go on by themselves.
 
-        Where the storage's settings have changed since it was started, another one takes its place;
-        the first ends with its last task.
+        Where the storage's settings or the working directory have changed since it was started,
+        another one takes its place; the first ends with its last task.
 
         Args:
             root: A URL that it will read, whose storage's client it makes ready.
