@@ -58,10 +58,10 @@ format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 bench: $(READY) ## measure speed beside the peers (TABLES=some; CIFAR10=, IMAGENET=class folders)
-	$(BIN)/python -m tests.benchmarks $(TABLES)
+	$(BIN)/python -m benchmarks $(TABLES)
 
 pictures: $(READY) ## README's pictures, of a real run (CIFAR10=class folders; needs Chromium and tmux)
-	$(BIN)/python -m tests.pictures $(if $(CIFAR10),--cifar10 $(CIFAR10))
+	$(BIN)/python -m tests.support.pictures $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 lock: ## resolve the dependencies anew, with hashes: of the tests and of each image
 	$(PYTHON) -m venv $(VENV)-lock

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.s3 import S3Server, weed_binary
+from tests.support.s3 import S3Server, weed_binary
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 
 OWN_NETS = ("litcnn", "speednet", "speednet96")
 NAMED_SETS = ("digits", "cifar10", "cifar100")

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.precision import HalfPrecision, MixedPrecision, P
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 
 
 class Device:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightship import __version__
 from lightship.config import Config, identity
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 
 VERSIONS = {
     "config.yaml": 1, "checkpoint": 1, "checkpoint record": 1, "prediction parts": 1,

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lightship import storage
-from tests.faults import FaultProxy
-from tests.killing import (
+from tests.support.faults import FaultProxy
+from tests.support.killing import (
     STEPS,
     Job,
     assert_as_if_never_killed,
@@ -29,8 +29,8 @@ from tests.killing import (
     kill_once,
     many_images,
 )
-from tests.runs import last_state
-from tests.s3 import S3Server, weed_binary
+from tests.support.runs import last_state
+from tests.support.s3 import S3Server, weed_binary
 
 KINDS: dict[str, list[str]] = {
     "plain": [],

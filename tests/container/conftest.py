@@ -17,11 +17,11 @@ import torch
 import yaml
 
 from lightship import storage
-from lightship.checkpoint import CheckpointStore
+from lightship.checkpoint.store import CheckpointStore
 from tests.container import engine
 from tests.container.job_controller import Job
 from tests.container.pods import NETWORK, Pod
-from tests.manifests import ROOT, of_kind, rendered
+from tests.support.manifests import ROOT, of_kind, rendered
 
 CPU, LOCAL_S3 = "k8s/overlays/cpu", "k8s/overlays/local-s3"
 

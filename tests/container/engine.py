@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.manifests import ROOT
-from tests.s3 import weed_binary
+from tests.support.manifests import ROOT
+from tests.support.s3 import weed_binary
 
 BASE = "localhost/debian:bookworm-slim"
 PACKAGES = {

@@ -100,7 +100,8 @@ def test_any_user_of_group_0(image: str) -> None:
 def test_little_shared_memory_is_told(image: str) -> None:
     """Where several GPUs would need it; the check itself, on a real /dev/shm of docker's size."""
     code = (
-        "import sys\nfrom lightship.exits import ConfigError\nfrom lightship import shared_memory\n"
+        "import sys\nfrom lightship.errors import ConfigError\n"
+        "from lightship.distributed import shared_memory\n"
         "shared_memory.check(1)\n"
         "try:\n    shared_memory.check(2)\n"
         "except ConfigError as error:\n    print(error)\n    sys.exit(error.exit_code)\n"

@@ -12,7 +12,7 @@ import pytest
 from lightship import storage
 from tests.container.conftest import CPU, Run, assert_same
 from tests.container.engine import podman
-from tests.manifests import of_kind
+from tests.support.manifests import of_kind
 
 HARM_AT_STEP = 60
 

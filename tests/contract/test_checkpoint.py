@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from lightship import cli, storage
-from lightship.checkpoint import CheckpointStore
-from lightship.exits import ConfigError, PeerLost, TimeoutExpired
-from lightship.record import CheckpointDamaged, Commit, Metric
+from lightship.checkpoint.record import CheckpointDamaged, Commit, Metric
+from lightship.checkpoint.store import CheckpointStore
+from lightship.errors import ConfigError, PeerLost, TimeoutExpired
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

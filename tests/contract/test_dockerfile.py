@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tests.manifests import ROOT
+
+from tests.support.manifests import ROOT
 
 LOCKS = sorted(path.name for path in (ROOT / "docker/locks").glob("*.lock"))
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from kubernetes_validate import ValidationError, validate
 from kubernetes_validate.utils import all_versions
-from tests.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind, pod_specs, rendered
-from tests.pod_security import violations
 
 from lightship import cli
-from lightship.callbacks.heartbeat import START_GRACE_S
-from lightship.exits import EXIT_CODES
+from lightship.errors import EXIT_CODES
+from lightship.training.callbacks.heartbeat import START_GRACE_S
+from tests.support.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind, pod_specs, rendered
+from tests.support.pod_security import violations
 
 ALL = [*ALONE, *OVERLAYS]
 TRAINING = [name for name in ALL if not name.endswith("local-s3")]

@@ -3,16 +3,16 @@
 import threading
 
 import pytest
-from tests.faults import FaultProxy
-from tests.s3 import S3Server
 
 from lightship import storage
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 from lightship.storage import Span, resolve
 from lightship.storage import s3 as s3_module
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
-from lightship.storage.retry import Patience, at_once
+from lightship.storage.retry import Deadline, at_once
 from lightship.storage.s3 import S3
+from tests.support.faults import FaultProxy
+from tests.support.s3 import S3Server
 
 ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;'().jpg"]
 
@@ -220,6 +220,6 @@ def test_an_error_ends_what_is_done_at_once() -> None:
         assert is_over.wait(30)
 
     with pytest.raises(ValueError, match="1"):
-        at_once(work, range(100), 2, Patience("s3://bucket"))
+        at_once(work, range(100), 2, Deadline("s3://bucket"))
     is_over.set()
     assert begun == [0, 1]

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import images
-from tests.images import CLASSES, Files, expected, little_set, put
 
 from lightship import storage
 from lightship.config import PackConfig
-from lightship.data import read, sources
+from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
-from lightship.data.pack import pack
-from lightship.data.shards import INDEX
-from lightship.exits import ConfigError, DataError
+from lightship.data.shards.index import INDEX
+from lightship.data.shards.pack import pack
+from lightship.data.sources import layouts
+from lightship.errors import ConfigError, DataError
+from tests.support import images
+from tests.support.images import CLASSES, Files, expected, little_set, put
 
 FILES = little_set()
 SHARD_MIB = 0.006
@@ -52,14 +53,14 @@ def packed(source: str, destination: str, **options) -> str:
 
 def content(manifest: Manifest) -> list[tuple[str, bytes]]:
     """(class, pixels) in the manifest's order."""
-    pixels, bad = read.decode_all(manifest)
+    pixels, bad = sample_reader.decode_all(manifest)
     assert not bad.told
     names = [manifest.class_names[label] for label in manifest.label]
     return [(name, image.tobytes()) for name, image in zip(names, pixels, strict=True)]
 
 
 def stored(manifest: Manifest) -> list[bytes]:
-    got = [data for _, data in read.read_samples(manifest, range(len(manifest)))]
+    got = [data for _, data in sample_reader.read_samples(manifest, range(len(manifest)))]
     assert all(isinstance(data, bytes) for data in got)
     return got
 
@@ -72,11 +73,11 @@ def source_at(url: str, name: str) -> str:
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_same_images_labels_and_order_with_the_index_and_without(store: str, name: str) -> None:
     source = source_at(storage.join(store, "from"), name)
-    before = sources.scan(source)
+    before = layouts.scan(source)
     root = packed(source, storage.join(store, "to"))
-    indexed = sources.scan(root)
+    indexed = layouts.scan(root)
     storage.remove(storage.join(root, INDEX))
-    scanned = sources.scan(root)
+    scanned = layouts.scan(root)
     assert sorted(before) == sorted(indexed) == sorted(scanned)
     for split, manifest in before.items():
         assert content(indexed[split]) == content(manifest) == content(scanned[split])
@@ -93,7 +94,7 @@ def test_from_one_storage_to_another_and_back(tmp_path: Path, s3) -> None:
     there = packed(put(str(tmp_path / "from"), FILES), s3.url("there"))
     back = packed(there, str(tmp_path / "back"), shard_mib=256)
     for split, pairs in expected(FILES).items():
-        manifest = sources.scan(back)[split]
+        manifest = layouts.scan(back)[split]
         assert content(manifest) == [(name, pixels.tobytes()) for name, pixels in pairs]
         assert manifest.files == [f"{split}/shard-00000.tar"]
 
@@ -103,9 +104,9 @@ def test_unlabelled_images_of_packed_shards(where: str, tmp_path: Path, request)
     local = where == "local"
     to = str(tmp_path / "to") if local else request.getfixturevalue("s3").url("to")
     root = packed(put(str(tmp_path / "from"), FILES), to)
-    indexed = sources.scan_images(root)
+    indexed = layouts.scan_images(root)
     storage.remove(storage.join(root, INDEX))
-    scanned = sources.scan_images(root)
+    scanned = layouts.scan_images(root)
     assert len(indexed) == len(FILES)
     assert stored(indexed) == stored(scanned)
     assert (indexed.label == -1).all()
@@ -159,7 +160,7 @@ def test_reading_the_index_opens_no_shard(store: str, monkeypatch) -> None:
 
     monkeypatch.setattr(storage, "read_spans", spy_spans)
     monkeypatch.setattr(storage, "open_binary", lambda url: asked.append(url) or open_binary(url))
-    assert sum(len(manifest) for manifest in sources.scan(root).values()) == len(FILES)
+    assert sum(len(manifest) for manifest in layouts.scan(root).values()) == len(FILES)
     assert asked == [storage.join(root, INDEX)]
 
 
@@ -169,15 +170,15 @@ def test_shards_on_a_web_server_where_nothing_can_be_listed(tmp_path: Path, s3) 
     packed(put(str(tmp_path / "from"), FILES), to)
     packed(to, f"{to}.v2")
     web = f"http://127.0.0.1:{s3.ports[2]}/buckets/{to.removeprefix('s3://')}"
-    manifests = sources.scan(web)
+    manifests = layouts.scan(web)
     for split, pairs in expected(FILES).items():
         got = content(manifests[split])
         assert got == [(name, pixels.tobytes()) for name, pixels in pairs]
-    assert len(sources.scan_images(web)) == len(FILES)
-    assert len(sources.scan(f"{web}.v2/")["train"]) == 12, "a folder with a dot in its name"
+    assert len(layouts.scan_images(web)) == len(FILES)
+    assert len(layouts.scan(f"{web}.v2/")["train"]) == 12, "a folder with a dot in its name"
     storage.remove(storage.join(to, "val/shard-00001.tar"))
     with pytest.raises(DataError, match=r"val/shard-00001\.tar, which is missing"):
-        sources.scan(web)
+        layouts.scan(web)
 
 
 DAMAGE = {
@@ -216,7 +217,7 @@ def test_an_index_that_does_not_agree_with_the_shards(store: str, damage: str) -
     words, spoil = DAMAGE[damage]
     spoil(root)
     with pytest.raises(DataError, match=words) as error:
-        sources.scan(root)
+        layouts.scan(root)
     assert "pack again" in str(error.value)
     assert "remove the index" in str(error.value)
     if damage == "a shard more":
@@ -224,8 +225,8 @@ def test_an_index_that_does_not_agree_with_the_shards(store: str, damage: str) -
             packed(source, root)
         storage.remove(storage.join(root, "train/mine.tar"))
     packed(source, root)  # the first remedy
-    assert {s: content(m) for s, m in sources.scan(root).items()} == {
-        s: content(m) for s, m in sources.scan(source).items()
+    assert {s: content(m) for s, m in layouts.scan(root).items()} == {
+        s: content(m) for s, m in layouts.scan(source).items()
     }
 
 
@@ -233,9 +234,9 @@ def test_a_changed_image_in_a_shard_is_noticed_when_it_is_read(store: str) -> No
     root = packed(put(storage.join(store, "from"), FILES), storage.join(store, "to"))
     url = storage.join(root, "train/shard-00000.tar")
     data = bytearray(storage.read_bytes(url))
-    manifest = sources.scan(root)["train"]
+    manifest = layouts.scan(root)["train"]
     data[int(manifest.offset[1]) + 20] ^= 1
     storage.write_bytes(url, bytes(data))
-    samples = dict(read.read_samples(sources.scan(root)["train"], range(len(manifest))))
+    samples = dict(sample_reader.read_samples(layouts.scan(root)["train"], range(len(manifest))))
     assert [i for i, data in samples.items() if not isinstance(data, bytes)] == [1]
     assert "checksum" in str(samples[1])

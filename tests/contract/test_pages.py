@@ -5,20 +5,21 @@ import inspect
 import re
 
 import pytest
-from tests.manifests import of_kind
-from tests.pages import PAGES, ROOT, examples_of
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
     RendezvousTimeout,
 )
 
-from lightship import agent, flags
-from lightship.callbacks.saving import Saving
-from lightship.exits import EXIT_CODES
-from lightship.metrics_table import MetricsTable
+from lightship.cli import parser
+from lightship.distributed import elastic_agent
+from lightship.errors import EXIT_CODES
 from lightship.storage.backends import PIECE_BYTES
 from lightship.storage.retry import Limits
+from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.start import start_tracking
+from lightship.training.callbacks.checkpointing import Checkpointing
+from tests.support.manifests import of_kind
+from tests.support.pages import PAGES, ROOT, examples_of
 
 MOST_LINES = {"README.md": 199, "docs/measurements.md": 400}
 """Of the others: 120."""
@@ -44,7 +45,7 @@ def defaults() -> dict[str, object]:
     """Flag without its dashes -> default."""
     return {
         f"{section}.{field.name}": field.default
-        for section, fields in flags.SECTIONS.items()
+        for section, fields in parser.SECTIONS.items()
         for field in dataclasses.fields(fields)
     }
 
@@ -73,7 +74,7 @@ def test_links_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_flags_and_variables_exist(name: str) -> None:
     known = defaults()
-    for flag in re.findall(rf"--((?:{'|'.join(flags.SECTIONS)})\.\w+)", page(name)):
+    for flag in re.findall(rf"--((?:{'|'.join(parser.SECTIONS)})\.\w+)", page(name)):
         assert flag in known, f"--{flag}"
     sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     for variable in re.findall(r"\bLIGHTSHIP_[A-Z0-9_]+", page(name)):
@@ -106,7 +107,7 @@ def test_every_bound_is_as_told() -> None:
     join_s = RendezvousTimeout().join.total_seconds()
     interval_s = default_of(alive, "keep_alive_interval")
     times = default_of(alive, "keep_alive_max_attempt")
-    stop_s = agent._DEFAULTS["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    stop_s = elastic_agent._DEFAULTS["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
     expected = {
         "`LIGHTSHIP_STORAGE_DEADLINE_S`": f"{deadline_s:g} s",
         "`LIGHTSHIP_STORAGE_DEADLINE_S` (twice it)": f"{2 * deadline_s:g} s and the transfer",
@@ -114,7 +115,7 @@ def test_every_bound_is_as_told() -> None:
         "`keep_alive_interval`, `keep_alive_max_attempt` in `PET_RDZV_CONF`": f"{interval_s} s, "
         f"{times} times",
         "`TORCH_ELASTIC_SHUTDOWN_TIMEOUT`": f"{stop_s} s",
-        "`PET_MAX_RESTARTS`": str(agent._MAX_RESTARTS),
+        "`PET_MAX_RESTARTS`": str(elastic_agent._MAX_RESTARTS),
         "": f"{default_of(start_tracking, 'init_timeout_s'):g} s, "
         f"{default_of(start_tracking, 'finish_timeout_s'):g} s",
     }
@@ -123,8 +124,8 @@ def test_every_bound_is_as_told() -> None:
 
 def test_what_is_saved_and_when_is_as_told() -> None:
     text = page("docs/failures.md")
-    assert f"written every {default_of(MetricsTable, 'write_every_s'):g} s" in text
-    assert default_of(Saving, "agree_every_steps") == 8
+    assert f"written every {default_of(MetricsCSV, 'write_every_s'):g} s" in text
+    assert default_of(Checkpointing, "agree_every_steps") == 8
     assert "up to 8 steps" in text
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests import images, make_digits
-from tests.images import CLASSES, Files, expected, little_set, put
 
 from lightship import storage
-from lightship.data import read, sources
+from lightship.data import sample_reader
 from lightship.data.manifest import Manifest, load_manifests, save_manifests
-from lightship.data.sources_splits import splits_of_files
-from lightship.exits import ConfigError, DataError
+from lightship.data.sources import layouts
+from lightship.data.sources.splits import splits_of_files
+from lightship.errors import ConfigError, DataError
+from tests.support import images, make_digits
+from tests.support.images import CLASSES, Files, expected, little_set, put
 
 FILES = little_set()
 
@@ -104,7 +105,7 @@ def assert_holds(manifests: dict[str, Manifest], truth: dict[str, list[tuple[str
         manifest = manifests[split]
         assert manifest.class_names == list(CLASSES)
         assert [manifest.class_names[i] for i in manifest.label] == [name for name, _ in pairs]
-        pixels, bad = read.decode_all(manifest)
+        pixels, bad = sample_reader.decode_all(manifest)
         assert not bad.told
         np.testing.assert_array_equal(pixels, np.stack([image for _, image in pairs]))
 
@@ -112,7 +113,7 @@ def assert_holds(manifests: dict[str, Manifest], truth: dict[str, list[tuple[str
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_images_labels_and_order(store, layout):
     root = LAYOUTS[layout](store)
-    manifests = sources.scan(root)
+    manifests = layouts.scan(root)
     assert_holds(manifests, expected(FILES))
     url = storage.join(store, "kept.npz")
     save_manifests(url, manifests)
@@ -122,10 +123,10 @@ def test_every_layout_gives_the_same_images_labels_and_order(store, layout):
 def test_without_splits_all_is_train(store):
     files = {path.partition("/")[2]: data for path, data in little_set(("train",)).items()}
     truth = expected(little_set(("train",)))
-    assert_holds(sources.scan(put(store, files)), truth)
+    assert_holds(layouts.scan(put(store, files)), truth)
     tar = {f"all-{i}.tar": images.tarred({p: d for p, d in files.items() if p.startswith(name)})
            for i, name in enumerate(CLASSES)}  # fmt: skip
-    assert_holds(sources.scan(put(store + "-tar", tar)), truth)
+    assert_holds(layouts.scan(put(store + "-tar", tar)), truth)
 
 
 @pytest.mark.parametrize("make", [images.cifar10, images.cifar100])
@@ -139,7 +140,7 @@ def test_cifar_archives(store, make, form):
         root = inside("c.zip", images.zipped(files))(store)
     else:
         root = inside("any-name", images.tarred(files, form == "packed"))(store)
-    manifests = sources.scan(root)
+    manifests = layouts.scan(root)
     truth = {
         split: [(CLASSES[i % 3], image) for i, image in enumerate(rows)]
         for split, rows in (("train", train), ("test", test))
@@ -152,8 +153,8 @@ def test_cifar_pickled_by_python_3(tmp_path):
     files = images.cifar100(pixels, pixels)
     batch = {"fine_labels": [0, 1, 2, 0, 1, 2], "data": pixels.reshape(6, -1)}
     files["cifar-100-python/train"] = pickle.dumps(batch, protocol=4)
-    manifest = sources.scan(put(str(tmp_path), files))["train"]
-    np.testing.assert_array_equal(read.decode_all(manifest)[0], pixels)
+    manifest = layouts.scan(put(str(tmp_path), files))["train"]
+    np.testing.assert_array_equal(sample_reader.decode_all(manifest)[0], pixels)
 
 
 class Attack:
@@ -182,7 +183,7 @@ def test_pickles_with_code_are_refused_and_the_code_does_not_run(tmp_path, attac
     files = images.cifar10(images.cifar_pixels(10), images.cifar_pixels(2))
     files["cifar-10-batches-py/data_batch_3"] = evil
     with pytest.raises(DataError, match=name):
-        sources.scan(put(str(tmp_path / "set"), files))
+        layouts.scan(put(str(tmp_path / "set"), files))
     assert not trace.exists()
 
 
@@ -204,7 +205,7 @@ def test_damaged_cifar_archives_are_refused(tmp_path, damage):
         "not a pickle": b"hello",
     }[damage]
     with pytest.raises(DataError):
-        sources.scan(put(str(tmp_path / "set"), files))
+        layouts.scan(put(str(tmp_path / "set"), files))
 
 
 # ---- unlabelled images -------------------------------------------------------------------------
@@ -223,8 +224,8 @@ FLAT = {path.replace("/", "-"): data for path, data in FILES.items()}
     ids=lambda item: item[0],
 )
 def test_scan_images_finds_every_image_anywhere(store, layout):
-    manifest = sources.scan_images(layout[1](store))
-    pixels, _ = read.decode_all(manifest)
+    manifest = layouts.scan_images(layout[1](store))
+    pixels, _ = sample_reader.decode_all(manifest)
     assert {image.tobytes() for image in pixels} == {
         images.pixels_of(data).tobytes() for data in FILES.values()
     }
@@ -235,12 +236,14 @@ def test_scan_images_finds_every_image_anywhere(store, layout):
 
 def test_scan_images_of_one_image_of_parquet_and_of_cifar(tmp_path):
     one = inside("a.png", FILES["train/ant/000.png"])(str(tmp_path / "one"))
-    assert read.decode_all(sources.scan_images(one))[0].shape == (1, 3, 8, 8)
+    assert sample_reader.decode_all(layouts.scan_images(one))[0].shape == (1, 3, 8, 8)
     rows = {name: data for name, data in images.parquet(FILES).items() if "test" in name}
-    assert len(sources.scan_images(put(str(tmp_path / "pq"), rows))) == 12
+    assert len(layouts.scan_images(put(str(tmp_path / "pq"), rows))) == 12
     cifar = images.cifar10(images.cifar_pixels(10), images.cifar_pixels(3))
-    manifest = sources.scan_images(put(str(tmp_path / "c10"), cifar))
-    np.testing.assert_array_equal(read.decode_all(manifest)[0][10:], images.cifar_pixels(3))
+    manifest = layouts.scan_images(put(str(tmp_path / "c10"), cifar))
+    np.testing.assert_array_equal(
+        sample_reader.decode_all(manifest)[0][10:], images.cifar_pixels(3)
+    )
 
 
 # ---- what is refused, and how it is told -------------------------------------------------------
@@ -327,7 +330,7 @@ REFUSED: dict[str, tuple[Files, tuple[str, ...]]] = {
 def test_refused_with_words_that_help(tmp_path, case):
     files, words = REFUSED[case]
     with pytest.raises(DataError) as error:
-        sources.scan(put(str(tmp_path / "set"), files))
+        layouts.scan(put(str(tmp_path / "set"), files))
     for word in words:
         assert word in str(error.value)
     assert len(str(error.value).splitlines()) <= 2
@@ -348,10 +351,10 @@ def test_an_empty_class_folder_is_refused(tmp_path, form):
         root = str(tmp_path / "x.tar")
         subprocess.run(["tar", "cf", root, "-C", str(set_path), "."], check=True)
     with pytest.raises(DataError, match="train/dog/ has no image"):
-        sources.scan(root)
+        layouts.scan(root)
 
 
-@pytest.mark.parametrize("scan", [sources.scan, sources.scan_images])
+@pytest.mark.parametrize("scan", [layouts.scan, layouts.scan_images])
 def test_nothing_at_the_root(store, scan):
     with pytest.raises(DataError, match=r"--data\.root"):
         scan(storage.join(store, "nowhere"))
@@ -360,12 +363,12 @@ def test_nothing_at_the_root(store, scan):
 def test_one_file_of_an_unknown_kind_is_refused(tmp_path):
     root = inside("x.7z", b"7z\xbc\xaf\x27\x1c" * 99)(str(tmp_path))
     with pytest.raises(DataError, match=r"594 bytes and no tar, zip or Parquet"):
-        sources.scan(root)
+        layouts.scan(root)
     odd = inside("download", images.zipped(FILES))(str(tmp_path))
     with pytest.raises(DataError, match=f"zip://::{odd}"):
-        sources.scan(odd)
+        layouts.scan(odd)
     with pytest.raises(DataError, match="not a whole zip"):
-        sources.scan(inside("x.zip", images.zipped(FILES)[:999])(str(tmp_path)))
+        layouts.scan(inside("x.zip", images.zipped(FILES)[:999])(str(tmp_path)))
 
 
 def test_parquet_columns_that_do_not_fit(tmp_path):
@@ -375,15 +378,15 @@ def test_parquet_columns_that_do_not_fit(tmp_path):
     root, path = str(tmp_path), tmp_path / "train.parquet"
     pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), path)
     with pytest.raises(DataError, match=r"no column of image bytes.*picture .binary., label"):
-        sources.scan(root)
+        layouts.scan(root)
     pq.write_table(pa.table({"image": [b"x"], "kind": [0]}), path)
     with pytest.raises(
         DataError, match=r"no column label, fine_label, labels.*image .binary., kind"
     ):
-        sources.scan(root)
+        layouts.scan(root)
     pq.write_table(pa.table({"image": [b"x"], "label": [0.5]}), path)
     with pytest.raises(DataError, match="type double"):
-        sources.scan(root)
+        layouts.scan(root)
 
 
 def test_unlabelled_test_split_is_left_out_and_told(tmp_path):
@@ -393,20 +396,20 @@ def test_unlabelled_test_split_is_left_out_and_told(tmp_path):
     put(str(tmp_path), {k: v for k, v in images.parquet(FILES).items() if "train" in k})
     pq.write_table(pa.table({"image": [PNG], "label": [-1]}), tmp_path / "data" / "test.parquet")
     with pytest.warns(UserWarning, match="split test has no labels"):
-        assert list(sources.scan(str(tmp_path))) == ["train"]
+        assert list(layouts.scan(str(tmp_path))) == ["train"]
 
 
 def test_images_outside_the_class_folders_are_told(tmp_path):
     put(str(tmp_path), {**FILES, "docs/logo.png": PNG, "train/stray.png": PNG})
     with pytest.warns(UserWarning, match="2 images outside the class folders"):
-        assert_holds(sources.scan(str(tmp_path)), expected(FILES))
+        assert_holds(layouts.scan(str(tmp_path)), expected(FILES))
 
 
 def test_a_class_may_be_called_train(tmp_path):
     names = {"ant": "train", "bee": "car", "cat": "bus"}
     files = {f"{names[path.split('/')[1]]}/{path.split('/')[2]}": data
              for path, data in little_set(("train",)).items()}  # fmt: skip
-    manifests = sources.scan(put(str(tmp_path), files))
+    manifests = layouts.scan(put(str(tmp_path), files))
     assert list(manifests) == ["train"]
     assert manifests["train"].class_names == ["bus", "car", "train"]
 
@@ -416,7 +419,7 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path):
     (tmp_path / "pyarrow.py").write_text("raise ImportError('not here')")
     code = (
         "from lightship.data import sources\n"
-        "from lightship.exits import ConfigError\n"
+        "from lightship.errors import ConfigError\n"
         f"try: sources.scan({root!r})\n"
         "except ConfigError as error: print(error)"
     )
@@ -470,7 +473,7 @@ def test_a_parquet_file_trains_wherever_it_lies(tmp_path, folder, form):
     files = images.parquet(FILES)
     put(str(tmp_path / folder), {"pets.parquet": files[min(f for f in files if "train" in f)]})
     root = tmp_path / folder / ("pets.parquet" if form == "file" else "")
-    assert list(sources.scan(str(root))) == ["train"]
+    assert list(layouts.scan(str(root))) == ["train"]
 
 
 def test_a_shard_that_names_two_splits_is_refused():
@@ -484,11 +487,11 @@ def test_a_shard_that_names_two_splits_is_refused():
 def test_the_embedded_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
-    manifests = sources.scan("digits")
+    manifests = layouts.scan("digits")
     truth = load_digits()
     seen = 0
     for split, manifest in manifests.items():
-        pixels, _ = read.decode_all(manifest)
+        pixels, _ = sample_reader.decode_all(manifest)
         for i in range(len(manifest)):
             number = int(Path(manifest.name(i)).stem)
             scaled = np.rint(truth.images[number] * (255 / 16))
@@ -503,7 +506,7 @@ def test_the_embedded_digits_are_scikit_learns():
 def test_the_script_makes_the_embedded_zip_again(tmp_path):
     make_digits.write_zip(tmp_path / "digits.zip")
     again = zipfile.ZipFile(tmp_path / "digits.zip")
-    embedded = zipfile.ZipFile(sources.resolve_root("digits").removeprefix("zip://::"))
+    embedded = zipfile.ZipFile(layouts.resolve_root("digits").removeprefix("zip://::"))
     assert again.namelist() == embedded.namelist()
     for name in again.namelist():
         np.testing.assert_array_equal(
@@ -555,33 +558,35 @@ def test_an_archive_with_an_md5_is_fetched_once_and_verified(web, tmp_path, kind
     (tmp_path / "web" / "get").write_bytes(ARCHIVES[kind])
     md5 = hashlib.md5(ARCHIVES[kind]).hexdigest()
     root = f"{web.url}/get"
-    first = sources.scan(root, md5)
+    first = layouts.scan(root, md5)
     assert [method for method, _ in web.asked].count("GET") == 1
     before = len(web.asked)
-    again = sources.scan(root, md5)
+    again = layouts.scan(root, md5)
     assert len(web.asked) == before
     assert {s: m.fingerprint() for s, m in again.items()} == {
         s: m.fingerprint() for s, m in first.items()
     }
-    assert first["train"].root == sources.resolve_root(root, md5)
-    assert read.decode_all(first["train"])[0].shape[0] == len(first["train"])
+    assert first["train"].root == layouts.resolve_root(root, md5)
+    assert sample_reader.decode_all(first["train"])[0].shape[0] == len(first["train"])
 
 
 def test_a_named_root_is_shorthand_for_an_address_and_its_md5(web, tmp_path, monkeypatch):
     (tmp_path / "web" / "c.tar.gz").write_bytes(ARCHIVES["cifar"])
     md5 = hashlib.md5(ARCHIVES["cifar"]).hexdigest()
-    monkeypatch.setitem(sources.NAMED_ROOTS, "cifar10", (f"{web.url}/c.tar.gz", md5))
-    named, spelled_out = sources.scan("cifar10"), sources.scan(f"{web.url}/c.tar.gz", md5)
+    monkeypatch.setitem(layouts.NAMED_ROOTS, "cifar10", (f"{web.url}/c.tar.gz", md5))
+    named, spelled_out = layouts.scan("cifar10"), layouts.scan(f"{web.url}/c.tar.gz", md5)
     assert {s: m.fingerprint() for s, m in named.items()} == {
         s: m.fingerprint() for s, m in spelled_out.items()
     }
-    np.testing.assert_array_equal(read.decode_all(named["test"])[0], images.cifar_pixels(3))
+    np.testing.assert_array_equal(
+        sample_reader.decode_all(named["test"])[0], images.cifar_pixels(3)
+    )
 
 
 def test_a_wrong_md5_is_refused_and_nothing_is_kept(web, tmp_path):
     (tmp_path / "web" / "get").write_bytes(ARCHIVES["tar"])
     with pytest.raises(DataError, match="0" * 32):
-        sources.scan(f"{web.url}/get", "0" * 32)
+        layouts.scan(f"{web.url}/get", "0" * 32)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
@@ -597,5 +602,5 @@ def test_pyarrow_is_imported_only_for_parquet(tmp_path):
 
 def test_a_credential_in_the_root_is_not_told(tmp_path):
     with pytest.raises((DataError, ConfigError)) as error:
-        sources.scan(f"{tmp_path}/nowhere?X-Amz-Signature=abc123")
+        layouts.scan(f"{tmp_path}/nowhere?X-Amz-Signature=abc123")
     assert "abc123" not in str(error.value)

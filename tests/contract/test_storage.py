@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.s3 import KEYS, S3Server
 
 from lightship import storage
-from lightship.exits import ConfigError, DataError
+from lightship.errors import ConfigError, DataError
 from lightship.storage import Denied, FileInfo, Limits, NotFound, Span, StorageTimeout
 from lightship.storage.ahead import ReadAhead
+from tests.support.s3 import KEYS, S3Server
 
 TREE = {
     "empty": b"",
@@ -195,7 +195,7 @@ class StorageContract(ReadContract):
     def test_tar_headers_are_read_through_it(self, url: str, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "a.tar", "w") as tar:
             for name in ("s3.py", "faults.py"):
-                tar.add(Path(__file__).parents[1] / name, name)
+                tar.add(Path(__file__).parents[1] / "support" / name, name)
         storage.write_file(storage.join(url, "a.tar"), tmp_path / "a.tar")
         with (
             storage.open_binary(storage.join(url, "a.tar")) as file,
@@ -204,7 +204,7 @@ class StorageContract(ReadContract):
             members = {m.name: (m.offset_data, m.size) for m in tar}
         start, size = members["s3.py"]
         text = storage.read_range(storage.join(url, "a.tar"), start, start + size)
-        assert text == (Path(__file__).parents[1] / "s3.py").read_bytes()
+        assert text == (Path(__file__).parents[1] / "support" / "s3.py").read_bytes()
 
 
 class TestLocal(StorageContract):

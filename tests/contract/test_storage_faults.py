@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults import FaultProxy
-from tests.s3 import S3Server, free_ports
 
 from lightship import storage
-from lightship.exits import ConfigError, DataError
+from lightship.errors import ConfigError, DataError
 from lightship.storage import Denied, Limits, NotFound, Span, StorageTimeout
 from lightship.storage.ahead import ReadAhead
+from tests.support.faults import FaultProxy
+from tests.support.s3 import S3Server, free_ports
 
 pytestmark = pytest.mark.timeout(60)  # a hang is a failure, whatever else holds
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightship.checkpoint import CheckpointStore
-from tests.images import little_set, put
-from tests.s3 import free_ports
+from lightship.checkpoint.store import CheckpointStore
+from tests.support.images import little_set, put
+from tests.support.s3 import free_ports
 
 BOUND_S = 90.0
 """Of every wait here: far above what is waited for, on a machine that does other things too."""

@@ -11,10 +11,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightship import ranks, run
-from lightship.batch import Batch
-from lightship.cli import Command
-from lightship.model.module import ImageClassifier
+from lightship.distributed import comm
+from lightship.commands import fit as run
+from lightship.data.batch import Batch
+from lightship.commands.base import Command
+from lightship.models.classifier import ImageClassifier
 
 
 def _note_batches(method: str, file_name: str) -> None:
@@ -103,13 +104,13 @@ def stock() -> None:
 
 def late() -> None:
     """Come to the others late: until then nobody listens to signals."""
-    open_group = ranks.open_group
+    open_group = comm.open_group
 
     def slow(*arguments: Any) -> None:
         time.sleep(2)
         open_group(*arguments)
 
-    ranks.open_group = slow
+    comm.open_group = slow
 
 
 def predicting() -> None:

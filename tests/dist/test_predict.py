@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.dist.conftest import Agent, Job, until
-from tests.images import encoded, zipped
+from tests.support.images import encoded, zipped
 
 IMAGES, PART = 10_000, 1024
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.dist.conftest import Job
-from tests.images import little_set, put
+from tests.support.images import little_set, put
 
 
 def done(job: Job, *flags: str, **options: str) -> Job:

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-import lightship.agent
-import lightship.measure
-import lightship.predict  # noqa: F401
-import lightship.ranks
-import lightship.run  # noqa: F401
+import lightship.distributed.elastic_agent
+import lightship.commands.evaluate
+import lightship.commands.predict  # noqa: F401
+import lightship.distributed.comm
+import lightship.commands.fit  # noqa: F401
 from lightship import cli
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

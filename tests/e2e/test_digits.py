@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.wandb_file import read_wandb_file
 
-from lightship.model.module import ImageClassifier
+from lightship.models.classifier import ImageClassifier
+from tests.support.wandb_file import read_wandb_file
 
 
 def lightship(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

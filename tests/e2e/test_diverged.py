@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.runs import flags_of_little_run, little_images
 
 from lightship import cli
+from tests.support.runs import flags_of_little_run, little_images
 
 
 def strict(path: Path) -> dict:
@@ -19,7 +19,9 @@ def root(tmp_path_factory) -> str:
 
 
 def fit(root: str, output: Path, *more: str) -> int:
-    flags = flags_of_little_run(root, f"--run.output={output}", "--model.net=tests.own_nets:nan")
+    flags = flags_of_little_run(
+        root, f"--run.output={output}", "--model.net=tests.support.own_nets:nan"
+    )
     return cli.main([*flags, *more])
 
 

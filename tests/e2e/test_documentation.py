@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults import FaultProxy
-from tests.images import little_set, put
-from tests.pages import ROOT, Example, all_examples
+
+from tests.support.faults import FaultProxy
+from tests.support.images import little_set, put
+from tests.support.pages import ROOT, Example, all_examples
 
 EXAMPLES = all_examples()
 
@@ -33,7 +34,7 @@ NOT_HERE = {
         "make test-xla", "make test-dist", "make test-container", "make chaos",
     ],
     "time; .ci/run does it": ["make lint"],
-    "time; tests/unit/test_benchmarks.py runs its arms": ["make bench"],
+    "time; tests/unit/benchmarks/test_benchmarks.py runs its arms": ["make bench"],
     "a browser": ["make pictures"],
     _PODMAN: [
         "docker build --file docker/Dockerfile --target cpu --tag lightship:cpu .",
@@ -89,7 +90,7 @@ NOT_HERE = {
         "--predictions table.jsonl",
     ],
     "a part of the examples above it, with which tests/e2e/test_export.py runs it": [
-        "from pathlib import Path\nfrom lightship.data.pixels import decode_square\n\n"
+        "from pathlib import Path\nfrom lightship.data.images.resize import decode_square\n\n"
         'pixels = decode_square(Path("image.jpg").read_bytes(), "image", size_px)[None]\n',
     ],
     "W&B's server": ["wandb sync runs/own/logs/wandb/offline-run-*"],

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.images import little_set, put
 
 from lightship import cli
+from tests.support.images import little_set, put
 
 
 def test_every_sample_counts_once(tmp_path: Path) -> None:

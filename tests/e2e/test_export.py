@@ -15,14 +15,16 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from tests.images import encoded
 
-from lightship import cli, export, storage
-from lightship.checkpoint import CheckpointStore
+from lightship import cli, storage
+from lightship.checkpoint.store import CheckpointStore
+from lightship.commands import export
 from lightship.config import EXPORTS
-from lightship.data import read, sources
-from lightship.data.pixels import decode_square
-from lightship.model.module import ImageClassifier
+from lightship.data import sample_reader
+from lightship.data.images.resize import decode_square
+from lightship.data.sources import layouts
+from lightship.models.classifier import ImageClassifier
+from tests.support.images import encoded
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    lightship ")]
@@ -63,9 +65,9 @@ def exported(desk: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def digits() -> torch.Tensor:
     """[256, 3, 32, 32] uint8: real digits, evenly over the test split."""
-    manifest = sources.scan("digits", None)["test"]
+    manifest = layouts.scan("digits", None)["test"]
     ids = np.linspace(0, len(manifest) - 1, 256).astype(np.int64)
-    return torch.from_numpy(read.decode_all(manifest, ids, image_size_px=32)[0])
+    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0])
 
 
 def checkpoint(run: str, which: str = "best") -> tuple[ImageClassifier, int]:

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.faults import FaultProxy
-from tests.forked import Child
-from tests.killing import (
+
+from lightship import storage
+from lightship.errors import ConfigError
+from lightship.models.classifier import ImageClassifier
+from tests.support.faults import FaultProxy
+from tests.support.forked import Child
+from tests.support.killing import (
     SAVE_EVERY_STEPS,
     Job,
     assert_as_if_never_killed,
     draw_nothing,
     many_images,
 )
-from tests.runs import last_state
-from tests.s3 import S3Server
-
-from lightship import storage
-from lightship.exits import ConfigError
-from lightship.model.module import ImageClassifier
+from tests.support.runs import last_state
+from tests.support.s3 import S3Server
 
 DEADLINE_S = 3.0
-LITTLE = ["--model.net=tests.own_nets:moody"]
+LITTLE = ["--model.net=tests.support.own_nets:moody"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.killing import (
+
+from lightship import storage
+from lightship.models.classifier import ImageClassifier
+from tests.support.killing import (
     STEPS,
     Job,
     assert_as_if_never_killed,
@@ -16,10 +19,7 @@ from tests.killing import (
     kill_once,
     many_images,
 )
-from tests.runs import differences, last_state
-
-from lightship import storage
-from lightship.model.module import ImageClassifier
+from tests.support.runs import differences, last_state
 
 
 @pytest.fixture(scope="module")

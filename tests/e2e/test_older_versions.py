@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightship import cli, run
+from lightship import cli
+from lightship.commands import fit
 
 KEPT = Path(__file__).parents[1] / "data"
 VERSIONS = sorted(folder.name for folder in KEPT.iterdir() if folder.is_dir())
@@ -54,7 +55,7 @@ def kept(
     write_set(folder / "set")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(run, "write_report", lambda *_: None)  # drawing it takes the most time
+    monkeypatch.setattr(fit, "write_report", lambda *_: None)  # drawing it takes the most time
     yield folder
     sys.modules.pop("frozen_net", None)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.forked import Child, lightship
-from tests.images import Files, little_set, parquet, put, tarred
 
 from lightship import cli, storage
-from lightship.checkpoint import CheckpointStore
-from lightship.data import sources
-from lightship.data.shards import INDEX, WORK
+from lightship.checkpoint.store import CheckpointStore
+from lightship.data.shards.index import INDEX, WORK
+from lightship.data.sources import layouts
+from tests.support.forked import Child, lightship
+from tests.support.images import Files, little_set, parquet, put, tarred
 
 # ---- training ----------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def test_a_folder_and_its_shards_train_alike(
     to = {"local": str(tmp_path / "to"), "memory": f"memory://pack-{source}/to"}.get(where)
     to = to or request.getfixturevalue("s3").url("to")
     assert cli.main(["pack", root, to, "--shard_mib=0.02"]) == 0
-    assert len(sources.scan(to)["train"].files) > 2
+    assert len(layouts.scan(to)["train"].files) > 2
     got = weights(str(tmp_path / "run"), to)
     assert got.keys() == from_folder.keys()
     for name, expected in from_folder.items():
@@ -177,8 +177,8 @@ class Pack:
         assert child.wait(60) == -signal.SIGKILL, child.output
         self.check(before)
         if not storage.exists(storage.join(self.url, INDEX)) and self.committed:
-            with pytest.raises(sources.DataError, match="not packed to the end"):
-                sources.scan(self.url)
+            with pytest.raises(layouts.DataError, match="not packed to the end"):
+                layouts.scan(self.url)
 
     def finish(self) -> str:
         before = len(self.written())
@@ -244,7 +244,7 @@ def test_a_record_is_removed_only_when_the_index_is_there(
     job = Pack(tmp_path, images, str(tmp_path / "to"))
     with job.start("in the removal", 5) as child:
         job.killed(child, 0)
-    assert sources.scan(job.url)["train"].class_names == ["ant", "bee", "cat"]
+    assert layouts.scan(job.url)["train"].class_names == ["ant", "bee", "cat"]
     job.finish()
     assert everything(job.url) == unkilled
 

@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from tests.forked import lightship
-from tests.images import Files, encoded, little_set, parquet, put, tarred, webdataset, zipped
 
 from lightship import cli, storage
+from tests.support.forked import lightship
+from tests.support.images import (
+    Files,
+    encoded,
+    little_set,
+    parquet,
+    put,
+    tarred,
+    webdataset,
+    zipped,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = put(str(folder / "images"), little_set(("train", "val"), per_class=8))
     flags = [
         f"--data.root={root}", f"--run.output={folder}/run", "--run.tracking=none",
-        "--model.net=tests.own_nets:pooled_linear", "--data.global_batch_size=6",
+        "--model.net=tests.support.own_nets:pooled_linear", "--data.global_batch_size=6",
         "--trainer.max_epochs=2", "--optim.lr=0.01", "--run.log_images=0",
     ]  # fmt: skip
     assert cli.main(["fit", *flags]) == 0
@@ -218,7 +227,7 @@ def test_a_remote_table_and_checkpoint(run: str, tmp_path: Path, s3) -> None:
 
 def slow() -> None:
     """In a child: a quarter of a second a batch."""
-    from lightship.model.module import ImageClassifier
+    from lightship.models.classifier import ImageClassifier
 
     step = ImageClassifier.predict_step
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.killing import STEPS, Job, assert_as_if_never_killed, draw_nothing, many_images
-from tests.runs import last_state
 
-from lightship.callbacks.saving import Saving
 from lightship.data.module import ImageData
-from lightship.model.module import ImageClassifier
-from lightship.output import RunOutput
+from lightship.models.classifier import ImageClassifier
+from lightship.run.folder import RunFolder
+from lightship.training.callbacks.checkpointing import Checkpointing
+from tests.support.killing import STEPS, Job, assert_as_if_never_killed, draw_nothing, many_images
+from tests.support.runs import last_state
 
 FLAGS = ["--data.eval_batch_size=16", "--model.ema_decay=0.9"]
 
@@ -56,18 +56,18 @@ MOMENTS: dict[str, tuple[tuple[Any, str, int], int]] = {
     "listing the images": ((ImageData, "load_manifests", 1), 0),
     "decoding": ((ImageData, "prepare", 2), 0),
     "building the model": ((ImageClassifier, "__init__", 1), 0),
-    "beginning to train": ((Saving, "on_train_start", 1), 0),
+    "beginning to train": ((Checkpointing, "on_train_start", 1), 0),
     "first step": ((ImageClassifier, "training_step", 1), 1),
     "a step": ((ImageClassifier, "training_step", 5), 5),
     "last step but one of an epoch": ((ImageClassifier, "training_step", 7), 7),
     "last step of an epoch": ((ImageClassifier, "training_step", 8), 8),
     "a validation": ((ImageClassifier, "validation_step", 2), 8),
     "a validation's end": ((ImageClassifier, "on_validation_epoch_end", 2), 16),
-    "an epoch's end": ((Saving, "on_train_epoch_end", 2), 16),
+    "an epoch's end": ((Checkpointing, "on_train_epoch_end", 2), 16),
     "last step of all": ((ImageClassifier, "training_step", STEPS), STEPS),
     "last validation": ((ImageClassifier, "validation_step", 3 * 4), STEPS),
     "the test": ((ImageClassifier, "test_step", 1), STEPS),
-    "the end": ((RunOutput, "mark_done", 1), STEPS),
+    "the end": ((RunFolder, "mark_done", 1), STEPS),
 }
 
 

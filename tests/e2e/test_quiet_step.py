@@ -6,8 +6,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightship import cli, run
-from lightship.callbacks import progress
+from lightship import cli
+from lightship.commands import fit
+from lightship.training.callbacks import progress
 
 SYNCS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
 
@@ -56,12 +57,12 @@ def _in_fused_adam(event) -> bool:
 )
 def test_no_sync_between_log_points(tmp_path: Path, monkeypatch, flags: list[str]) -> None:
     profiler = StepProfiler(first=11, last=19)
-    build = run.build_trainer
+    build = fit.build_trainer
 
     def with_profiler(config, callbacks, *args):
         return build(config, [profiler, *callbacks], *args)
 
-    monkeypatch.setattr(run, "build_trainer", with_profiler)
+    monkeypatch.setattr(fit, "build_trainer", with_profiler)
     # A line of progress every few seconds is a log point too; here it must not be one of chance.
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 3600.0)
     arguments = [

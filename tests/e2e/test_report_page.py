@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
-from tests.browser import binary, browser
+
+from tests.support.browser import binary, browser
 
 pytestmark = pytest.mark.skipif(
     binary() is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"

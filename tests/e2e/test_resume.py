@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.images import little_set, put
-from tests.runs import differences, flags_of_little_run, last_state, little_images
 
-from lightship import cli, run, storage
-from lightship.callbacks.seeding import StepSeeding
-from lightship.checkpoint import CheckpointStore
-from lightship.record import Commit
+from lightship import cli, storage
+from lightship.checkpoint.record import Commit
+from lightship.checkpoint.store import CheckpointStore
+from lightship.commands import fit as run
+from lightship.training.callbacks.seeding import StepSeeding
+from tests.support.images import little_set, put
+from tests.support.runs import differences, flags_of_little_run, last_state, little_images
 
 EVERY_STEP = ["--run.checkpoint_every_steps=1"]
 

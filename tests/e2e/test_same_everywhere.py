@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.images import little_set, put, real_cifar10, tarred, zipped
 
 from lightship import cli
-from lightship.checkpoint import CheckpointStore
+from lightship.checkpoint.store import CheckpointStore
+from tests.support.images import little_set, put, real_cifar10, tarred, zipped
 
 
 @pytest.fixture(scope="module", params=["noise", "CIFAR-10"])

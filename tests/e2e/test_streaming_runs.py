@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.images import Files, little_set, put, webdataset
-from tests.killing import STEPS, Job, assert_as_if_never_killed, kill_once, many_images
-from tests.runs import differences, last_state
 
 from lightship import storage
+from tests.support.images import Files, little_set, put, webdataset
+from tests.support.killing import STEPS, Job, assert_as_if_never_killed, kill_once, many_images
+from tests.support.runs import differences, last_state
 
 STREAMED = ["--data.mode=streaming"]
 
@@ -36,7 +36,7 @@ def workers() -> set[int]:
             command = path.read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"lightship.data.worker import main" in command:
+        if b"lightship.data.streaming.worker import main" in command:
             found.add(int(path.parent.name))
     return found
 

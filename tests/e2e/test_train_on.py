@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.runs import little_images
 
-from lightship import cli, launch, run
+from lightship import cli
+from lightship.commands import dispatch
+from lightship.commands import fit as run
 from lightship.config import Config
-from lightship.output import RunOutput
+from lightship.run.folder import RunFolder
+from tests.support.runs import little_images
 
 FIT = [
     "fit", "--data.root=images", "--run.output=run", "--run.tracking=none", "--run.log_images=0",
-    "--model.net=tests.own_nets:pooled_linear", "--data.global_batch_size=6",
+    "--model.net=tests.support.own_nets:pooled_linear", "--data.global_batch_size=6",
     "--optim.schedule=cosine", "--optim.lr=0.01",
 ]  # fmt: skip
 STEPS = 4
@@ -101,7 +103,7 @@ def test_a_damaged_DONE_ends_the_run_anew(capsys) -> None:
 def test_only_a_run_that_is_to_train_needs_its_processes(capsys, max_epochs: int) -> None:
     fit(capsys, "--trainer.max_epochs=1")
     command = cli.parse([*FIT, f"--trainer.max_epochs={max_epochs}"])
-    assert launch._is_done(command) == (max_epochs == 1)
+    assert dispatch._is_done(command) == (max_epochs == 1)
 
 
 DAMAGES = {
@@ -140,4 +142,4 @@ def test_what_a_finished_run_without_checkpoints_says(capsys) -> None:
     for file in Path("run/checkpoints").iterdir():
         file.unlink()
     settings: Config = cli.parse([*FIT, "--trainer.max_epochs=5"]).config
-    assert RunOutput(settings, said.append).is_done()
+    assert RunFolder(settings, said.append).is_done()

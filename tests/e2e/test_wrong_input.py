@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.images import little_set, put, webdataset
 
 from lightship import cli
+from tests.support.images import little_set, put, webdataset
 
 
 def fit(capsys, *flags: str) -> tuple[int, str]:
@@ -103,7 +103,7 @@ def test_own_net_that_is_not_there(capsys, flags) -> None:
 
 
 def test_own_net_with_the_wrong_output(capsys, flags) -> None:
-    code, line = fit(capsys, *flags, "--model.net=tests.own_nets:wrong_width")
+    code, line = fit(capsys, *flags, "--model.net=tests.support.own_nets:wrong_width")
     assert code == 78
     assert "10" in line
 

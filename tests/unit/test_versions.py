@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.little_fit import classifier
 
-from lightship import cli, config, kept, restored, versions
+from lightship import cli, config, versions
+from lightship.commands import loading
 from lightship.config import Config, bounded, plain_root
-from lightship.exits import ConfigError
-from lightship.model.hyper_parameters import complete
-from lightship.model.module import ImageClassifier
-from lightship.output import RunOutput
+from lightship.errors import ConfigError
+from lightship.models.classifier import ImageClassifier
+from lightship.models.hyper_parameters import complete
+from lightship.run import config_file as kept
+from lightship.run.folder import RunFolder
+from tests.support.little_fit import classifier
 
 
 @pytest.fixture
@@ -76,10 +78,10 @@ def test_a_run_of_an_older_version_is_the_same_run(
     kept.write(str(tmp_path), Config())
     settings = versions.Config()
     settings.run.output = str(tmp_path)
-    RunOutput(settings, print).refuse_another_run("a run")
+    RunFolder(settings, print).refuse_another_run("a run")
     settings.optim.new_part = 0.25
     with pytest.raises(ConfigError, match=r"optim.new_part was 0.5, now 0.25"):
-        RunOutput(settings, print).refuse_another_run("a run")
+        RunFolder(settings, print).refuse_another_run("a run")
 
 
 def config_file(tmp_path: Path, change: Any) -> Path:
@@ -142,7 +144,7 @@ def checkpoint() -> dict[str, Any]:
 def test_hyper_parameters_that_an_older_version_lacks(lacks: str) -> None:
     older = checkpoint()
     del older["hyper_parameters"][lacks]
-    model = restored.build_model(older)
+    model = loading.build_model(older)
     assert not model.test_shift
     classifier(**{"optim": {}} if lacks == "optim" else {}).on_load_checkpoint(older)
 
@@ -171,7 +173,7 @@ def test_hyper_parameters_that_cannot_be_understood(change: dict[str, Any], text
     if change.get("class_names", "") is None:
         del newer["hyper_parameters"]["class_names"]
     with pytest.raises(ConfigError, match=text):
-        restored.build_model(newer)
+        loading.build_model(newer)
     with pytest.raises(ConfigError, match=text):
         classifier().on_load_checkpoint(newer)
 
@@ -187,7 +189,7 @@ def test_weights_that_do_not_fit_the_net_are_named() -> None:
         other["state_dict"] = dict(other["state_dict"])
         change(other["state_dict"])
         with pytest.raises(ConfigError, match=text):
-            restored.build_model(other)
+            loading.build_model(other)
         with pytest.raises(ConfigError, match=text):
             classifier().on_load_checkpoint(other)
 
@@ -220,10 +222,10 @@ def test_another_spelling_of_the_root_is_the_same_run(tmp_path: Path, monkeypatc
     kept.write("run", settings)
     for spelling in ("set/", "./set", f"{tmp_path}/set", f"{tmp_path}/set/"):
         settings.data.root = spelling
-        RunOutput(settings, print).refuse_another_run("a run")
+        RunFolder(settings, print).refuse_another_run("a run")
     settings.data.root = f"{tmp_path}/other"
     with pytest.raises(ConfigError, match=f"data.root was 'set', now '{tmp_path}/other'"):
-        RunOutput(settings, print).refuse_another_run("a run")
+        RunFolder(settings, print).refuse_another_run("a run")
 
 
 def test_a_run_that_0_1_0_named_with_a_slash_is_gone_on_with(tmp_path: Path, monkeypatch) -> None:

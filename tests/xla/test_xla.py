@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightship.batch import Batch
 from lightship.data.augment import Augment
-from tests.images import put, real_cifar10
-from tests.runs import differences, last_state
+from lightship.data.batch import Batch
+from tests.support.images import put, real_cifar10
+from tests.support.runs import differences, last_state
 
 pytest.importorskip("torch_xla", reason="torch_xla is not installed: make test-xla installs it")
 

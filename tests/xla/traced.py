@@ -34,8 +34,8 @@ def main() -> int:
     trace, *arguments = sys.argv[1:]
     from lightning.pytorch import Callback
 
-    from lightship import run
-    from lightship import trainer as trainers
+    from lightship.commands import fit
+    from lightship.training import trainer as trainers
 
     class Trace(Callback):
         def _note(self, kind: str, step: int) -> None:
@@ -61,7 +61,7 @@ def main() -> int:
     def with_trace(config: Any, callbacks: list[Any], *more: Any) -> Any:
         return build(config, [*callbacks, Trace()], *more)
 
-    run.build_trainer = trainers.build_trainer = with_trace
+    fit.build_trainer = trainers.build_trainer = with_trace
     return cli.main(arguments)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightship.batch import Batch
+from lightship.data.batch import Batch
 
 _DRAWS = 9
 _TABLE_STEPS = 1024

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import Any, NamedTuple
 
-from lightship import ranks
 from lightship.data.manifest import Manifest
-from lightship.exits import ConfigError, DataError
+from lightship.distributed import comm
+from lightship.errors import ConfigError, DataError
 
 _NAMED = 3
 
@@ -153,7 +153,7 @@ def compare_ranks(splits: Mapping[str, BadSamples]) -> None:
         ConfigError: The same, where access was denied to all of them.
     """
     news = {split: bad.take_news() for split, bad in splits.items()}
-    if ranks.any_rank(any(each.told for each in news.values())):
-        everybodys = ranks.all_gather(news)
+    if comm.any_rank(any(each.told for each in news.values())):
+        everybodys = comm.all_gather(news)
         for split, bad in splits.items():
             bad.merge(each[split] for each in everybodys)

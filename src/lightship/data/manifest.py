@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightship import storage, versions
-from lightship.exits import DataError, LightshipError
+from lightship.errors import DataError, LightshipError
 
 BLOCK_BYTES = 4 * 2**20
 _SMALL_BYTES = 256 * 2**20

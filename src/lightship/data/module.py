@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightship import devices, ranks, storage
-from lightship.batch import Batch
+from lightship import devices, storage
 from lightship.config import DataConfig
-from lightship.data import read, sources
+from lightship.data import sample_reader
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples, compare_ranks
-from lightship.data.decode import PixelLimit
-from lightship.data.fetch import Stretch
+from lightship.data.batch import Batch
+from lightship.data.images.decode import PixelLimit
+from lightship.data.images.resize import channel_statistics
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
 from lightship.data.order import EvalShare, ListedShare, Order, TrainShare
-from lightship.data.pixels import channel_statistics
 from lightship.data.regime import is_streamed, side_of_first
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
-from lightship.data.streaming import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
-from lightship.exits import ConfigError, DataError
+from lightship.data.sources import layouts
+from lightship.data.streaming.loaders import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
+from lightship.data.streaming.prefetch import BatchRange
+from lightship.distributed import comm
+from lightship.errors import ConfigError, DataError
 
 _STATISTICS_IMAGES, _STATISTICS_AT_ONCE = 1024, 128
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -43,7 +45,7 @@ class ImageData(LightningDataModule):
         say: Prints a line for the user.
     """
 
-    is_quiet = True  # see quiet.py: keep it so
+    supports_fast_loop = True  # see quiet.py: keep it so
 
     def __init__(
         self, config: DataConfig, seed: int, accumulate: int, say: Callable[[str], None]
@@ -85,12 +87,12 @@ class ImageData(LightningDataModule):
                     return load_manifests(url)
                 except DataError as error:  # the data themselves tell all that was in it
                     self.say(f"{error}; scanning --data.root again")
-            found = sources.scan(config.root, config.root_md5)
+            found = layouts.scan(config.root, config.root_md5)
             if url:
                 save_manifests(url, found)
             return found
 
-        splits = self._at_root_here(ranks.from_rank_0(table))
+        splits = self._at_root_here(comm.from_rank_0(table))
         if "val" not in splits and "train" in splits and config.val_fraction > 0:
             train, val = split_validation(splits["train"], config.val_fraction)
             splits = {**splits, "train": train}
@@ -116,8 +118,8 @@ class ImageData(LightningDataModule):
             DataError: No images there.
         """
         config = self.config
-        scan = partial(sources.scan_images, config.root, config.root_md5, leave_out)
-        self.manifests = self._at_root_here({"predict": ranks.from_rank_0(scan)})
+        scan = partial(layouts.scan_images, config.root, config.root_md5, leave_out)
+        self.manifests = self._at_root_here({"predict": comm.from_rank_0(scan)})
 
     def choose_unlabelled(self, batches: np.ndarray) -> None:
         """Have the split `predict` come in these batches on this rank, [K, B] ids, and ready it."""
@@ -127,8 +129,8 @@ class ImageData(LightningDataModule):
     def _at_root_here(self, splits: dict[str, Manifest]) -> dict[str, Manifest]:
         """A table holds for every machine; where a downloaded archive lies does not."""
         config = self.config
-        resolve = partial(sources.resolve_root, config.root, config.root_md5)
-        root = ranks.first_on_each_node(resolve)
+        resolve = partial(layouts.resolve_root, config.root, config.root_md5)
+        root = comm.first_on_each_node(resolve)
         return {split: dataclasses.replace(table, root=root) for split, table in splits.items()}
 
     @property
@@ -194,7 +196,7 @@ class ImageData(LightningDataModule):
         if is_streamed(config, split, manifest, self.image_size_px):
             self._bad[split] = bad_samples
             return
-        images, bad_samples = read.decode_all(
+        images, bad_samples = sample_reader.decode_all(
             manifest,
             image_size_px=self.image_size_px,
             resize=config.image_size_px is not None,
@@ -208,7 +210,7 @@ class ImageData(LightningDataModule):
         self._show_bad_samples()
 
     def _threads(self) -> int:
-        return self.config.decode_threads or ranks.cores()
+        return self.config.decode_threads or comm.cores()
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and deviation a channel, in 0..1, as data.normalize asks for. Every rank; blocks.
@@ -253,7 +255,7 @@ class ImageData(LightningDataModule):
             images = held[torch.from_numpy(ids).to(held.device)].cpu().numpy()
         else:
             most = 1.0 if self.config.on_error == "skip" else None
-            images, bad_samples = read.decode_all(
+            images, bad_samples = sample_reader.decode_all(
                 self.manifests[split],
                 ids,
                 image_size_px=self.image_size_px,
@@ -317,11 +319,11 @@ class ImageData(LightningDataModule):
                 split, share, augment, lambda: (trainer.current_epoch, progress.ready)
             )
 
-        def stretch() -> Stretch:
+        def stretch() -> BatchRange:
             last = trainer.max_epochs
             batches = min(len(share), int(trainer.num_training_batches))
             epochs = last if last is not None and last >= 0 else None
-            return Stretch(trainer.current_epoch, progress.ready, batches, epochs)
+            return BatchRange(trainer.current_epoch, progress.ready, batches, epochs)
 
         loader = StreamedTrainLoader(split, share, augment, config.crop_min_area, stretch)
         self._train_loader = loader

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lightship.batch import NOT_COUNTED
-from lightship.exits import ConfigError
+from lightship.data.batch import NOT_COUNTED
+from lightship.errors import ConfigError
 
 _LANE_SAMPLES = 8
 _MIX_BYTES = 4 * 2**30

@@ -5,10 +5,10 @@ import numpy as np
 from lightship import storage
 from lightship.config import DataConfig
 from lightship.data.bad_samples import BadSamples
-from lightship.data.decode import PixelLimit, decode
+from lightship.data.images.decode import PixelLimit, decode
 from lightship.data.manifest import Manifest
-from lightship.data.read import read_samples
-from lightship.exits import ConfigError, DataError
+from lightship.data.sample_reader import read_samples
+from lightship.errors import ConfigError, DataError
 
 _MOST_AT_ONCE = 64
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightship import devices
-from lightship.batch import NOT_COUNTED, Batch
 from lightship.data.augment import Augment
+from lightship.data.batch import NOT_COUNTED, Batch
 from lightship.data.order import EvalShare, ListedShare, TrainShare
 
 

@@ -2,18 +2,19 @@
 
 import os
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from lightship.cli import Command
+from lightship.config import Config
 from lightship.doctor import collectives, rendezvous
 from lightship.doctor.check import Finding, Once, skipped
-from lightship.exits import ConfigError, LightshipError
+from lightship.errors import ConfigError, LightshipError
 
 if TYPE_CHECKING:
     from lightship.doctor.data_speed import Speeds
+    from lightship.doctor.dry_run import Trial
     from lightship.doctor.first_samples import FirstSamples
-    from lightship.doctor.trial import Trial
 
 _GUESSED_CLASSES = 1000
 
@@ -22,14 +23,18 @@ class Asked:
     """The facts of one examination; all that is slow is a Once and blocks who asks first.
 
     Args:
-        command: `lightship doctor` with the flags of a fit.
+        config: Settings of the fit that is asked about.
+        wrong: Why they are not valid; empty if they are.
         is_worker: Whether a launcher started this process as one of several.
+        imports: Imports all that a fit imports.
     """
 
-    def __init__(self, command: Command, is_worker: bool) -> None:
-        self.config, self.wrong, self.is_worker = command.config, command.wrong, is_worker
+    def __init__(
+        self, config: Config, wrong: str, is_worker: bool, imports: Callable[[], None]
+    ) -> None:
+        self.config, self.wrong, self.is_worker = config, wrong, is_worker
         self.begun_s = time.monotonic()
-        self.imported = Once(_imports)
+        self.imported = Once(imports)
         self.first = Once(self._first_samples)
         self.speeds = Once(self._speeds)
         self.trial = Once(self._trial)
@@ -38,18 +43,18 @@ class Asked:
     @cached_property
     def processes(self) -> int:
         """Processes of the fit on this node. Needs the imports. Raises ConfigError."""
-        from lightship import launch
+        from lightship.distributed import launcher
 
         if self.is_worker:
             return int(os.environ["LOCAL_WORLD_SIZE"])
-        return 1 if self.config.trainer.is_on_tpu else launch.processes_here(self.config)
+        return 1 if self.config.trainer.is_on_tpu else launcher.processes_here(self.config.trainer)
 
     @cached_property
     def on_gpus(self) -> bool:
         """Whether each of them drives a GPU. Needs the imports."""
-        from lightship import launch
+        from lightship.distributed import launcher
 
-        return launch.is_on_gpus(self.config.trainer.accelerator)
+        return launcher.is_on_gpus(self.config.trainer.accelerator)
 
     def _ranks(self) -> int:
         """Processes of the whole job."""
@@ -88,7 +93,7 @@ class Asked:
     def _trial(self) -> "Trial | None":
         import torch
 
-        from lightship.doctor.trial import try_steps
+        from lightship.doctor.dry_run import try_steps
 
         size_px, classes = self.config.data.image_size_px, None
         try:
@@ -116,14 +121,3 @@ class Asked:
         if is_streamed or decoded > data.resident_gib * 2**30:
             return 0 if self.on_gpus else int(data.prefetch_gib * 2**30)
         return decoded
-
-
-def _imports() -> None:
-    """What the checks import, once, on one thread."""
-    import logging
-
-    import lightship.agent
-    import lightship.launch
-    import lightship.run  # noqa: F401 (all of a fit)
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ from functools import partial
 from threading import Lock, Thread
 from typing import Generic, Literal, TypeVar
 
-from lightship.exits import LightshipError
+from lightship.errors import LightshipError
 
 T = TypeVar("T")
 Status = Literal["ok", "warn", "fail", "skipped"]

@@ -57,7 +57,7 @@ def _exchange(
     """Start exchange.py once for each set of variables, and wait for all of them."""
     backend, until = "nccl" if on_gpus else "gloo", time.monotonic() + timeout_s
     who = f"{world_size} {of}processes by {backend}"
-    command = [sys.executable, "-m", "lightship.doctor.exchange", str(timeout_s), backend]
+    command = [sys.executable, "-m", "lightship.doctor.allreduce_worker", str(timeout_s), backend]
     errors: list[IO[str]] = [tempfile.TemporaryFile("w+") for _ in ranks]  # noqa: SIM115 (closed below)
     running = [
         subprocess.Popen(

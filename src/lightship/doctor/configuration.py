@@ -5,7 +5,7 @@ import dataclasses
 from lightship.config import Config
 from lightship.data.order import Order, TrainShare
 from lightship.doctor.check import Finding
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 
 _ENDS = "a fit ends at once with code 78"
 
@@ -27,7 +27,7 @@ def valid(
             raise ConfigError(wrong)
         _check_batch(config, ranks, size_px)
         if try_trainer:
-            from lightship.trainer import build_trainer
+            from lightship.training.trainer import build_trainer
 
             one = dataclasses.replace(config.trainer, devices="1")
             build_trainer(dataclasses.replace(config, trainer=one), [])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightship import shared_memory
+from lightship.distributed import shared_memory
 from lightship.doctor.check import Finding, skipped
 
 _GIB = 2**30

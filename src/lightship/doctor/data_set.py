@@ -8,12 +8,12 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.decode import PixelLimit, decode
+from lightship.data.images.decode import PixelLimit, decode
 from lightship.data.manifest import Manifest, refuse_one_class
-from lightship.data.read import read_samples
-from lightship.data.sources import scan
+from lightship.data.sample_reader import read_samples
+from lightship.data.sources.layouts import scan
 from lightship.doctor.check import Finding, in_daemon, skipped
-from lightship.exits import DataError
+from lightship.errors import DataError
 
 _LOOKED_AT_S = 3.0
 _MOST_REMOTE, _MOST_LOCAL = 64, 2048

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.decode import PixelLimit
-from lightship.data.pixels import decode_square
+from lightship.data.images.decode import PixelLimit
+from lightship.data.images.resize import decode_square
 from lightship.doctor.check import Finding
 from lightship.doctor.first_samples import FirstSamples
-from lightship.exits import DataError
+from lightship.errors import DataError
 
 _MEASURE_S = 2.0
 _AT_ONCE = 16

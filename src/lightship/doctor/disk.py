@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.sources import NAMED_ROOTS
+from lightship.data.sources.layouts import NAMED_ROOTS
 from lightship.doctor.check import Finding, skipped
 
 _GIB = 2**30

@@ -10,17 +10,17 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.decode import PixelLimit, decode
+from lightship.data.images.decode import PixelLimit, decode
 from lightship.data.manifest import Manifest, load_manifests
-from lightship.data.read import plan_spans, read_samples
 from lightship.data.regime import side_of
-from lightship.data.shards import INDEX
-from lightship.data.sources import NAMED_ROOTS, scan
-from lightship.data.sources_cifar import ENCODING, cifar_files
-from lightship.data.sources_listing import nothing_there, without_runs
-from lightship.data.sources_parquet import scan_parquet
-from lightship.data.sources_parts import is_ignored, is_image, seen
-from lightship.exits import DataError
+from lightship.data.sample_reader import plan_spans, read_samples
+from lightship.data.shards.index import INDEX
+from lightship.data.sources.cifar import ENCODING, cifar_files
+from lightship.data.sources.layouts import NAMED_ROOTS, scan
+from lightship.data.sources.listing import nothing_there, without_runs
+from lightship.data.sources.parquet import scan_parquet
+from lightship.data.sources.parts import is_ignored, is_image, seen
+from lightship.errors import DataError
 
 _LISTED = 256
 _SPANS_BYTES = 16 * 2**20

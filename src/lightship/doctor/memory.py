@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lightship.config import Config
 from lightship.doctor.check import Finding
-from lightship.doctor.trial import Trial
+from lightship.doctor.dry_run import Trial
 
 _GIB = 2**30
 # Fitted to the peaks of litcnn, resnet18 and mobilenet_v3_small on a CPU (within 10 %).

@@ -7,7 +7,7 @@ import uuid
 from lightship import storage
 from lightship.config import Config
 from lightship.doctor.check import Finding, skipped
-from lightship.exits import ConfigError, LightshipError, TimeoutExpired
+from lightship.errors import ConfigError, LightshipError, TimeoutExpired
 from lightship.storage import Denied
 
 _FIX = (
@@ -32,10 +32,10 @@ def run_there(config: Config) -> Finding:
 
     Reads only; blocks.
     """
-    from lightship.output import RunOutput
+    from lightship.run.folder import RunFolder
 
     said: list[str] = []
-    output = RunOutput(config, said.append)
+    output = RunFolder(config, said.append)
     try:
         is_done, commits = output.is_done(), output.checkpoints().commits()
     except (Denied, TimeoutExpired) as error:

@@ -8,7 +8,7 @@ def gpus_for_processes(config: Config) -> Finding:
     """GPUs seen against processes asked for. Needs torch; makes no context on a GPU."""
     import torch
 
-    from lightship.launch import is_on_gpus, processes_here
+    from lightship.distributed.launcher import is_on_gpus, processes_here
 
     asked = config.trainer
     if asked.is_on_tpu:
@@ -23,7 +23,7 @@ def gpus_for_processes(config: Config) -> Finding:
             "docker run --gpus all, in Kubernetes resources.limits nvidia.com/gpu; or "
             "--trainer.accelerator cpu",
         )
-    processes = processes_here(config)  # raises for more processes than GPUs
+    processes = processes_here(config.trainer)  # raises for more processes than GPUs
     if is_on_gpus(asked.accelerator):
         names = sorted({torch.cuda.get_device_name(index) for index in range(seen)})
         told = f"{seen} GPUs ({', '.join(names)}) seen, {processes} processes asked for"

@@ -46,7 +46,7 @@ def find_meeting() -> Meeting | None:
     """
     from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-    from lightship.agent import launch_settings
+    from lightship.distributed.elastic_agent import launch_settings
 
     settings = launch_settings(1, Path(tempfile.gettempdir()), is_resumable=True)
     if settings.max_nodes == 1:

@@ -15,7 +15,7 @@ from lightship.doctor import (
 )
 from lightship.doctor.asked import Asked
 from lightship.doctor.check import Check, Finding, in_daemon, skipped
-from lightship.exits import LightshipError, TimeoutExpired
+from lightship.errors import LightshipError, TimeoutExpired
 
 _LATEST_S = 20.0
 """The last deadline of all: with Python's start and end the doctor stays below 30 s."""
@@ -214,7 +214,7 @@ class Examination(Asked):
         return rendezvous.meet(rendezvous.find_meeting())
 
     def _data(self) -> Finding:
-        from lightship import ranks
+        from lightship.distributed import comm
         from lightship.doctor.data_speed import feed
 
         try:
@@ -236,7 +236,7 @@ class Examination(Asked):
             # On a CPU the processes share the cores that one has had alone.
             return trial.images_per_s * (count if self.on_gpus else 1)
 
-        threads = self.config.data.decode_threads * count or ranks.cores()
+        threads = self.config.data.decode_threads * count or comm.cores()
         return feed(self.config.data, first, speeds, threads, needed_per_s)
 
     def _data_set(self) -> Finding:

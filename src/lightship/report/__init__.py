@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from lightship import storage, strict_json
-from lightship.report.facts import (
+from lightship.report.data import (
     Calibration,
     Confused,
     ReportData,
@@ -13,7 +13,7 @@ from lightship.report.facts import (
     confused_pairs,
     most_confused,
 )
-from lightship.report.page import build_page
+from lightship.report.html import build_page
 from lightship.report.pictures import draw_confusion, draw_curves, draw_predictions
 
 __all__ = ["Calibration", "Confused", "ReportData", "Shown", "most_confused", "write_report"]

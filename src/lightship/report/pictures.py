@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightship.report.facts import (
+from lightship.report.data import (
     MAX_LABELLED_CLASSES,
     ReportData,
     curves,

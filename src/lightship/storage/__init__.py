@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Literal
 import fsspec
 from fsspec.archive import AbstractArchiveFileSystem
 
-from lightship.exits import ConfigError, DataError, LightshipError
+from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.storage.archives import plain_names
 from lightship.storage.backends import (
     PIECE_BYTES,
@@ -36,10 +36,10 @@ from lightship.storage.backends import (
 )
 from lightship.storage.protocols import file_system_class
 from lightship.storage.retry import (
+    Deadline,
     Denied,
     Limits,
     NotFound,
-    Patience,
     StorageTimeout,
     at_once,
     in_daemon,
@@ -128,7 +128,7 @@ def resolve(url: str) -> tuple[Any, str]:
     key = (os.getpid(), protocol, rest, *options.items(), *map(os.environ.get, _ENVIRONMENT))
     backend = _BACKENDS.get(key)
     if backend is None:
-        patience = Patience(url)
+        patience = Deadline(url)
         build = partial(persist, partial(_build, kind, protocol, rest, options), patience)
         backend = _BACKENDS.setdefault(key, result_of(in_daemon(build), patience))
     return backend, kind._strip_protocol(head)
@@ -164,9 +164,9 @@ def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) 
     return S3(file_system)
 
 
-def _run(url: str, method: str, *args: Any, size: int = 0, patience: Patience | None = None) -> Any:
+def _run(url: str, method: str, *args: Any, size: int = 0, patience: Deadline | None = None) -> Any:
     backend, path = resolve(url)
-    patience = patience or Patience(url, size)
+    patience = patience or Deadline(url, size)
     operation = partial(getattr(backend, method), patience, path, *args)
     return result_of(in_daemon(partial(persist, operation, patience)), patience)
 
@@ -183,7 +183,7 @@ def make_ready(url: str) -> None:
     def connect() -> None:
         with contextlib.suppress(Exception):
             backend, path = resolve(url)
-            backend.connect(Patience(url), path)
+            backend.connect(Deadline(url), path)
 
     in_daemon(connect)
 
@@ -281,12 +281,12 @@ def _read_group(
     on_error: str,
 ) -> None:
     longest_bytes = max((spans[i].end or 0) - spans[i].start for i, _ in places)
-    watch = Patience(spans[places[0][0]].url, max(0, longest_bytes))
+    watch = Deadline(spans[places[0][0]].url, max(0, longest_bytes))
     expired: list[StorageTimeout] = []
 
     def read_one(place: tuple[int, str]) -> None:
         (index, path), span = place, spans[place[0]]
-        patience = Patience(span.url, span.end - span.start if span.end else 0)
+        patience = Deadline(span.url, span.end - span.start if span.end else 0)
         read = partial(backend.read, patience, path, span.start, span.end)
         try:
             if expired:
@@ -339,7 +339,7 @@ def download(url: str, path: Path, md5: str | None = None) -> None:
     Raises:
         DataError: its MD5 is not `md5`; nothing is left behind.
     """
-    patience = Patience(url)
+    patience = Deadline(url)
 
     def copy() -> None:
         with whole_file(path) as temporary_path:
@@ -384,7 +384,7 @@ def check_writable(url: str, flag: str = "--run.output") -> None:
     """
     probe_url, data = join(url, f".{uuid.uuid4().hex}.probe"), uuid.uuid4().bytes
     try:
-        patience = Patience(probe_url, total_s=Limits.now().probe_s)
+        patience = Deadline(probe_url, total_s=Limits.now().probe_s)
         _run(probe_url, "write", data, patience=patience)
         found = read_bytes(probe_url)
         _run(probe_url, "remove", patience=patience)

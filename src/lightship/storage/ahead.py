@@ -12,7 +12,7 @@ from typing import Any
 
 from lightship.storage import Span, resolve
 from lightship.storage.backends import Data
-from lightship.storage.retry import Limits, Patience, persist
+from lightship.storage.retry import Deadline, Limits, persist
 
 _IN_FLIGHT_BYTES = 64 * 2**20  # or later reads would take their share of the line from the first
 _LOOK_S = 0.5
@@ -65,7 +65,7 @@ class ReadAhead:
         for future in futures:
             future.add_done_callback(done.put)
             awaited += 1
-        patience, seen_s = Patience("the storage", _IN_FLIGHT_BYTES), self._moved_s
+        patience, seen_s = Deadline("the storage", _IN_FLIGHT_BYTES), self._moved_s
         while awaited:
             try:
                 future = done.get(timeout=_LOOK_S)
@@ -136,7 +136,7 @@ class ReadAhead:
 
     def _read(self, span: Span) -> Data:
         backend, path = self._resolve(span.url)
-        patience = Patience(span.url, _size(span))
+        patience = Deadline(span.url, _size(span))
         return persist(partial(backend.read, patience, path, span.start, span.end), patience)
 
     def _resolve(self, url: str) -> tuple[Any, str]:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightship.exits import ConfigError, DataError, LightshipError
+from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.storage.retry import (
+    Deadline,
     Limits,
-    Patience,
     WrongLength,
     http_answer,
     result_of,
@@ -53,7 +53,7 @@ class Local:
 
     def files(
         self,
-        patience: Patience,
+        patience: Deadline,
         path: str,
         most: int | None = None,
         skip: Callable[[str], bool] | None = None,
@@ -76,16 +76,16 @@ class Local:
             patience.progress()
         return found
 
-    def connect(self, patience: Patience, path: str) -> None:
+    def connect(self, patience: Deadline, path: str) -> None:
         pass
 
-    def size(self, patience: Patience, path: str) -> int | None:
+    def size(self, patience: Deadline, path: str) -> int | None:
         return None if os.path.isdir(path) else os.stat(path).st_size
 
-    def modified(self, patience: Patience, path: str) -> float:
+    def modified(self, patience: Deadline, path: str) -> float:
         return os.stat(path).st_mtime
 
-    def read(self, patience: Patience, path: str, start: int, end: int | None) -> bytes:
+    def read(self, patience: Deadline, path: str, start: int, end: int | None) -> bytes:
         with open(path, "rb", buffering=0 if end is None else -1) as file:
             file.seek(start)
             data = file.read() if end is None else file.read(end - start)
@@ -93,10 +93,10 @@ class Local:
                 raise _wrong_length(path, os.fstat(file.fileno()).st_size, start, end, len(data))
         return data
 
-    def open(self, patience: Patience, path: str) -> BinaryIO:
+    def open(self, patience: Deadline, path: str) -> BinaryIO:
         return open(path, "rb")
 
-    def write(self, patience: Patience, path: str, source: Source) -> None:
+    def write(self, patience: Deadline, path: str, source: Source) -> None:
         with whole_file(Path(path)) as temporary_path, temporary_path.open("wb") as out:
             if isinstance(source, Path):
                 with source.open("rb") as file:
@@ -104,7 +104,7 @@ class Local:
             else:
                 out.write(source)
 
-    def remove(self, patience: Patience, path: str) -> None:
+    def remove(self, patience: Deadline, path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
@@ -145,7 +145,7 @@ class Remote:
 
     def files(
         self,
-        patience: Patience,
+        patience: Deadline,
         path: str,
         most: int | None = None,
         skip: Callable[[str], bool] | None = None,
@@ -161,16 +161,16 @@ class Remote:
         names = ((name.removeprefix(path).lstrip("/"), i["size"]) for name, i in found.items())
         return [FileInfo(*each) for each in names]
 
-    def connect(self, patience: Patience, path: str) -> None:
+    def connect(self, patience: Deadline, path: str) -> None:
         self.fs.exists(path)
 
-    def size(self, patience: Patience, path: str) -> int | None:
+    def size(self, patience: Deadline, path: str) -> int | None:
         return _size(self.fs.info(path))
 
-    def modified(self, patience: Patience, path: str) -> float:
+    def modified(self, patience: Deadline, path: str) -> float:
         return self.fs.modified(path).timestamp()
 
-    def read(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
+    def read(self, patience: Deadline, path: str, start: int, end: int | None) -> Data:
         if self.is_archive:
             return self._read_member(patience, path, start, end)
         data = self.fs.cat_file(path, start=start or None, end=end)
@@ -178,7 +178,7 @@ class Remote:
             raise _wrong_length(path, _size(self.fs.info(path)), start, end, len(data))
         return data
 
-    def _read_member(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
+    def _read_member(self, patience: Deadline, path: str, start: int, end: int | None) -> Data:
         """Of an archive: what goes wrong is the member's fault, unless storage or system say so."""
         if self.size(patience, path) is None:
             raise IsADirectoryError(path)
@@ -200,20 +200,20 @@ class Remote:
             )
         return data
 
-    def open(self, patience: Patience, path: str) -> BinaryIO:
+    def open(self, patience: Deadline, path: str) -> BinaryIO:
         return self.fs.open(path, "rb")
 
-    def get_file(self, patience: Patience, path: str, to_path: Path) -> None:
+    def get_file(self, patience: Deadline, path: str, to_path: Path) -> None:
         self.fs.get_file(path, str(to_path))
 
-    def write(self, patience: Patience, path: str, source: Source) -> None:
+    def write(self, patience: Deadline, path: str, source: Source) -> None:
         if self.is_read_only:
             raise ConfigError(f"{redact(path)}: archives and web addresses are only read")
         self.put(patience, path, source)
         if (size := _size(self.fs.info(path))) != length_of(source):
             raise WrongLength(f"{size} of {length_of(source)} bytes arrived")
 
-    def put(self, patience: Patience, path: str, source: Source) -> None:
+    def put(self, patience: Deadline, path: str, source: Source) -> None:
         if not self.fs.async_impl:  # those are object stores: there are no folders to make
             self.fs.makedirs(self.fs._parent(path), exist_ok=True)
         if isinstance(source, Path):
@@ -221,7 +221,7 @@ class Remote:
         else:
             self.fs.pipe_file(path, bytes(source))
 
-    def remove(self, patience: Patience, path: str) -> None:
+    def remove(self, patience: Deadline, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(path)
 
@@ -232,7 +232,7 @@ class Async(Remote):
     def reads_at_once(self, limits: Limits) -> int:
         return limits.in_flight
 
-    def read(self, patience: Patience, path: str, start: int, end: int | None) -> Data:
+    def read(self, patience: Deadline, path: str, start: int, end: int | None) -> Data:
         try:
             data = self.get(patience, path, start, end)
         except Exception as error:
@@ -243,7 +243,7 @@ class Async(Remote):
             raise _wrong_length(path, _size(self.fs.info(path)), start, end, len(data))
         return data
 
-    def get(self, patience: Patience, path: str, start: int, end: int | None, **how: Any) -> Data:
+    def get(self, patience: Deadline, path: str, start: int, end: int | None, **how: Any) -> Data:
         if start == 0 and end is None:  # bytes=0- of an empty object would be an error
             reading = self.fs._cat_file(path, **how)
         else:
@@ -284,7 +284,7 @@ def piece(source: Source, start: int, count: int) -> bytes:
     return bytes(memoryview(source).cast("B")[start : start + count])
 
 
-def copy_stream(source: BinaryIO, out: BinaryIO, patience: Patience) -> None:
+def copy_stream(source: BinaryIO, out: BinaryIO, patience: Deadline) -> None:
     """All that is left of `source`, in pieces, each of which is progress."""
     while piece := source.read(8 * PIECE_BYTES):
         out.write(piece)

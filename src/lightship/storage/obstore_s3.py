@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightship.exits import ConfigError
-from lightship.storage.retry import Limits, Patience, result_of
+from lightship.errors import ConfigError
+from lightship.storage.retry import Deadline, Limits, result_of
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
@@ -159,7 +159,7 @@ class ObstoreS3:
             "allow_http": True,
             "connect_timeout": timedelta(seconds=limits.connect_s),
             "read_timeout": timedelta(seconds=limits.read_s),
-            "timeout": timedelta(seconds=Patience(bucket).try_s(_LARGEST_BYTES)),
+            "timeout": timedelta(seconds=Deadline(bucket).try_s(_LARGEST_BYTES)),
         }
         endpoint, bundle = client.meta.endpoint_url, os.environ.get("AWS_CA_BUNDLE")
         if bundle and endpoint.startswith("https:"):
@@ -178,5 +178,5 @@ class ObstoreS3:
         )
 
     def _ask(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        patience = Patience("the credentials of S3")
+        patience = Deadline("the credentials of S3")
         return result_of(asyncio.run_coroutine_threadsafe(coroutine, self.fs.loop), patience)

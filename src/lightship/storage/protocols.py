@@ -4,7 +4,7 @@ from typing import Any
 
 from fsspec.registry import get_filesystem_class
 
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 from lightship.storage.urls import redact
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}

@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lightship.exits import ConfigError, DataError, LightshipError, TimeoutExpired
+from lightship.errors import ConfigError, DataError, LightshipError, TimeoutExpired
 from lightship.storage.urls import redact
 
 T = TypeVar("T")
@@ -206,7 +206,7 @@ def _reason(error: BaseException) -> str:
     return f"{kind}: {text}" if text else kind
 
 
-class Patience:
+class Deadline:
     """The deadline of one call, moved by `progress`, and the pauses between its tries."""
 
     def __init__(self, url: str, size_bytes: int = 0, total_s: float | None = None):
@@ -253,7 +253,7 @@ class Patience:
         return pause_s
 
 
-def persist(operation: Callable[[], T], patience: Patience) -> T:
+def persist(operation: Callable[[], T], patience: Deadline) -> T:
     """Tries until it works. A try that hangs is left to who waits: see `result_of`."""
     while True:
         try:
@@ -278,7 +278,7 @@ def in_daemon(function: Callable[[], T]) -> "Future[T]":
     return future
 
 
-def result_of(future: "Future[T]", patience: Patience, grace_s: float = _GRACE_S) -> T:
+def result_of(future: "Future[T]", patience: Deadline, grace_s: float = _GRACE_S) -> T:
     """Waits as long as there is progress; the grace lets an inner deadline name the cause."""
     try:
         while not wait([future], patience.left_s() + grace_s).done:
@@ -290,7 +290,7 @@ def result_of(future: "Future[T]", patience: Patience, grace_s: float = _GRACE_S
 
 
 def at_once(
-    function: Callable[[T], R], items: Iterable[T], most: int, patience: Patience
+    function: Callable[[T], R], items: Iterable[T], most: int, patience: Deadline
 ) -> list[R]:
     """function(item) of each, in their order, by up to `most` threads.
 

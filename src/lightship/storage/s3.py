@@ -11,7 +11,7 @@ from typing import Any
 
 from lightship.storage.backends import PIECE_BYTES, Async, Data, FileInfo, Source, length_of, piece
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
-from lightship.storage.retry import Limits, Patience, at_once, persist
+from lightship.storage.retry import Deadline, Limits, at_once, persist
 
 _PAGES_ALONE = 8
 _FOLDERS_AT_ONCE = 16
@@ -32,14 +32,14 @@ class S3(Async):
     def readsat_once(self, limits: Limits) -> int:
         return (2 if self.obstore else 1) * limits.in_flight  # one costs it next to nothing
 
-    def connect(self, patience: Patience, path: str) -> None:
+    def connect(self, patience: Deadline, path: str) -> None:
         super().connect(patience, path)
         if self.obstore:
             self.obstore.connect(path)
 
     def files(
         self,
-        patience: Patience,
+        patience: Deadline,
         path: str,
         most: int | None = None,
         skip: Callable[[str], bool] | None = None,
@@ -59,7 +59,7 @@ class S3(Async):
             listed.append(FileInfo("", size))
         return listed
 
-    def _by_folders(self, patience: Patience, bucket: str, prefix: str) -> Page:
+    def _by_folders(self, patience: Deadline, bucket: str, prefix: str) -> Page:
         """All objects below a prefix, many folders at once.
 
         Each page alone tells how to ask for the next; the folders can be asked for at any time.
@@ -84,7 +84,7 @@ class S3(Async):
             found |= page
         return found
 
-    def _folder(self, patience: Patience, bucket: str, folder: str) -> tuple[list[str], Page]:
+    def _folder(self, patience: Deadline, bucket: str, folder: str) -> tuple[list[str], Page]:
         """(the folders, as "PREFIX/", the objects) that lie in a folder itself."""
         inner: list[str] = []
         found: Page = {}
@@ -94,7 +94,7 @@ class S3(Async):
         return inner, found
 
     def _pages(
-        self, patience: Patience, bucket: str, prefix: str, most: int | None = None
+        self, patience: Deadline, bucket: str, prefix: str, most: int | None = None
     ) -> Iterator[Page]:
         """The objects below a prefix; some twice if obstore gives up on the way.
 
@@ -113,7 +113,7 @@ class S3(Async):
         for answer in self._answers(patience, Bucket=bucket, Prefix=prefix, **where):
             yield _objects(answer)
 
-    def _answers(self, patience: Patience, **where: Any) -> Iterator[dict[str, Any]]:
+    def _answers(self, patience: Deadline, **where: Any) -> Iterator[dict[str, Any]]:
         while True:
             answer = self.call(patience, 0, "list_objects_v2", **where)
             yield answer
@@ -121,7 +121,7 @@ class S3(Async):
                 return
             where["ContinuationToken"] = answer["NextContinuationToken"]
 
-    def get(self, patience: Patience, path: str, start: int, end: int | None, **how: Any) -> Data:
+    def get(self, patience: Deadline, path: str, start: int, end: int | None, **how: Any) -> Data:
         obstore = self.obstore if end is not None else None
         if obstore and end is not None and not patience.tries and obstore.may_try(end - start):
             return obstore.read(path, start, end)
@@ -131,7 +131,7 @@ class S3(Async):
             obstore.s3fs_could()
         return data
 
-    def put(self, patience: Patience, path: str, source: Source) -> None:
+    def put(self, patience: Deadline, path: str, source: Source) -> None:
         bucket, key, _ = self.fs.split_path(path)
         size = length_of(source)
         part_bytes = max(2 * PIECE_BYTES, -(-size // 10_000))  # S3 takes 10,000 parts
@@ -157,11 +157,11 @@ class S3(Async):
             call("abort_multipart_upload")
             raise
 
-    def call(self, patience: Patience, size: int, method: str, **args: Any) -> dict[str, Any]:
+    def call(self, patience: Deadline, size: int, method: str, **args: Any) -> dict[str, Any]:
         """One request with tries of its own, so that a fault does not undo those before."""
         limit_s = patience.try_s(size)
         request = partial(self.fs.call_s3, method, timeout=limit_s, **args)
-        answer = persist(request, Patience(patience.url, size))
+        answer = persist(request, Deadline(patience.url, size))
         patience.progress()
         return answer
 

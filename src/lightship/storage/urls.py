@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 
 _SECRET_SETTING = re.compile(
     r"(?i)\b(\w*(?:secret|password|token|signature|credential|authorization|api[_-]?key|"

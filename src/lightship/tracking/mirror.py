@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from lightship import storage
-from lightship.exits import in_one_line
+from lightship.errors import in_one_line
 
 _COPY_EVERY_S = 120.0
 

@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from lightship.background import Background
+from lightship.tracking.background import Background
 
 _END_S = 5.0
 

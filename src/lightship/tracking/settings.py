@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lightship.exits import ConfigError
+from lightship.errors import ConfigError
 from lightship.tracking.service import end_service
 
 if TYPE_CHECKING:

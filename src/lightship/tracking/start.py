@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from lightship.background import Background
-from lightship.exits import ConfigError, in_one_line
+from lightship.errors import ConfigError, in_one_line
+from lightship.tracking.background import Background
 from lightship.tracking.folders import WandbFolders
 from lightship.tracking.key import find_key
 from lightship.tracking.service import end_service, find_service

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.loggers import Logger
 
-from lightship.background import Background
-from lightship.exits import in_one_line
+from lightship.errors import in_one_line
+from lightship.tracking.background import Background
 from lightship.tracking.folders import WandbFolders, is_writable
 from lightship.tracking.mirror import Mirror
 from lightship.tracking.service import end_service, find_service
@@ -97,7 +97,7 @@ class Tracker(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand `metrics` to W&B's own process; does not wait for it.
 
-        A step never goes back (see `MetricsTable.log_metrics`).
+        A step never goes back (see `MetricsCSV.log_metrics`).
         """
         self._step = max(step or 0, self._step)
         self._submit("log", partial(self._log, {**metrics, STEP_KEY: self._step}))

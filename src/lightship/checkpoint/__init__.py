@@ -1,0 +1,1 @@
+"""Checkpoints: writing, records, reading, when to save."""

@@ -1,0 +1,113 @@
+"""The commit record of a checkpoint: a small JSON file beside it that says what it is."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lightship import versions
+from lightship.errors import LightshipError
+
+PAYLOAD, RECORD = ".ckpt", ".commit.json"
+_FORMAT = "checkpoint record"
+
+
+class CheckpointDamaged(LightshipError):
+    """A checkpoint is missing, torn or altered, or was never committed."""
+
+
+class Metric(NamedTuple):
+    """What scores are of; scores of two metrics are not compared.
+
+    Attributes:
+        monitor: The metric's name.
+        mode: Which score is the best: the `min` or the `max`.
+    """
+
+    monitor: str
+    mode: str
+
+    @classmethod
+    def of(cls, monitor: str) -> "Metric":
+        """The metric of that name."""
+        return cls(monitor, "min" if monitor.endswith("loss") else "max")
+
+
+DEFAULT_METRIC = Metric.of("val/loss")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The commit record of one checkpoint.
+
+    Attributes:
+        file: Name of the payload in the same folder.
+        step: Optimizer steps done.
+        size_bytes: Size of the payload.
+        sha256: Of the payload, hex.
+        attempt: Id of the start of the run that wrote it; ids sort in the order of the starts.
+        epoch: Epochs finished.
+        score: The monitored metric if the save closed a validated epoch.
+        save: Which save of its attempt it is, from 1.
+        monitor: Name of the metric of `score`; None: 0.1.0 did not record it.
+        mode: `min` or `max`, as of Metric.
+    """
+
+    file: str
+    step: int
+    size_bytes: int
+    sha256: str
+    attempt: str
+    epoch: int = 0
+    score: float | None = None
+    save: int = 0
+    monitor: str | None = None
+    mode: str | None = None
+
+    @property
+    def metric(self) -> Metric | None:
+        """What the score is of, where there is one and that is known."""
+        known = self.score is not None and self.monitor is not None and self.mode is not None
+        return Metric(str(self.monitor), str(self.mode)) if known else None
+
+    def to_bytes(self) -> bytes:
+        """JSON with its version and a check sum of itself."""
+        fields = {**dataclasses.asdict(self), "version": versions.VERSIONS[_FORMAT]}
+        return json.dumps({**fields, "check": _check(fields)}, indent=1).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str = "checkpoint record") -> "Commit":
+        """What `to_bytes` of any version up to this one wrote.
+
+        Raises:
+            CheckpointDamaged: It is not that.
+            NewerVersion: A newer version wrote it.
+        """
+        try:
+            fields = json.loads(data)
+        except (ValueError, RecursionError):
+            fields = None
+        if not isinstance(fields, dict) or fields.pop("check", None) != _check(fields):
+            raise CheckpointDamaged(f"{where} is damaged")
+        versions.check(_FORMAT, fields.get("version"), where)
+        known = {item.name for item in dataclasses.fields(cls)}
+        try:
+            return cls(**{name: value for name, value in fields.items() if name in known})
+        except TypeError:
+            raise CheckpointDamaged(f"{where} is damaged: it lacks a field") from None
+
+
+def record_of(payload: str) -> str:
+    """The name or URL of the commit record of a payload's."""
+    return payload.removesuffix(PAYLOAD) + RECORD
+
+
+def best_first(commit: Commit) -> tuple[float, int]:
+    """Sort key of scored commits of one metric: the best comes first."""
+    assert commit.score is not None
+    return commit.score if commit.mode == "min" else -commit.score, commit.step
+
+
+def _check(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,340 @@
+"""Checkpoints that survive: a Lightning CheckpointIO over storage.py with commit records.
+
+A checkpoint is two objects in one folder: `step-N-ATTEMPT-K.ckpt`, a plain Lightning file under a
+name that is never used twice, and, written after it is durable, its record `....commit.json` with
+its size and sha256. What has no matching record does not exist: a reader verifies, and falls back
+to the one before.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from lightship import storage, versions
+from lightship.checkpoint.record import (
+    DEFAULT_METRIC,
+    PAYLOAD,
+    RECORD,
+    CheckpointDamaged,
+    Commit,
+    Metric,
+    best_first,
+    record_of,
+)
+from lightship.checkpoint.serialization import from_bytes, take_snapshot, to_bytes
+from lightship.errors import PeerLost, TimeoutExpired
+
+
+class CheckpointStore(CheckpointIO):
+    """The checkpoints of one run. Any rank may read; only global rank 0 writes.
+
+    `save_checkpoint` copies the state and returns; one background thread serialises, uploads,
+    commits and then deletes what retention lets go. At most one save is in flight: the next waits
+    for it and raises what went wrong in it. Until a save is durable, a kill loses what came after
+    the one before it: policy.py keeps that within what the user has set.
+
+    Args:
+        url: Folder of the checkpoints, anywhere storage.py reaches; empty: a run has none, and only
+            `load_checkpoint` is of use.
+        say: Prints a line for the user.
+        keep_last: Newest checkpoints kept, beside the best.
+        metric: What the scores of this start are of.
+        metric_before: Finds what the scores are of that 0.1.0 recorded; None: of `metric`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        say: Callable[[str], None],
+        keep_last: int = 2,
+        metric: Metric = DEFAULT_METRIC,
+        metric_before: Callable[[], Metric | None] = lambda: None,
+    ) -> None:
+        self.url, self.say, self.keep_last = url, say, keep_last
+        self.metric, self._metric_before = metric, metric_before
+        self.attempt = ""
+        self._saves = 0
+        self._commits: list[Commit] | None = None
+        self._damaged: list[str] = []
+        self._named_late: list[Commit] = []
+        self._garbage: list[str] = []
+        self._resumed_from = ""
+        self._verified: tuple[str, dict[str, Any]] | None = None
+        self._in_flight: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+
+    # What exists
+
+    def commits(self) -> list[Commit]:
+        """The commits not known to be damaged, oldest first. The first call blocks on storage."""
+        if self._commits is None:
+            self._commits = self._list()
+        return self._commits
+
+    def newest(self) -> Commit | None:
+        """The newest checkpoint that verifies; every one passed over is told of. Blocks."""
+        return self._first_good(reversed(self.commits()))
+
+    def best(self) -> Commit | None:
+        """The best checkpoint by this start's metric that verifies. Blocks.
+
+        Where none has a score of that: the best by the metric of the newest score, with a line;
+        else the newest that verifies.
+        """
+        scored = [commit for commit in reversed(self.commits()) if commit.metric]
+        metric = self.metric
+        if scored and all(commit.metric != metric for commit in scored):
+            assert scored[0].metric is not None
+            metric = scored[0].metric
+            self.say(
+                f"no checkpoint has a score of {self.metric.monitor}: the best is chosen by "
+                f"{metric.monitor}"
+            )
+        best = sorted((c for c in scored if c.metric == metric), key=best_first)
+        others = [c for c in reversed(self.commits()) if c not in best]
+        return self._first_good([*best, *others])
+
+    def url_of(self, commit: Commit) -> str:
+        """Where a commit's payload is."""
+        return self._at(commit.file)
+
+    def _list(self) -> list[Commit]:
+        try:
+            names = [item.path for item in storage.list_files(self.url)]
+        except storage.NotFound:
+            names = []
+        found, damaged, belonging = [], [], set()
+        for name in names:
+            if name.endswith(RECORD):
+                # An error of the storage is raised: such a record may be whole.
+                with contextlib.suppress(storage.NotFound):
+                    data = storage.read_bytes(self._at(name))
+                    try:
+                        found.append(Commit.from_bytes(data, storage.redact(self._at(name))))
+                        belonging |= {name, found[-1].file}
+                    except CheckpointDamaged:
+                        damaged.append(name)
+        self._damaged = damaged
+        # Of saves that never came to be: they go when this attempt has committed one of its own.
+        self._garbage = [n for n in names if n.startswith("step-") and n not in belonging]
+        return sorted(self._named(found), key=lambda commit: (commit.attempt, commit.save))
+
+    def _named(self, commits: list[Commit]) -> list[Commit]:
+        """The commits with the metric of their scores also where 0.1.0 did not record it."""
+        unnamed = [c for c in commits if c.score is not None and c.metric is None]
+        if not unnamed:
+            return commits
+        monitor, mode = self._metric_before() or self.metric
+        named = {c.file: dataclasses.replace(c, monitor=monitor, mode=mode) for c in unnamed}
+        self._named_late = list(named.values())
+        return [named.get(commit.file, commit) for commit in commits]
+
+    def _first_good(self, candidates: Iterable[Commit]) -> Commit | None:
+        while self._damaged:
+            self.say(
+                f"checkpoint record {self._damaged.pop()} is damaged; falling back to the one "
+                "before"
+            )
+        for commit in list(candidates):
+            try:
+                self._verify(self.url_of(commit), commit)
+            except CheckpointDamaged as error:
+                self.say(f"{error}; falling back to the one before")
+                self.commits().remove(commit)
+                self._garbage += [record_of(commit.file), commit.file]
+            else:
+                return commit
+        return None
+
+    # Reading
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A verified checkpoint, on the CPU. Called by Lightning on every rank. Blocks.
+
+        One of another folder may lack a record; it is then taken as it is.
+
+        Raises:
+            CheckpointDamaged: It does not match its record, or is one of ours that has none.
+            ConfigError: It could only be loaded by running code in it.
+        """
+        self.wait()
+        url = str(path)
+        if self._verified is None or self._verified[0] != url:
+            try:
+                data = storage.read_bytes(record_of(url))
+            except (storage.NotFound, storage.Denied):  # how S3 says it to who may not list
+                if self.url and url.startswith(f"{self.url}/"):
+                    raise CheckpointDamaged(f"{storage.redact(url)} was never committed") from None
+                data = None
+            where = f"the record of {storage.redact(url)}"
+            self._verify(url, None if data is None else Commit.from_bytes(data, where))
+        assert self._verified is not None
+        checkpoint, self._verified = self._verified[1], None
+        return checkpoint
+
+    def _verify(self, url: str, commit: Commit | None) -> None:
+        """Load and verify into `_verified`, so that choosing and loading read once."""
+        if self._verified is not None and self._verified[0] == url:
+            return
+        name = storage.base_name(url)
+        try:
+            payload = storage.read_bytes(url)
+            if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
+                payload = storage.read_bytes(url)  # it may have happened on the way
+        except storage.NotFound:
+            raise CheckpointDamaged(f"checkpoint {name} is gone") from None
+        except storage.StorageTimeout as error:
+            if type(error.__cause__).__name__ != "FlexibleChecksumError":
+                raise
+            # S3's client compares with a sum that the server keeps, and that will never agree.
+            raise CheckpointDamaged(f"checkpoint {name} does not match the storage's sum") from None
+        if commit and len(payload) != commit.size_bytes:
+            raise CheckpointDamaged(
+                f"checkpoint {name} has {len(payload)} of {commit.size_bytes} bytes"
+            )
+        if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
+            raise CheckpointDamaged(f"checkpoint {name} does not match its sha256")
+        checkpoint = from_bytes(payload, name)
+        about = checkpoint.get("lightship")
+        versions.check(
+            "checkpoint", about.get("version") if isinstance(about, dict) else None, name
+        )
+        self._verified = url, checkpoint
+
+    # Writing
+
+    def open_attempt(self) -> None:
+        """Take the folder over: no earlier attempt can commit from here on.
+
+        Called by rank 0 when it has chosen what to go on from. Blocks.
+        """
+        try:
+            before = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+        except storage.NotFound:
+            before = ""
+        numbers = [re.match(r"\d+", i) for i in (before, *(c.attempt for c in self.commits()))]
+        number = 1 + max((int(found[0]) for found in numbers if found), default=0)
+        self.attempt = f"{number:05d}-{secrets.token_hex(3)}"
+        storage.write_bytes(self._at("attempt"), self.attempt.encode())
+        for commit in self._named_late:  # before config.yaml names another metric
+            if commit.metric != self.metric:
+                storage.write_bytes(record_of(self.url_of(commit)), commit.to_bytes())
+
+    def protect(self, commit: Commit) -> None:
+        """Never let retention delete this one (the one resumed from)."""
+        self._resumed_from = commit.file
+
+    def path_of_step(self, step: int) -> str:
+        """Where the next save goes: a name of its own."""
+        self._saves += 1
+        return self._at(f"step-{step:08d}-{self.attempt}-{self._saves}{PAYLOAD}")
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Snapshot `checkpoint` and write it in the background. Called by Lightning on rank 0.
+
+        Blocks for the copy only, and for a save that is still in flight.
+
+        Raises:
+            LightshipError: The save before this one failed.
+        """
+        self.wait()
+        snapshot = take_snapshot(checkpoint)
+        self._in_flight = self._writer.submit(self._write, snapshot, str(path), self._saves)
+
+    def wait(self) -> None:
+        """Return when no save is in flight. Blocks, within storage's deadlines.
+
+        Raises:
+            LightshipError: The save in flight failed.
+        """
+        if self._in_flight is not None:
+            in_flight, self._in_flight = self._in_flight, None
+            in_flight.result()
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is neither durable nor failed."""
+        return self._in_flight is not None and not self._in_flight.done()
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint, its commit record first. Blocks."""
+        storage.remove(record_of(str(path)))
+        storage.remove(str(path))
+
+    def teardown(self) -> None:
+        """Finish the save in flight."""
+        self.wait()
+
+    def _write(self, snapshot: dict[str, Any], url: str, save: int) -> None:
+        about = snapshot.setdefault("lightship", {})
+        about["version"] = versions.VERSIONS["checkpoint"]
+        payload, score = to_bytes(snapshot), about.get("score")
+        commit = Commit(
+            file=storage.base_name(url),
+            step=snapshot["global_step"],
+            epoch=snapshot["epoch"],
+            size_bytes=len(payload),
+            sha256=hashlib.sha256(payload).hexdigest(),
+            score=score,
+            attempt=self.attempt,
+            save=save,
+            monitor=None if score is None else self.metric.monitor,
+            mode=None if score is None else self.metric.mode,
+        )
+        self.check_fence()  # where the output is gone, nothing is written in its place
+        storage.write_bytes(url, payload)
+        self.check_fence()
+        storage.write_bytes(record_of(url), commit.to_bytes())
+        self._retain(commit)
+
+    def check_fence(self) -> None:
+        """Return if this attempt is the newest. Rank 0, before it writes what is shared. Blocks.
+
+        Raises:
+            PeerLost: A later start of the run has taken over.
+            TimeoutExpired: The output is gone (unmounted, say), and may come back.
+        """
+        try:
+            owner = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+        except (storage.NotFound, storage.Denied) as error:
+            raise TimeoutExpired(
+                f"{storage.redact(self.url)} can no longer be read, and the run writes to it "
+                f"(unmounted or deleted?): {error}"
+            ) from error
+        if owner != self.attempt:
+            raise PeerLost(
+                f"another start of this run ({owner}) has taken over {storage.redact(self.url)}; "
+                f"this one ({self.attempt}) stops"
+            )
+
+    def _retain(self, committed: Commit) -> None:
+        """Delete what is neither of the newest steps, nor best by any metric, nor resumed from."""
+        commits = [*self.commits(), committed]
+        newest: dict[int, str] = {}  # of each step its newest
+        for commit in reversed(commits):
+            newest.setdefault(commit.step, commit.file)
+        keep = {*list(newest.values())[: self.keep_last], self._resumed_from}
+        best: dict[Metric | None, Commit] = {}  # of each metric its best
+        for commit in sorted((c for c in commits if c.score is not None), key=best_first):
+            best.setdefault(commit.metric, commit)
+        keep |= {commit.file for commit in best.values()}
+        self._commits = [commit for commit in commits if commit.file in keep]
+        for commit in commits:
+            if commit.file not in keep:
+                self.remove_checkpoint(self.url_of(commit))
+        while self._garbage:
+            storage.remove(self._at(self._garbage.pop()))
+
+    def _at(self, name: str) -> str:
+        return storage.join(self.url, name)

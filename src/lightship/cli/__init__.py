@@ -1,0 +1,65 @@
+"""The entry: parses a command and its configuration, then hands over. Imports no torch."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from types import FrameType
+
+from lightship.cli import host_environment
+from lightship.cli.command_line import parse
+from lightship.commands.base import Command
+from lightship.console import streams
+from lightship.distributed.signals import stop_signals
+from lightship.errors import EXIT_CODES, LightshipError
+
+__all__ = ["main", "parse"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the process's exit code (see errors.py)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        streams.set_up()
+        host_environment.complete()
+        # OpenMP's threads soon wait asleep (read when torch loads). Where others use the cores too,
+        # a thread that spins keeps out the one that it waits for; docs/measurements.md has numbers.
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        for number in stop_signals():
+            # The imports take seconds, and a container's first process ignores what is not handled.
+            signal.signal(number, _stop_at_once)
+    command = None
+    try:
+        command = parse(arguments)
+        if command is not None:
+            if argv is None:
+                streams.show_warnings(command.log_format == "json")
+                of_run = command.config.run.output if isinstance(command, Command) else None
+                host_environment.provide_folders(of_run)
+            from lightship.commands.dispatch import run  # heavy: not for a wrong command line
+
+            run(command, arguments)
+        if command is None or (isinstance(command, Command) and command.name == "doctor"):
+            streams.check_output()
+    except LightshipError as error:
+        _tell(error, "text" if command is None else command.log_format)
+        return error.exit_code
+    return 0
+
+
+def _tell(error: LightshipError, log_format: str) -> None:
+    """One line on standard error; what the other lines are for a program, so is this."""
+    line = f"lightship: {error}"
+    if log_format == "json":
+        facts = {"event": "error", "exit_code": error.exit_code, "text": str(error)}
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
+    print(line, file=sys.stderr, flush=True)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process where nothing has to be saved."""
+    streams.write_error(f"lightship: stopped by {signal.Signals(number).name}\n")
+    os._exit(EXIT_CODES["preempted"].code)

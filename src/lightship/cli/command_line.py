@@ -1,0 +1,288 @@
+"""A command line, its config files and recipes as a checked `Command`. Imports no torch."""
+
+import os
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from lightship import __version__, config, strict_yaml, versions
+from lightship.cli.parser import (
+    COMMANDS,
+    SECTIONS,
+    build_pack_parser,
+    build_parser,
+    explain,
+    nearest,
+    recipe_names,
+)
+from lightship.commands.base import Command, PackCommand
+from lightship.config import Config, PackConfig
+from lightship.data.names import printable
+from lightship.errors import ConfigError, UsageError
+from lightship.predict import table
+
+_FROM_THE_START = ("fit", "doctor")
+"""Commands that need no run at run.output."""
+_OF_A_RUN = (None, "best", "last")
+"""Choices of --ckpt_path that are no checkpoint by themselves."""
+_OF_ANOTHER_ROOT = {"data.root_md5": None}
+"""A checksum is that of the root it was given with; another root comes with its own, or none."""
+_Sections = Mapping[str, Mapping[str, Any]]
+"""Section -> field -> value, as a config file has them."""
+
+
+def parse(arguments: list[str]) -> Command | PackCommand | None:
+    """The command on the line, or None if help or the version was printed instead.
+
+    Raises:
+        UsageError: Unknown command, flag or type.
+        ConfigError: A value out of its range, a config file that is not there.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return None
+    if arguments[0] == "--version":
+        print(f"lightship {__version__}")
+        return None
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command '{name}'{nearest(name, COMMANDS)}; see lightship --help")
+    for item in arguments:
+        if printable(item) != item:  # a run's files could not hold it
+            raise ConfigError(f"{printable(item)} is not UTF-8; rename it")
+    if name == "pack":
+        return _parse_pack(arguments[1:])
+    sources, flags = _split_configs(arguments[1:])
+    if not sources and name in _FROM_THE_START and not _gives_root(flags):
+        sources = ["digits"]  # the embedded data set with the settings that suit it
+    namespace = _parsed(name, sources, flags)
+    own = None
+    if namespace is not None and name not in _FROM_THE_START and namespace.run.output:
+        own = _settings_of_run(namespace.run.output)
+        namespace = _parsed(name, sources, flags, own)
+    if namespace is None:
+        return None  # --help
+    command = _command(name, namespace, sources, own)
+    if "--print_config" in flags:
+        from lightship.run import config_file
+
+        print(config_file.to_yaml(command.config), end="")
+        return None
+    return command
+
+
+def _parsed(
+    name: str, sources: list[str], flags: list[str], own: _Sections | None = None
+) -> Namespace | None:
+    """The settings of a command; None if its help was printed.
+
+    Args:
+        name: Of the command.
+        sources: What --config gives: the later wins.
+        flags: All other flags, which win over files.
+        own: The settings of the run that the command is on, which all else wins over.
+    """
+    parser = build_parser(name)
+    try:
+        if own is not None:
+            where = "config.yaml of --run.output"
+            _set_defaults(parser, own, where)
+        for source in sources:
+            _apply_config(parser, source)
+        if _gives_root(flags):
+            parser.set_defaults(_OF_ANOTHER_ROOT)
+        # jsonargparse reserves the name; it is in the parser for the help only.
+        return parser.parse_args([flag for flag in flags if flag != "--print_config"])
+    except ArgumentError as error:
+        raise UsageError(explain(str(error), parser)) from None
+    except RecursionError:
+        raise UsageError("the value of a flag is nested too deeply to be read") from None
+    except SystemExit:
+        return None
+
+
+def _settings_of_run(output: str) -> _Sections:
+    from lightship import storage
+    from lightship.run import config_file
+
+    try:
+        return config_file.read(output)
+    except storage.NotFound:
+        raise ConfigError(f"--run.output {storage.redact(output)} holds no run") from None
+
+
+def _parse_pack(arguments: list[str]) -> PackCommand | None:
+    parser = build_pack_parser()
+    try:
+        given = vars(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise UsageError(explain(str(error), parser)) from None
+    except SystemExit:
+        return None  # --help
+    source, destination = given.pop("SRC"), given.pop("DST")
+    settings = PackConfig(**given)
+    config.check_ranges(settings, "--")
+    return PackCommand(source, destination, settings)
+
+
+def read_config(source: str) -> str:
+    """The text of a config: a shipped recipe by bare name, else a path or URL.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    if re.fullmatch(r"[\w-]+", source):
+        if source in recipe_names():
+            return (resources.files("lightship") / "recipes" / f"{source}.yaml").read_text()
+        if not os.path.exists(source):  # False also for a name that no file can have
+            near = nearest(source, recipe_names())
+            raise ConfigError(
+                f"--config {source}: no such recipe{near}; there are {', '.join(recipe_names())}"
+            )
+    from lightship import storage
+
+    try:
+        return storage.read_bytes(source).decode()
+    except storage.NotFound:
+        raise ConfigError(f"--config {storage.redact(source)}: no such file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--config {storage.redact(source)} is not a text file") from None
+
+
+def overview() -> str:
+    """What `lightship --help` prints."""
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        f"lightship {__version__}: trains image classifiers with one command\n\n"
+        "usage: lightship COMMAND [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...\n\n"
+        f"commands:\n{commands}\n\n"
+        f"recipes:  {', '.join(recipe_names())}\n"
+        f"sections: {', '.join(SECTIONS)}; `lightship COMMAND --help` lists every field\n\n"
+        "examples:\n"
+        "  lightship fit --config digits\n"
+        "  lightship fit --config cifar10 --data.root s3://bucket/images "
+        "--run.output s3://bucket/runs/1\n"
+        "  lightship test --run.output s3://bucket/runs/1"
+    )
+
+
+def _apply_config(parser: ArgumentParser, source: str) -> None:
+    """Make a config's values the parser's defaults, so that flags win wherever they stand."""
+    shown = f"--config {_shown(source)}"
+    try:
+        content = strict_yaml.load(read_config(source))
+    except strict_yaml.YamlError as error:
+        raise UsageError(f"{shown} {error}") from None
+    content = {} if content is None else content
+    if isinstance(content, dict):
+        versions.check("config.yaml", content.pop("version", None), shown)
+    if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
+        raise UsageError(f"{shown} must hold only the sections {', '.join(SECTIONS)}")
+    for section, fields in content.items():
+        if not isinstance(fields, dict):
+            raise UsageError(f"{shown}: {section} must hold fields, as in '{section}:'")
+    _set_defaults(parser, content, shown)
+
+
+def _set_defaults(parser: ArgumentParser, content: _Sections, where: str) -> None:
+    try:
+        parser.parse_object(content)
+    except ArgumentError as error:
+        raise UsageError(f"{where}: {explain(str(error), parser)}") from None
+    values = {f"{part}.{key}": value for part in content for key, value in content[part].items()}
+    parser.set_defaults({**(_OF_ANOTHER_ROOT if "data.root" in values else {}), **values})
+
+
+def _split_configs(flags: list[str]) -> tuple[list[str], list[str]]:
+    """The sources given by --config, and all other flags."""
+    sources: list[str] = []
+    rest: list[str] = []
+    items = iter(flags)
+    for item in items:
+        if item == "--config":
+            source = next(items, None)
+            if source is None or source.startswith("--"):
+                raise UsageError("--config needs a recipe, path or URL")
+            sources.append(source)
+        elif item.startswith("--config="):
+            sources.append(item.partition("=")[2])
+        else:
+            rest.append(item)
+    return sources, rest
+
+
+def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections | None) -> Command:
+    settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
+    given_root, settings.data.root = settings.data.root, config.plain_root(settings.data.root)
+    wrong = ""
+    try:
+        config.check(settings)
+        if name == "validate" and own is not None:
+            _check_split(settings, own)
+    except ConfigError as error:
+        if name != "doctor":
+            raise
+        wrong = str(error)
+    kind, predictions = namespace.get("format", "torch"), namespace.get("predictions")
+    if kind not in config.EXPORTS:
+        raise UsageError(f"--format is '{kind}'; it must be one of {', '.join(config.EXPORTS)}")
+    if predictions is not None:
+        table.check_format(predictions, "--predictions")
+    written = {"predict": predictions, "export": namespace.get("export")}
+    if settings.run.output == "":
+        raise UsageError("--run.output is empty; it must be a path or URL")
+    if settings.run.output is None and name in written and namespace.ckpt_path not in _OF_A_RUN:
+        if written[name] is None:
+            flag = "predictions" if name == "predict" else name
+            raise UsageError(f"lightship {name} without a run needs --{flag}, the file to write")
+    elif settings.run.output is None:
+        if name not in _FROM_THE_START:
+            raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
+        title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
+        settings.run.output = _default_output(title, settings, given_root)
+    return Command(
+        name,
+        settings,
+        namespace.ckpt_path,
+        predictions,
+        namespace.get("export"),
+        format=kind,
+        wrong=wrong,
+        is_on_its_data=own is not None
+        and config.plain_root(str(own["data"]["root"])) == settings.data.root,
+    )
+
+
+def _check_split(settings: Config, own: _Sections) -> None:
+    """Raise ConfigError where images that the run has trained on would be validated on."""
+    was, now = own["data"]["val_fraction"], settings.data.val_fraction
+    if now != was and config.is_same_root(str(own["data"]["root"]), settings.data.root):
+        raise ConfigError(
+            f"--data.val_fraction is {now:g}, and the run held out {was:g}: it has trained on "
+            f"images of that split. Leave it out, or set {was:g}"
+        )
+
+
+def _default_output(title: str, settings: Config, given_root: str) -> str:
+    """Where a run without run.output lives: named by what it learns."""
+    output = f"runs/{title}-{versions.identity_hash(settings)}"
+    # In 0.1.0 a slash at the end of data.root was a part of the name: such a run is gone on with.
+    before = f"runs/{title}-{versions.identity_hash(settings, given_root)}"
+    return before if Path(before, "config.yaml").exists() else output
+
+
+def _gives_root(flags: list[str]) -> bool:
+    return any(_is_flag(flag, "data.root") for flag in flags)
+
+
+def _is_flag(item: str, *names: str) -> bool:
+    return any(item == f"--{name}" or item.startswith(f"--{name}=") for name in names)
+
+
+def _shown(source: str) -> str:
+    """A config's name for messages, without what could be a credential in its URL."""
+    return re.sub(r"//[^/@]*@", "//***@", source)

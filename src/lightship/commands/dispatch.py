@@ -1,0 +1,78 @@
+"""From a parsed command to the function that carries it out, in as many processes as it takes."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from lightship import storage
+from lightship.commands.base import Command, PackCommand
+from lightship.distributed import launcher
+
+_RESUMES_FROM = {"fit": "the newest checkpoint", "predict": "the parts that are written"}
+"""What a command that was killed resumes from; the others start from scratch."""
+
+
+def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
+    """Carry out a command. Blocks until it is done.
+
+    Args:
+        command: What to do.
+        arguments: The command line it was parsed from, for the processes that are started.
+
+    Raises:
+        LightshipError: With the exit code of the contract.
+    """
+    if isinstance(command, PackCommand):
+        from lightship.commands.pack import pack
+
+        pack(command)
+    elif command.name == "doctor":
+        from lightship.commands.doctor import examine
+
+        examine(command, is_worker=launcher.is_worker())
+    elif command.name == "export":  # one process is enough, however many trained
+        from lightship.commands.export import export
+
+        export(command)
+    elif not (is_worker := launcher.is_worker()) and _is_done(command):
+        _run_here(command)
+    else:
+        work = partial(_run_here, command)
+        trainer, resumes_from = command.config.trainer, _RESUMES_FROM.get(command.name)
+        launcher.launch(work, trainer, arguments, is_worker, resumes_from)
+
+
+def _run_here(command: Command) -> None:
+    """Carry out a command in this process, alone or as one of several."""
+    data = command.config.data
+    is_read_once = command.name == "predict" and data.mode != "resident"
+    if storage.is_remote(data.root):
+        storage.make_ready(data.root)  # imports that go on beside ours
+    if data.mode == "streaming" or data.crop_min_area or is_read_once:
+        from lightship.data.streaming.worker_process import Worker
+
+        Worker.start(data.root)
+    from lightship.training.callbacks import heartbeat  # imports torch: the agent does without
+
+    heartbeat.begin_again()
+    if command.name == "fit":
+        from lightship.commands.fit import fit
+
+        fit(command)
+    elif command.name == "predict":
+        from lightship.commands.predict import predict
+
+        predict(command)
+    else:
+        from lightship.commands import evaluate
+
+        getattr(evaluate, command.name)(command)
+
+
+def _is_done(command: Command) -> bool:
+    """A finished run says so in one process: a node that comes late must not wait for others."""
+    output = command.config.run.output
+    if command.name != "fit" or not storage.exists(storage.join(str(output), "DONE")):
+        return False
+    from lightship.run.folder import RunFolder  # imports torch: the agent does without
+
+    return RunFolder(command.config, lambda _: None).is_done()

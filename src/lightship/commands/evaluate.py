@@ -1,0 +1,48 @@
+"""`lightship validate` and `test`: a checkpoint's metrics on a split."""
+
+from lightship import storage, strict_json
+from lightship.commands.base import Command
+from lightship.commands.loading import load_model
+from lightship.data.names import normal_form
+from lightship.distributed import comm
+from lightship.errors import DataError
+from lightship.run.folder import RunFolder
+from lightship.training.trainer import build_data, evaluate, numbers_line, start_progress
+
+
+def validate(command: Command) -> None:
+    """Measure a checkpoint on the validation split."""
+    _measure(command, "val")
+
+
+def test(command: Command) -> None:
+    """Measure a checkpoint on the test split."""
+    _measure(command, "test")
+
+
+def _measure(command: Command, split: str) -> None:
+    """`validate` and `test`: print a checkpoint's metrics and keep them in the report's folder."""
+    config = command.config
+    progress = start_progress(config)
+    output = RunFolder(config, progress.note)
+    model = load_model(command, progress.note)
+    config.data.image_size_px = model.hparams["image_size_px"]
+    data = build_data(config, progress)
+    # Images that came to data.root after the fit would move others between train and validation.
+    is_held_out = split == "val" and command.is_on_its_data
+    data.load_manifests(output.at("data") if is_held_out else None, need=split)
+    if data.class_names != [normal_form(name) for name in model.class_names]:
+        raise DataError(
+            f"--data.root has the classes {_few(data.class_names)}, the checkpoint "
+            f"{_few(model.class_names)}"
+        )
+    numbers = evaluate(config, data, model, split, progress)
+    if not comm.is_first():
+        return
+    url = output.at("report", f"{split}.json")
+    storage.write_bytes(url, strict_json.dumps(numbers).encode())
+    progress.note(f"{numbers_line(numbers, split)}; {storage.redact(url)}")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

@@ -1,0 +1,1 @@
+"""Tar shards with an index: `lightship pack` and its format."""

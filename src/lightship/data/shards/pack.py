@@ -1,0 +1,267 @@
+"""Pack: images of any layout as tar shards with an index; shard by shard, each of them committed.
+
+What lies at DST: `pack.json` (the plan), `classes.txt`, `SPLIT/shard-NNNNN.tar`, at the end the
+index, and `skipped.txt` where images were left out. While packing, `.packing/` holds a record of
+each finished shard, written after it; a start takes over what is recorded. A shard follows from
+the source and the plan alone, so, killed or not and in whatever order, the same bytes come out.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from lightship import storage
+from lightship.config import PackConfig
+from lightship.data.manifest import Manifest, save_manifests
+from lightship.data.sample_reader import read_samples
+from lightship.data.shards.index import INDEX, UNFINISHED, WORK, load_index
+from lightship.data.shards.plan import PLAN, Plan, Shard, ShardRecord
+from lightship.data.shards.write import SCRATCH, Packing, stored_form
+from lightship.data.sources import layouts
+from lightship.data.sources.parts import is_ignored
+from lightship.errors import ConfigError, DataError, LightshipError
+
+_REMOVED_AT_ONCE = 16
+_PROBED = 64
+_SKIPPED = "skipped.txt"
+
+
+def pack(
+    source: str,
+    destination: str,
+    options: PackConfig,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the images at a source as shards, or the rest of them. One process; blocks.
+
+    Memory holds the table of samples and, for each thread, what is being read and written.
+
+    Args:
+        source: All that `sources.scan` takes.
+        destination: URL of a folder: new, empty, or an earlier pack of the same source.
+        options: See its fields.
+        say: Prints a line for the user.
+        progress: Called several times a second with the images done and all images.
+
+    Raises:
+        DataError: Nothing to pack, an image that cannot be read, or too many of them.
+        ConfigError: DST cannot be written, holds something else, or lies in SRC.
+    """
+    url = destination.rstrip("/") or destination
+    held = _list_destination(source, url)
+    if INDEX not in held:
+        _check_writable(url)
+    manifests = _scan(source, options)
+    plan = _plan(source, url, manifests, options, PLAN in held)
+    shards = plan.shards(manifests)
+    tars = {path for path in held if path.endswith(".tar") and not is_ignored(path)}
+    if strange := tars - {shard.file for shard in shards}:
+        raise ConfigError(
+            f"DST {storage.redact(url)} holds {min(strange)}, which is not of this pack; remove it"
+        )
+    if INDEX in held and _is_finished(url, held, say):
+        return
+    records = _load_records(url, shards, plan.key, held)
+    _begin(url, plan, manifests, held)
+    said = f"packing {sum(map(len, manifests.values())):,} images in {len(shards):,} shards"
+    say(said + (f"; {len(records):,} of them are written already" if records else ""))
+    packing = Packing(url, manifests, plan, options, records)
+    packing.write([shard for shard in shards if shard not in records], progress)
+    _finish(url, manifests, shards, packing, held)
+    size_mib = sum(record.size for record in records.values()) / 2**20
+    kept = sum(len(record.ids) for record in records.values())
+    left_out = sum(len(bad.told) for bad in packing.bad.values())
+    say(
+        f"packed {kept:,} images, {size_mib:,.1f} MiB: {storage.redact(url)}"
+        + (f"; {left_out:,} could not be read and are listed in {_SKIPPED}" * bool(left_out))
+    )
+
+
+def _list_destination(source: str, url: str) -> dict[str, int]:
+    """File -> bytes of an earlier start; raises ConfigError for a place that is not ours."""
+    told = f"DST {storage.redact(url)}"
+    if _is_inside(url, source):
+        raise ConfigError(f"{told} lies in SRC, to which it would add; give another place")
+    try:
+        held = {file.path: file.size_bytes for file in storage.list_files(url)}
+    except storage.NotFound:
+        return {}
+    if "" in held:
+        raise ConfigError(f"{told} is a file; give a folder that is new or empty")
+    others = [path for path in held if not is_ignored(path)]
+    if others and PLAN not in held:
+        raise ConfigError(
+            f"{told} holds {len(others)} files that are no pack, such as {others[0]}; give a "
+            "folder that is new or empty"
+        )
+    return held
+
+
+def _is_inside(url: str, source: str) -> bool:
+    if source == "digits" or source in layouts.NAMED_ROOTS:
+        return False
+    if not storage.is_remote(url) and not storage.is_remote(source):
+        here, there = (storage.local_path(each).resolve() for each in (url, source))
+        return here.is_relative_to(there)
+    return f"{url}/".startswith(f"{source.rstrip('/')}/")
+
+
+def _check_writable(url: str) -> None:
+    probe = storage.join(url, WORK, "probe")
+    try:
+        storage.write_bytes(probe, b"lightship")
+        storage.remove(probe)
+        if not storage.is_remote(url):
+            with contextlib.suppress(OSError):  # not empty: an earlier start's
+                storage.local_path(storage.join(url, WORK)).rmdir()
+    except (ConfigError, storage.NotFound) as error:
+        raise ConfigError(f"DST {storage.redact(url)} cannot be written: {error}") from error
+
+
+def _scan(source: str, options: PackConfig) -> dict[str, Manifest]:
+    try:
+        manifests = layouts.scan(source, options.src_md5)
+    except LightshipError as error:
+        raise type(error)(str(error).replace("--data.root", "SRC")) from error
+    for name in next(iter(manifests.values())).class_names:
+        if [name.strip()] != name.splitlines():
+            raise DataError(f"the class name {name!r} cannot be a line of classes.txt; rename it")
+    return manifests
+
+
+def _plan(
+    source: str, url: str, manifests: Mapping[str, Manifest], options: PackConfig, is_kept: bool
+) -> Plan:
+    """The plan of an earlier start, or a new one."""
+    asked = Plan(
+        source=storage.redact(source),
+        fingerprint={split: manifest.fingerprint() for split, manifest in manifests.items()},
+        shard_mib=options.shard_mib,
+        short_side_px=options.short_side_px,
+        quality=options.quality,
+    )
+    if not is_kept:
+        growth = {split: _growth(manifest, options) for split, manifest in manifests.items()}
+        return replace(asked, growth=growth)
+    kept = Plan.load(url)
+    if changed := kept.differences(asked):
+        raise ConfigError(
+            f"DST {storage.redact(url)} holds a pack of something else: {'; '.join(changed)}. "
+            "Give another DST, or remove this one"
+        )
+    return kept
+
+
+def _growth(manifest: Manifest, options: PackConfig) -> float:
+    """Stored bytes a source byte, of a few images from all over the split."""
+    if options.short_side_px is None and options.quality is None:
+        return 1.0
+    before = after = 0
+    ids = np.unique(np.linspace(0, len(manifest) - 1, _PROBED).astype(np.int64))
+    for i, data in read_samples(manifest, ids):
+        try:
+            stored, _ = stored_form(data, manifest, options)
+        except DataError:
+            continue  # is told when its turn comes
+        before, after = before + int(manifest.length[i]), after + len(stored)
+    return round(after / before, 4) if before else 1.0
+
+
+def _is_finished(url: str, held: Mapping[str, int], say: Callable[[str], None]) -> bool:
+    told = storage.redact(url)
+    try:
+        manifests = load_index(url, f"DST {told}", lambda files: held)
+    except DataError as error:
+        say(f"packing anew: {error}")
+        return False
+    _remove(url, [path for path in held if path.startswith(f"{WORK}/")])
+    images = sum(map(len, manifests.values()))
+    shards = sum(len(manifest.files) for manifest in manifests.values())
+    say(f"packed already: {images:,} images in {shards:,} shards: {told}")
+    return True
+
+
+def _begin(
+    url: str, plan: Plan, manifests: Mapping[str, Manifest], held: Mapping[str, int]
+) -> None:
+    """Mark DST as unfinished, and write what is known before the first shard."""
+    storage.write_bytes(
+        storage.join(url, UNFINISHED), b"The same lightship pack goes on from here.\n"
+    )
+    if INDEX in held:
+        storage.remove(storage.join(url, INDEX))
+    if PLAN not in held:
+        plan.save(url)
+    names = next(iter(manifests.values())).class_names
+    storage.write_bytes(storage.join(url, "classes.txt"), "".join(f"{n}\n" for n in names).encode())
+    if not storage.is_remote(url):  # what a killed start was just writing
+        for path in storage.local_path(storage.join(url, WORK)).glob(f"{SCRATCH}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in storage.local_path(url).rglob(".*.lightship-tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _load_records(
+    url: str, shards: list[Shard], key: str, held: Mapping[str, int]
+) -> dict[Shard, ShardRecord]:
+    """Of the shards that are finished: recorded, and there with the recorded size."""
+    recorded = [shard for shard in shards if shard.record_file in held]
+    found = storage.read_spans([storage.Span(storage.join(url, s.record_file)) for s in recorded])
+    records = {}
+    for shard, data in zip(recorded, found, strict=True):
+        assert isinstance(data, bytes)
+        record = ShardRecord.parse(data, shard, key)
+        if record is not None and record.size == held.get(shard.file, 0):
+            records[shard] = record
+    return records
+
+
+def _finish(
+    url: str,
+    manifests: Mapping[str, Manifest],
+    shards: list[Shard],
+    packing: Packing,
+    held: Mapping[str, int],
+) -> None:
+    """Write the index, which makes the pack whole, and remove what was needed until then."""
+    skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.told.items())]
+    if skipped:
+        text = "".join(f"{line}\n" for line in skipped)
+        storage.write_bytes(storage.join(url, _SKIPPED), text.encode())
+    elif _SKIPPED in held:
+        storage.remove(storage.join(url, _SKIPPED))
+    packed = {}
+    for split, manifest in manifests.items():
+        full = [s for s in shards if s.split == split and packing.records[s].size]
+        records = [packing.records[shard] for shard in full]
+        sizes = [len(record.ids) for record in records]
+        packed[split] = Manifest(
+            root="",
+            files=[shard.file for shard in full],
+            file_index=np.repeat(np.arange(len(full), dtype=np.int32), sizes),
+            offset=np.concatenate([record.offset for record in records]),
+            length=np.concatenate([record.length for record in records]),
+            crc32=np.concatenate([record.crc32 for record in records]),
+            label=manifest.label[np.concatenate([record.ids for record in records])],
+            class_names=manifest.class_names,
+            container="bytes",
+            encoding="image",
+        )
+    save_manifests(storage.join(url, INDEX), packed)
+    left = {path for path in held if path.startswith(f"{WORK}/")}
+    _remove(url, left | {shard.record_file for shard in shards})
+
+
+def _remove(url: str, files: Iterable[str]) -> None:
+    """Remove what was needed while packing, last the mark that it is not done."""
+    urls = [storage.join(url, path) for path in files if path != UNFINISHED]
+    with ThreadPoolExecutor(_REMOVED_AT_ONCE) as pool:
+        list(pool.map(storage.remove, urls))
+    storage.remove(storage.join(url, UNFINISHED))
+    if not storage.is_remote(url):
+        shutil.rmtree(storage.local_path(storage.join(url, WORK)), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What lies at a root, and its samples as manifests."""

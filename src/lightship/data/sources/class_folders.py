@@ -1,0 +1,243 @@
+"""Class folders: how the paths of images name splits and classes, and which layouts are refused."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightship.data.sources.parts import is_ignored, seen, some
+from lightship.data.sources.splits import SPLITS, split_of_name, template
+from lightship.errors import DataError
+
+_MOST_BESIDE = 0.1
+
+Pieces = Sequence[Sequence[str]]
+"""Paths cut at their slashes."""
+
+
+@dataclass
+class ClassFolders:
+    """How image paths name splits and classes."""
+
+    assigned: list[tuple[str, str] | None]
+    """(split, class) per path; None: in no class folder."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """The folder that holds a split's class folders -> the split."""
+
+
+def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
+    """Read `[TOP/]SPLIT/CLASS/.../IMAGE` or `[TOP/]CLASS/.../IMAGE`.
+
+    TOP is any chain of single folders around the splits or classes, as archivers make them. SPLIT
+    is a folder that is named train, val or test or has such a word in its name (`split_words`); it
+    may stand twice (seg_train/seg_train/CLASS).
+
+    Raises:
+        DataError: No image lies in a class folder, two folders name one split, or the folders can
+            be read in two ways.
+    """
+    pieces = [path.split("/") for path in paths]
+    cut = _depth_of_top(pieces)
+    top = "".join(f"{part}/" for part in max(pieces, key=len)[:cut])
+    splits = _split_folders(pieces, cut, root)
+    if splits:
+        depth = {name: _depth_of_classes(pieces, cut, name, splits) for name in splits}
+        found = ClassFolders([
+            (splits[piece[cut]], piece[depth[piece[cut]]])
+            if len(piece) > cut + 1
+            and piece[cut] in splits
+            and len(piece) >= depth[piece[cut]] + 2
+            else None
+            for piece in pieces
+        ])  # fmt: skip
+        for piece, pair in zip(pieces, found.assigned, strict=True):
+            if pair:
+                found.splits.setdefault("/".join(piece[: depth[piece[cut]]]), pair[0])
+        found.splits = dict(sorted(found.splits.items()))
+    else:
+        found = ClassFolders(
+            [("train", piece[cut]) if len(piece) >= cut + 2 else None for piece in pieces],
+            {top.rstrip("/"): "train"},
+        )
+    if not any(found.assigned):
+        raise _no_class_folder(paths, root)
+    outside = [path for path, pair in zip(paths, found.assigned, strict=True) if pair is None]
+    if outside:
+        warnings.warn(
+            f"{root}: {len(outside)} images outside the class folders are not used, "
+            f"such as {outside[0]}",
+            stacklevel=2,
+        )
+    return found
+
+
+def _no_class_folder(paths: Sequence[str], root: str) -> DataError:
+    return DataError(
+        f"{root}: the images lie in no class folder (such as {paths[0]}); expected "
+        "ROOT/CLASS/IMAGE or ROOT/{train,val,test}/CLASS/IMAGE under --data.root"
+    )
+
+
+def _depth_of_top(pieces: Pieces) -> int:
+    """How many folders lie around all images, down to the splits or classes."""
+    cut, longest = 0, max(pieces, key=len)
+    while (
+        len(longest) >= cut + 3
+        and len({tuple(piece[: cut + 1]) for piece in pieces if len(piece) > cut + 1}) == 1
+    ):
+        inner = {piece[cut + 1].lower() for piece in pieces if len(piece) >= cut + 3}
+        is_set_of_splits = len(inner) > 1 and inner <= set(SPLITS)
+        if longest[cut].lower() in SPLITS and not is_set_of_splits:
+            break
+        cut += 1
+    return cut
+
+
+def _folders_at(pieces: Pieces, cut: int) -> dict[str, Counter[str]]:
+    """Folder at a depth -> its sub-folders and their images; "" for images right in it."""
+    folders: dict[str, Counter[str]] = {}
+    for piece in pieces:
+        if len(piece) >= cut + 2:
+            inner = piece[cut + 1] if len(piece) >= cut + 3 else ""
+            folders.setdefault(piece[cut], Counter())[inner] += 1
+    return folders
+
+
+def _depth_of_classes(pieces: Pieces, cut: int, name: str, splits: Mapping[str, str]) -> int:
+    """The depth of the class folders of the split folder `name`, which may hold itself again."""
+    depth, inside = cut + 1, [p for p in pieces if len(p) > cut + 1 and p[cut] == name]
+    while True:
+        inner = {piece[depth] if len(piece) >= depth + 2 else "" for piece in inside}
+        again = min(inner)
+        holds_folders = all(len(piece) >= depth + 3 for piece in inside)
+        is_again = again.lower() in (name.lower(), *SPLITS) or holds_folders
+        if len(inner) > 1 or split_of_name(again) != splits[name] or not is_again:
+            return depth
+        depth += 1
+
+
+def _split_folders(pieces: Pieces, cut: int, root: str) -> dict[str, str]:
+    """Folder -> split of the folders that are splits; empty where the folders are classes.
+
+    Raises:
+        DataError: The folders can be read in two ways, or two name one split.
+    """
+    folders = _folders_at(pieces, cut)
+    deep = {name: set(inner) - {""} for name, inner in folders.items() if set(inner) - {""}}
+    words = {name: split for name in folders if (split := split_of_name(name))}
+    whole = {name: split for name, split in words.items() if name.lower() in SPLITS}
+    siblings = _siblings(words)
+    if not deep and words and set(folders) in (set(whole), siblings):
+        raise _no_class_folder(["/".join(piece) for piece in pieces], root)
+    chosen = {name: whole[name] for name in sorted(whole) if name in deep}
+    chosen = chosen or {name: words[name] for name in sorted(siblings) if name in deep}
+    if not chosen and deep and len(words) == len(folders) and len(set(words.values())) > 1:
+        if not _share(deep.values()):
+            raise _two_readings(sorted(folders), root)
+        chosen = {name: words[name] for name in sorted(deep)}
+    if not chosen:
+        _check_one_reading(pieces, cut, root)
+        return {}
+    for name in sorted(set(words) & set(deep) - set(chosen)):
+        is_other_split = words[name] not in chosen.values()
+        if (is_other_split or not whole) and _share([deep[name], *map(deep.get, chosen)]):
+            chosen[name] = words[name]
+    _check_one_folder_each(chosen, root)
+    flat = {words[name] for name in words if name not in deep}
+    beside = sorted(set(folders) - set(chosen) - (set(words) - set(deep)))
+    if beside and len(set(chosen.values()) | flat) == 1:
+        raise _lone_split(next(iter(chosen.items())), deep, beside, root)
+    return chosen
+
+
+def _siblings(words: Mapping[str, str]) -> set[str]:
+    """The folders with a sibling whose name differs in the split's word: seg_train, seg_test."""
+    by_template: dict[str, set[str]] = {}
+    for name in words:
+        by_template.setdefault(template(name), set()).add(name)
+    groups = [names for names in by_template.values() if len({words[n] for n in names}) > 1]
+    return set().union(*groups)
+
+
+def _share(inner: Iterable[set[str] | None]) -> bool:
+    """Whether at least half of the sub-folders' names stand in several folders."""
+    counts = Counter(name for names in inner for name in names or ())
+    shared = sum(count > 1 for count in counts.values())
+    return shared > 0 and 2 * shared >= len(counts)
+
+
+def _check_one_folder_each(chosen: Mapping[str, str], root: str) -> None:
+    by_split: dict[str, str] = {}
+    for name, split in chosen.items():
+        other = by_split.setdefault(split, name)
+        if other != name:
+            raise DataError(f"{root}: {other}/ and {name}/ both name the split {split}; rename one")
+
+
+def _check_one_reading(pieces: Pieces, cut: int, root: str) -> None:
+    """Refuse folders that may be classes as well as parts, each of which holds the classes."""
+    while True:
+        folders = _folders_at(pieces, cut)
+        inner = [set(names) - {""} for names in folders.values()]
+        beside = sum(names[""] for names in folders.values())
+        if beside > _MOST_BESIDE * len(pieces) or len(folders) < 2:
+            return
+        names = Counter(name for each in inner for name in each)
+        if len(names) > 1 and _share(inner):
+            shared = [name for name, count in names.items() if count > 1]
+            raise _two_readings(sorted(folders), root, sorted(shared))
+        if any(len(each) != 1 for each in inner):
+            return
+        # Each holds a single folder, such as images/: what counts lies below.
+        deeper = [piece for piece in pieces if len(piece) > cut + 2]
+        pieces = [[f"{p[cut]}/{p[cut + 1]}", *p[cut + 2 :]] for p in deeper]
+        cut = 0
+
+
+def _two_readings(folders: list[str], root: str, shared: list[str] | None = None) -> DataError:
+    inside = f"hold the same folders ({some(shared)})" if shared else "have names of splits"
+    return DataError(
+        f"{root}: the folders {some(folders)} {inside}, so they may be the classes or parts of "
+        "the set: if they are the classes, move them into a folder train/; if they are parts, "
+        "name them train, val or test, or give one of them as --data.root"
+    )
+
+
+def _lone_split(
+    split: tuple[str, str], deep: Mapping[str, set[str]], beside: list[str], root: str
+) -> DataError:
+    name = split[0]
+    return DataError(
+        f"{root}: the folder {name} may be the split {split[1]} with the classes "
+        f"{some(deep[name])}, or a class beside {some(beside)}: if it is the split, move the "
+        "other folders out of --data.root; if it is a class, move all into a folder train/"
+    )
+
+
+def check_no_empty_class(
+    found: ClassFolders,
+    others: Iterable[str],
+    folders_in: Callable[[str], Iterable[str]],
+    root: str,
+) -> None:
+    """Raise DataError for a class folder without an image.
+
+    Args:
+        found: The layout of the images.
+        others: Paths of all other files, whose folders may be class folders too.
+        folders_in: The names of the folders directly in a folder, as far as the storage has any.
+        root: What to call the root.
+    """
+    others = list(others)
+    full = {pair for pair in found.assigned if pair}
+    for holder, split in found.splits.items():
+        prefix = f"{holder}/" if holder else ""
+        listed = [other[len(prefix) :].split("/") for other in others if other.startswith(prefix)]
+        names = {parts[0] for parts in listed if len(parts) > 1} | set(folders_in(holder))
+        for name in sorted(names):
+            if (split, name) not in full and not is_ignored(name):
+                held = [other for other in others if other.startswith(f"{prefix}{name}/")]
+                raise DataError(
+                    f"{root}: the class folder {prefix}{name}/ has no image "
+                    f"(found {seen(held)}); fill it or remove it"
+                )

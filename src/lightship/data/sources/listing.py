@@ -1,0 +1,166 @@
+"""The listing of a root: files that may be samples, without system folders and outputs of runs."""
+
+import os
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from lightship import storage
+from lightship.data.shards.index import INDEX, UNFINISHED, WORK
+from lightship.data.sources.parts import is_ignored, system_folder
+from lightship.errors import DataError
+from lightship.storage.archives import plain_names
+from lightship.storage.urls import relative_to, split
+
+_MARKS_OF_RUNS = ("/checkpoints/attempt", "/logs/starts.json")
+_DONE, _SETTINGS = "/DONE", "/config.yaml"
+_PARTS_OF_TABLE = ".parts/parts.json"
+
+
+@dataclass
+class Listing:
+    """The files under a root, without the ignored ones, and its folders where they are known."""
+
+    sizes: dict[str, int]
+    """Path -> bytes, sorted by path; the path "" is the root itself."""
+    crc32: dict[str, int]
+    folders_in: Callable[[str], Iterable[str]]
+    not_read: list[str] = field(default_factory=list)
+    """Paths of pipes, sockets and devices."""
+    ignored: list[str] = field(default_factory=list)
+    """Folders of the system and of runs, with what they are."""
+
+
+def nothing_there(url: str) -> DataError:
+    """What to say of a root with no file in it."""
+    if storage.is_remote(url):
+        why = "no object's name begins so"
+    elif os.path.exists(storage.local_path(url)):
+        why = "the folder holds no file"
+    else:
+        why = f"no such folder or file (seen from {os.getcwd()})"
+    return DataError(f"--data.root {storage.redact(url)}: nothing is there: {why}")
+
+
+def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
+    """List a root on any storage, or the inside of a zip. Rank 0; blocks.
+
+    Args:
+        url: The root.
+        root: What to call it in messages.
+        leave_out: URLs of files that the command writes, which may lie under the root.
+
+    Raises:
+        DataError: Nothing is there, a damaged zip, or shards that are not packed to the end.
+    """
+    protocol, head, archive_url = split(url)
+    if protocol == "zip" and archive_url is not None:
+        found = _list_zip(head.removeprefix("zip://"), archive_url)
+    else:
+        found = _list(url)
+    if UNFINISHED in found.sizes and INDEX not in found.sizes:
+        raise DataError(
+            f"--data.root {root} is not packed to the end: run the same lightship pack again, "
+            f"which goes on where it stopped, or remove {WORK}/ to take the shards that are there"
+        )
+    own = {path for each in leave_out if (path := relative_to(each, url))}
+    runs = _run_folders(found.sizes)
+    found.ignored += [f"{run}/ (output of a run)" for run in sorted(runs)]
+    kept = {
+        path: size
+        for path, size in sorted(found.sizes.items())
+        if path == "" or (not is_ignored(path) and path not in own)
+    }
+    found.sizes = without_runs(kept)
+    without_images = runs | {above for run in runs for above in _folders_of(run)}
+    folders_in = found.folders_in
+    found.folders_in = lambda folder: [
+        name for name in folders_in(folder) if f"{folder}/{name}".lstrip("/") not in without_images
+    ]
+    return found
+
+
+def without_runs(sizes: dict[str, int]) -> dict[str, int]:
+    """The files that lie in no folder that a fit or predict of lightship has written."""
+    runs = _run_folders(sizes)
+    return {p: size for p, size in sizes.items() if not runs or runs.isdisjoint(_folders_of(p))}
+
+
+def _run_folders(paths: Collection[str]) -> set[str]:
+    runs = {
+        path.removesuffix(mark) for path in paths for mark in _MARKS_OF_RUNS if path.endswith(mark)
+    }
+    runs |= {
+        folder
+        for path in paths
+        if path.endswith(_DONE) and f"{(folder := path.removesuffix(_DONE))}{_SETTINGS}" in paths
+    }
+    tables = (path.rpartition("/")[0] for path in paths if path.endswith(_PARTS_OF_TABLE))
+    return {run for run in (runs | set(tables)) if run}
+
+
+def _folders_of(path: str) -> Iterator[str]:
+    """The folders that a path lies in."""
+    at = path.find("/")
+    while at >= 0:
+        yield path[:at]
+        at = path.find("/", at + 1)
+
+
+def _list(url: str) -> Listing:
+    passed: set[str] = set()
+
+    def passes(folder: str) -> bool:
+        if system_folder(folder):
+            passed.add(folder)
+        return is_ignored(folder) and folder != WORK
+
+    try:
+        files = storage.list_files(url, skip=passes, special=True)
+    except storage.NotFound as error:
+        raise nothing_there(url) from error
+
+    def folders_in(folder: str) -> Iterable[str]:
+        if storage.is_remote(url):  # object stores have no empty folders
+            return []
+        here = storage.local_path(url) / folder
+        return [path.name for path in here.iterdir() if path.is_dir()]
+
+    passed |= {folder for file in files if (folder := system_folder(file.path))}
+    return Listing(
+        {file.path: file.size_bytes for file in files if not file.is_special},
+        {},
+        folders_in,
+        [file.path for file in files if file.is_special and not is_ignored(file.path)],
+        [f"{folder}/" for folder in sorted(passed)],
+    )
+
+
+def _list_zip(inside: str, archive_url: str) -> Listing:
+    """As `_list`, from the zip's directory alone, which also knows checksums."""
+    prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
+    root = storage.redact(archive_url)
+    try:
+        with storage.open_binary(archive_url) as stream, zipfile.ZipFile(stream) as archive:
+            plain_names(archive)
+            entries = [e for e in archive.infolist() if e.filename.startswith(prefix)]
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{root} is not a whole zip: {error}") from error
+    except storage.NotFound as error:
+        raise nothing_there(archive_url) from error
+    files, folders, passed = {}, [], set()
+    for entry in sorted(entries, key=lambda entry: entry.filename):
+        path = entry.filename.removeprefix(prefix)
+        if folder := system_folder(path):
+            passed.add(f"{folder}/")
+        if entry.is_dir():
+            folders.append(PurePosixPath(path))
+        elif not is_ignored(path):
+            files[path] = entry
+    return Listing(
+        {path: entry.file_size for path, entry in files.items()},
+        {path: entry.CRC for path, entry in files.items()},
+        lambda holder: [f.name for f in folders if f.parent == PurePosixPath(holder)],
+        ignored=sorted(passed),
+    )

@@ -1,0 +1,212 @@
+"""Tar files: WebDataset shards, class folders in a tar, a CIFAR archive; plain or gzipped."""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from lightship import storage
+from lightship.data.names import check_file_names, printable
+from lightship.data.sources.cifar import cifar_files, scan_cifar
+from lightship.data.sources.class_folders import check_no_empty_class, read_class_folders
+from lightship.data.sources.parts import Found, Label, Part, is_image, suffix
+from lightship.data.sources.splits import splits_of_files
+from lightship.data.sources.tar_members import TarMembers, is_label, read_members
+from lightship.errors import DataError
+
+_SCAN_THREADS = 8
+_MAX_DIGITS = 20  # of a number that an int64 may hold, with its sign
+
+
+def scan_tars(
+    root_url: str, files: Sequence[str], gzipped: bool, root: str, labelled: bool = True
+) -> Found:
+    """Scan every shard once; see `sources.scan` for what is understood. Rank 0; blocks.
+
+    Args:
+        root_url: What `files` are relative to.
+        files: The shards, sorted; "" is the root itself.
+        gzipped: Whether they are gzipped.
+        root: What to call the root.
+        labelled: False: every image, labels unread.
+
+    Raises:
+        DataError: A damaged tar, no image, or labels that are missing or do not fit.
+    """
+
+    def scan_one(file: str) -> TarMembers:
+        url = storage.join(root_url, file) if file else root_url
+        return read_members(url, gzipped, file or root)
+
+    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
+        shards = list(pool.map(scan_one, files))
+    _warn_of_unreadable(files, shards, root)
+    found = _find(files, shards, root, labelled)
+    if found.encoding == "image":
+        found.not_read = [
+            f"{file}/{path}" if file else path
+            for file, shard in zip(files, shards, strict=True)
+            for path in shard.places
+            if not is_image(path) and not is_label(path)
+        ]
+    found.container = "gzip" if gzipped else "bytes"
+    return found
+
+
+def _warn_of_unreadable(files: Sequence[str], shards: list[TarMembers], root: str) -> None:
+    why = Counter(why for shard in shards for why in shard.unreadable.values())
+    if why:
+        first, shard = next(pair for pair in zip(files, shards, strict=True) if pair[1].unreadable)
+        path, reason = next(iter(shard.unreadable.items()))
+        warnings.warn(
+            f"{root}: {why.total()} images in the tars cannot be read, such as "
+            f"{f'{first}: ' if first else ''}{printable(path)} ({reason})",
+            stacklevel=2,
+        )
+
+
+def _find(files: Sequence[str], shards: list[TarMembers], root: str, labelled: bool) -> Found:
+    if len(shards) == 1 and (cifar := cifar_files(list(shards[0].bytes_of))):
+        only = shards[0]
+        read, offset = only.bytes_of.__getitem__, lambda path: (files[0], only.places[path][0])
+        return scan_cifar(cifar, read, offset, root)
+    images = [[path for path in shard.places if is_image(path)] for shard in shards]
+    if not any(images):
+        members = [path for shard in shards for path in shard.places]
+        raise DataError(
+            f"{root}: no images in the tar; found {', '.join(members[:5]) or 'nothing'}"
+        )
+    if not labelled:
+        none: list[Label] = [None]
+        return Found([
+            _part("train", files[i], shard, paths, none * len(paths))
+            for i, (shard, paths) in enumerate(zip(shards, images, strict=True))
+        ])  # fmt: skip
+    splits = splits_of_files(files, root)
+    labels = [_labels_of_keys(*pair) for pair in zip(shards, files, strict=True)]
+    if any(labels):
+        return _find_webdataset(files, shards, images, labels, splits, root)
+    return _find_class_folders(files, shards, images, splits, root)
+
+
+def _key(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _labels_of_keys(shard: TarMembers, file: str) -> dict[str, Label]:
+    """Sample -> its label, of its .cls or else of its .json."""
+    labels: dict[str, Label] = {}
+    for path, raw in shard.bytes_of.items():
+        told = f"{file}: {printable(path)}" if file else f"{printable(path)} in the tar"
+        if suffix(path) == "json":
+            label = _json_label(raw, told)
+        elif suffix(path) == "cls":
+            label = _text_label(raw, told)
+        else:
+            continue
+        if label is None:
+            continue
+        if (digits := str(label)).removeprefix("-").isdecimal():
+            if len(digits) > _MAX_DIGITS:
+                raise DataError(f"{told}: the label {digits[:_MAX_DIGITS]}... is no class number")
+            label = int(label)
+        if suffix(path) == "cls" or _key(path) not in labels:
+            labels[_key(path)] = label
+    return labels
+
+
+def _text_label(raw: bytes, told: str) -> str:
+    try:
+        label = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{told} is not UTF-8 text: {error}") from error
+    if len(label.splitlines()) != 1:
+        raise DataError(f"{told} holds {len(label.splitlines())} lines; a label is one")
+    return label
+
+
+def _json_label(raw: bytes, told: str) -> Label:
+    try:
+        table = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{told} is not JSON: {error}") from error
+    label = table.get("label", table.get("cls")) if isinstance(table, dict) else None
+    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
+        raise DataError(f"{told}: the label {label!r:.80} is neither a number nor text")
+    return label
+
+
+def _find_webdataset(
+    files: Sequence[str],
+    shards: list[TarMembers],
+    images: list[list[str]],
+    labels: list[dict[str, Label]],
+    splits: list[str] | None,
+    root: str,
+) -> Found:
+    parts, without = [], list[str]()
+    for i, (shard, paths, label_of) in enumerate(zip(shards, images, labels, strict=True)):
+        keys = [_key(path) for path in paths]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{root}: {files[i]} has two images of the sample {printable(twice)}")
+        unlabelled = [key for key in keys if key not in label_of]
+        if unlabelled:
+            sample = printable(unlabelled[0])
+            raise DataError(f"{root}: {files[i]} has no label for the sample {sample}")
+        without += sorted(label_of.keys() - keys)
+        split = splits[i] if splits else "train"
+        parts.append(_part(split, files[i], shard, paths, [label_of[key] for key in keys]))
+    if without:
+        warnings.warn(
+            f"{root}: {len(without)} samples have a label and no image and are not used, such as "
+            f"{printable(without[0])}",
+            stacklevel=2,
+        )
+    return Found(parts)
+
+
+def _find_class_folders(
+    files: Sequence[str],
+    shards: list[TarMembers],
+    images: list[list[str]],
+    splits: list[str] | None,
+    root: str,
+) -> Found:
+    if splits:
+        parts = []
+        for i, paths in enumerate(map(sorted, images)):
+            if not all("/" in path for path in paths):
+                raise DataError(f"{root}: {files[i]} has images without a label or a class folder")
+            names: list[Label] = [path.split("/")[-2] for path in paths]
+            parts.append(_part(splits[i], files[i], shards[i], paths, names))
+        return Found(parts)
+    check_file_names(sorted({path.rpartition("/")[0] for paths in images for path in paths}), root)
+    layout = read_class_folders([path for paths in images for path in paths], root)
+    folders = [folder.rstrip("/") for shard in shards for folder in shard.folders]
+    others = [path for shard in shards for path in shard.places if not is_image(path)]
+    check_no_empty_class(
+        layout,
+        others,
+        lambda holder: [f.rpartition("/")[2] for f in folders if f.rpartition("/")[0] == holder],
+        root,
+    )
+    pairs = iter(layout.assigned)
+    pair_of = [dict(zip(paths, pairs)) for paths in images]  # noqa: B905 (pairs spans all shards)
+    parts = []
+    for split in layout.splits.values():
+        for i, shard in enumerate(shards):
+            chosen = sorted(p for p, pair in pair_of[i].items() if pair and pair[0] == split)
+            names = [pair[1] for p in chosen if (pair := pair_of[i][p])]
+            parts.append(_part(split, files[i], shard, chosen, names))
+    return Found(parts, class_folders=True)
+
+
+def _part(
+    split: str, file: str, shard: TarMembers, paths: Sequence[str], labels: Sequence[Label]
+) -> Part:
+    places = [shard.places[path] for path in paths]
+    offsets, lengths = [place[0] for place in places], [place[1] for place in places]
+    return Part(split, [file], [0] * len(places), offsets, lengths, labels, members=paths)

@@ -1,0 +1,1 @@
+"""Batches read from storage while training."""

@@ -1,0 +1,233 @@
+"""A split that is not held in memory: loaders whose batches a worker process makes ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lightship import devices
+from lightship.data.augment import Augment
+from lightship.data.bad_samples import BadSamples
+from lightship.data.batch import NOT_COUNTED, Batch
+from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit
+from lightship.data.manifest import Manifest
+from lightship.data.order import EvalShare, ListedShare, TrainShare
+from lightship.data.streaming.prefetch import BatchRange
+from lightship.data.streaming.worker import Decoded, Failed, Note, Task
+from lightship.data.streaming.worker_process import Worker
+from lightship.errors import LightshipError, TimeoutExpired
+from lightship.storage import Limits
+
+_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class StreamedSplit:
+    """A split that is read as it is needed.
+
+    Attributes:
+        manifest: The split.
+        size_px: Side of the squares images become (or have, if not `resize`).
+        resize: Whether images are scaled.
+        threads: That decode.
+        budget_bytes: Bound of what is read ahead.
+        cache_bytes: Of the block cache; 0: none.
+        bad: Takes the samples that cannot be read.
+        device: Where batches go.
+        limit: Bound of an image that is decoded.
+        say: Prints a line for the user.
+    """
+
+    manifest: Manifest
+    size_px: int
+    resize: bool
+    threads: int
+    budget_bytes: int
+    cache_bytes: int
+    bad: BadSamples
+    device: torch.device
+    limit: PixelLimit = DEFAULT_LIMIT
+    say: Callable[[str], None] = print
+
+    def task(
+        self, share: TrainShare | EvalShare | ListedShare, stretch: BatchRange, mixed_bytes: int = 0
+    ) -> Task:
+        """Whole images of a rank's share."""
+        return Task(
+            self.manifest,
+            self.manifest.block_edges(),
+            share,
+            stretch,
+            share.batch_size,
+            self.size_px,
+            self.resize,
+            self.limit,
+            min_area=0.0,
+            flip=None,
+            seed=0,
+            threads=self.threads,
+            slots=_SLOTS,
+            budget_bytes=self.budget_bytes,
+            mixed_bytes=mixed_bytes,
+            cache_bytes=self.cache_bytes,
+        )
+
+
+class StreamedTrainLoader:
+    """Endless training batches whose place is asked for, never remembered.
+
+    Args:
+        split: The training split.
+        share: This rank's batches.
+        augment: Applied to each batch on the device.
+        min_area: Least share of an image in its random box (see `pixels.random_box`); 0: no boxes.
+        stretch: Gives the place of the next batch and where the run ends. Asked at every batch; one
+            that does not follow from the last (a run resumed in the middle of an epoch) starts the
+            reading anew there.
+    """
+
+    def __init__(
+        self,
+        split: StreamedSplit,
+        share: TrainShare,
+        augment: Augment,
+        min_area: float,
+        stretch: Callable[[], BatchRange],
+    ) -> None:
+        self.split, self.share, self.min_area, self.stretch = split, share, min_area, stretch
+        # On a CPU mirroring in a batch costs half as much as decoding; in the worker nothing.
+        self.flip = augment if augment.flip and not augment.crop_padding_px else None
+        self.augment = replace(augment, flip=False) if self.flip else augment
+        self._stream: _Stream | None = None
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            stretch = self.stretch()
+            batch = self._at(stretch)
+            yield self.augment(batch, stretch.epoch)
+
+    def close(self) -> None:
+        """Read no more ahead."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _at(self, stretch: BatchRange) -> Batch:
+        if self._stream is not None and self._stream.following != (stretch.epoch, stretch.batch):
+            self.close()
+        if self._stream is None:
+            order = self.share.order
+            mixed_bytes = order.mixed_bytes // self.share.world_size
+            task = self.split.task(self.share, stretch, mixed_bytes)
+            task = replace(task, min_area=self.min_area, flip=self.flip, seed=order.seed)
+            self._stream = _Stream(task, self.split)
+        return self._stream.take()
+
+
+class StreamedEvalLoader:
+    """Every sample of a split exactly once over all ranks (see `EvalShare`)."""
+
+    def __init__(self, split: StreamedSplit, share: EvalShare | ListedShare) -> None:
+        self.split, self.share = split, share
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[Batch]:
+        stretch = BatchRange(epoch=0, batch=0, batches_per_epoch=len(self), epochs=1)
+        stream = _Stream(self.split.task(self.share, stretch), self.split)
+        try:
+            for _ in range(len(self)):
+                yield stream.take()
+        finally:
+            stream.close()
+
+
+class _Stream:
+    """One worker and the batches it makes, in order."""
+
+    def __init__(self, task: Task, split: StreamedSplit) -> None:
+        self.task, self.split = task, split
+        self.following = task.stretch.epoch, task.stretch.batch
+        self.worker = Worker.start(task.manifest.root)
+        self.connection, slots = self.worker.begin(task)
+        self.slots = torch.from_numpy(slots.pixels)
+        self.uploads = devices.of(split.device).uploads(self.slots)
+        self._labels = torch.from_numpy(task.manifest.label)
+        # Slots lent out, oldest first, each with what tells when its copy is done.
+        self._lent: deque[tuple[int, Any]] = deque()
+
+    def take(self) -> Batch:
+        """The next batch, on the device. Blocks, within the storage's deadlines.
+
+        Its pixels stay as they are until the next call.
+
+        Raises:
+            LightshipError: What ended the worker, or a sample that may not be bad.
+        """
+        self._give_back()
+        told = self._receive()
+        for row, error in told.bad.items():
+            self.split.bad.add(int(told.ids[row]), error)
+        epoch, place = self.following
+        assert (told.epoch, told.batch) == (epoch, place), "batches come in order"
+        is_last = place + 1 == self.task.stretch.batches_per_epoch
+        self.following = (epoch + 1, 0) if is_last else (epoch, place + 1)
+
+        ids = torch.from_numpy(told.ids)
+        labels = torch.where(ids < 0, NOT_COUNTED, self._labels[ids.clamp(min=0)])
+        labels[list(told.bad)] = NOT_COUNTED
+        (pixels, labels, ids), copied = self.uploads.begin(self.slots[told.slot], labels, ids)
+        self._lent.append((told.slot, copied))
+        return Batch(pixels.permute(0, 3, 1, 2), labels, ids)
+
+    def close(self) -> None:
+        """Want no more."""
+        self.connection.close()
+        self.uploads.close()
+        self.worker.task_is_over()
+
+    def _give_back(self) -> None:
+        """Return the slots that are done with; waits for the oldest if none is left to write."""
+        while self._lent:
+            slot, copied = self._lent[0]
+            if copied is not None and not copied.query():
+                if len(self._lent) < self.task.slots:
+                    return
+                copied.synchronize()
+            self._lent.popleft()
+            try:
+                self.connection.send(slot)
+            except ConnectionError:
+                return  # it has made the last batch, or failed: `_receive` tells
+
+    def _receive(self) -> Decoded:
+        limits = Limits.now()
+        batch_bytes = float(self.task.manifest.length.mean()) * self.task.batch_size
+        wait_s = 2 * limits.total_s + batch_bytes / limits.slowest_bytes_per_s
+        told: Any = None
+        while told is None or isinstance(told, Note):
+            if told is not None:
+                self.split.say(told.text)
+            if not self.connection.poll(wait_s):
+                raise TimeoutExpired(
+                    f"the data worker gave no batch within {wait_s:.0f} s "
+                    "(LIGHTSHIP_STORAGE_DEADLINE_S sets the bound)"
+                )
+            try:
+                told = self.connection.recv()
+            except (EOFError, ConnectionError):
+                raise RuntimeError(self.worker.how_it_ended()) from None
+        if isinstance(told, Failed):
+            if told.exit_name is None:
+                raise RuntimeError(f"the data worker failed:\n{told.text}")
+            failure = LightshipError(told.text)
+            failure.exit_name = told.exit_name
+            raise failure
+        assert isinstance(told, Decoded), "nobody takes more than there are"
+        return told

@@ -1,0 +1,285 @@
+"""Fetching: the bytes of the batches to come, read ahead in blocks within a memory budget."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+
+from lightship import storage
+from lightship.data.batch import NOT_COUNTED
+from lightship.data.manifest import Manifest
+from lightship.data.sample_reader import plan_spans, read_samples, samples_of
+from lightship.data.streaming.cache import BlockCache, CachedReads
+from lightship.errors import DataError, LightshipError
+from lightship.storage.ahead import ReadAhead
+
+_MOST_BATCHES_AHEAD = 16
+_HORIZON_SHARE = 0.5
+_ROW_GROUPS_AT_ONCE = 4
+
+Raw = bytes | memoryview | DataError
+"""The bytes of one sample, or why there are none."""
+
+
+class Share(Protocol):
+    """One rank's batches (`TrainShare`, `EvalShare`)."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Ids of an epoch, [len(self), batch_size] int64, NOT_COUNTED in padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchRange:
+    """Which of a share's batches are wanted.
+
+    Attributes:
+        epoch: The epoch of the first.
+        batch: Its place in the epoch.
+        batches_per_epoch: Batches taken from each epoch.
+        epochs: The first epoch that is not wanted; None: there is no end.
+    """
+
+    epoch: int
+    batch: int
+    batches_per_epoch: int
+    epochs: int | None
+
+
+@dataclass
+class FetchedBatch:
+    """The bytes of one batch, some of which may still be under way.
+
+    Attributes:
+        epoch: Its epoch.
+        batch: Its place in the epoch.
+        ids: [B] int64, NOT_COUNTED in padding.
+        samples: (row, bytes or error, unchecked; b"" in padding) of each row once, as they come.
+            Taken to its end before the next batch is asked for. Blocks; raises LightshipError
+            where the storage fails, which is no sample's fault.
+        frees_bytes: What need not be held once the batch is decoded; known at the samples' end.
+    """
+
+    epoch: int
+    batch: int
+    ids: np.ndarray
+    samples: Iterator[tuple[int, Raw]]
+    frees_bytes: int = 0
+
+
+@dataclass
+class _Request:
+    """One read, shared by the samples it brings."""
+
+    run: np.ndarray
+    start: int
+    """First byte of the read in its file."""
+    size_bytes: int
+    future: Future[Any]
+    samples: dict[int, Raw] | None = None
+
+
+@dataclass
+class _Epoch:
+    """One epoch's batches: where each sample comes, and what has been asked for."""
+
+    number: int
+    ids: np.ndarray
+    place: np.ndarray
+    """[N] int32: in which batch sample i comes, -1 in none (that is left)."""
+    planned: dict[int, tuple[storage.Span | None, np.ndarray]] = field(default_factory=dict)
+    requests: dict[int, _Request] = field(default_factory=dict)
+
+
+class Fetcher:
+    """The bytes of a rank's batches, in order.
+
+    Samples are asked for a batch ahead, and for one more (up to 16) each time that a batch had to
+    be waited for. With a sample those of its block come along that
+    the same request can bring and that this rank needs later in the epoch, and are kept until then;
+    where the budget does not allow that, only those of the nearer batches do (more requests, not
+    more memory). The first batch of a run that goes on in the middle of an epoch, where all blocks
+    that are mixed are under way, has its samples read alone, and so comes as soon as that of a
+    start. Used by one thread, in the process that decodes; blocks on storage.
+
+    Args:
+        manifest: The split; its container is "bytes" or "parquet".
+        block_edges: Its blocks (see `Manifest.block_edges`).
+        share: This rank's batches.
+        stretch: Which of them.
+        budget_bytes: Bound of what is held, from its request until it is decoded, but for a batch.
+        mixed_bytes: What this rank would hold if blocks were always read whole.
+        cache: Asked before the storage; blocks are then read whole, whoever needs what of them.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        block_edges: np.ndarray,
+        share: Share,
+        stretch: BatchRange,
+        budget_bytes: int,
+        mixed_bytes: int,
+        cache: BlockCache | None = None,
+    ) -> None:
+        self.manifest, self.share, self.stretch = manifest, share, stretch
+        self.budget_bytes = budget_bytes
+        self.held_bytes = 0
+        self._lock = Lock()
+        self._edges = block_edges
+        cache = None if cache is None or cache.is_off else cache
+        self._reads_whole = cache is not None
+        self._reads: ReadAhead | CachedReads = ReadAhead()
+        if cache is not None:
+            self._reads = CachedReads(self._reads, cache)
+        self._rows: ThreadPoolExecutor | None = None
+        if manifest.container == "parquet":
+            self._rows = ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE, "lightship-rows")
+        self._horizon: int | None = None  # in batches; None: to the epoch's end
+        if mixed_bytes > budget_bytes:
+            batch_bytes = float(manifest.length.mean()) * share.epoch(stretch.epoch).shape[1]
+            self._horizon = int(_HORIZON_SHARE * budget_bytes / max(1.0, batch_bytes))
+
+    def __iter__(self) -> Iterator[FetchedBatch]:
+        ahead: deque[tuple[_Epoch, int]] = deque()
+        upcoming = self._upcoming()
+        most = 1
+        while True:
+            while len(ahead) < most and (not ahead or self.held_bytes < self.budget_bytes):
+                following = next(upcoming, None)
+                if following is None:
+                    break
+                ahead.append(following)
+                self._ask(*following)
+            if not ahead:
+                return
+            if not self._is_there(*ahead[0]):
+                most = min(most + 1, _MOST_BATCHES_AHEAD)
+            yield self._take(*ahead.popleft())
+
+    def release(self, fetched: FetchedBatch) -> None:
+        """Take note that a batch is decoded. Any thread."""
+        with self._lock:
+            self.held_bytes -= fetched.frees_bytes
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._reads.close()
+        if self._rows is not None:
+            self._rows.shutdown(wait=False, cancel_futures=True)
+
+    def _upcoming(self) -> Iterator[tuple[_Epoch, int]]:
+        stretch, number, first = self.stretch, self.stretch.epoch, self.stretch.batch
+        while stretch.epochs is None or number < stretch.epochs:
+            ids = self.share.epoch(number)[: stretch.batches_per_epoch]
+            place = np.full(len(self.manifest), -1, dtype=np.int32)
+            rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+            counted = ids != NOT_COUNTED
+            place[ids[counted]] = rows[counted]
+            epoch = _Epoch(number, ids, place)
+            yield from ((epoch, batch) for batch in range(first, len(ids)))
+            number, first = number + 1, 0
+
+    def _ask(self, epoch: _Epoch, batch: int) -> None:
+        for i in epoch.ids[batch].tolist():
+            if i == NOT_COUNTED or i in epoch.requests:
+                continue
+            if i not in epoch.planned:
+                self._plan_block(epoch, batch, i)
+            span, run = epoch.planned[i]
+            request = self._begin(span, run)
+            with self._lock:
+                self.held_bytes += request.size_bytes
+            for j in run.tolist():
+                del epoch.planned[j]
+                epoch.requests[j] = request
+
+    def _plan_block(self, epoch: _Epoch, batch: int, i: int) -> None:
+        """Cut what is still wanted of the block of sample `i` into requests."""
+        block = int(np.searchsorted(self._edges, i, side="right")) - 1
+        ids = np.arange(self._edges[block], self._edges[block + 1])
+        place = epoch.place[ids]
+        wanted = place >= batch
+        horizon = self._horizon
+        if (epoch.number, batch) == (self.stretch.epoch, self.stretch.batch) and batch:
+            horizon = 0 if self._rows is None and not self._reads_whole else horizon
+        if horizon is not None:
+            wanted &= place <= batch + horizon
+        new = {
+            j for j in ids[wanted].tolist() if j not in epoch.requests and j not in epoch.planned
+        }
+        if not self._reads_whole:
+            ids = np.array(sorted(new), dtype=np.int64)
+        manifest = self.manifest
+        ids = ids[np.lexsort((manifest.offset[ids], manifest.file_index[ids]))]
+        gap_samples = 2 if horizon is None else 0
+        runs: Iterable[tuple[storage.Span | None, np.ndarray]] = [(None, ids)]
+        if self._rows is None:
+            runs = plan_spans(manifest, ids, gap_samples)
+        for span, everything in runs:
+            run = np.array([j for j in everything.tolist() if j in new], dtype=np.int64)
+            epoch.planned.update(dict.fromkeys(run.tolist(), (span, run)))
+
+    def _begin(self, span: storage.Span | None, run: np.ndarray) -> _Request:
+        if span is None:
+            assert self._rows is not None
+            size_bytes = int(self.manifest.length[run].sum())
+            return _Request(run, 0, size_bytes, self._rows.submit(self._read_one_by_one, run))
+        assert span.end is not None
+        return _Request(run, span.start, span.end - span.start, self._reads.begin(span))
+
+    def _read_one_by_one(self, run: np.ndarray) -> dict[int, Raw]:
+        return dict(read_samples(self.manifest, run))
+
+    def _is_there(self, epoch: _Epoch, batch: int) -> bool:
+        """Whether a batch that was asked for need not be waited for."""
+        ids = epoch.ids[batch].tolist()
+        return all(i == NOT_COUNTED or epoch.requests[i].future.done() for i in ids)
+
+    def _take(self, epoch: _Epoch, batch: int) -> FetchedBatch:
+        """A batch that was asked for. Does not block, as its samples do."""
+        fetched = FetchedBatch(epoch.number, batch, epoch.ids[batch], iter(()))
+        fetched.samples = self._as_they_come(epoch, fetched)
+        return fetched
+
+    def _as_they_come(self, epoch: _Epoch, fetched: FetchedBatch) -> Iterator[tuple[int, Raw]]:
+        """Those that wait for others are decoded meanwhile."""
+        rows: dict[Future[Any], list[tuple[int, int, _Request]]] = {}
+        for row, i in enumerate(fetched.ids.tolist()):
+            if i == NOT_COUNTED:
+                yield row, b""
+                continue
+            request = epoch.requests.pop(i)
+            rows.setdefault(request.future, []).append((row, i, request))
+        completed = as_completed if self._rows is not None else self._reads.as_completed
+        for future in completed(rows):
+            for row, i, request in rows[future]:
+                if request.samples is None:
+                    request.samples = self._samples(request)
+                sample = request.samples.pop(i)
+                if not request.samples:
+                    fetched.frees_bytes += request.size_bytes
+                yield row, sample
+
+    def _samples(self, request: _Request) -> dict[int, Raw]:
+        """What a request has brought. Blocks where it failed and its samples are read alone.
+
+        Raises:
+            LightshipError: The storage fails, which is no sample's fault.
+        """
+        if self._rows is not None:
+            return request.future.result()
+        got: storage.Data | Exception
+        try:
+            got = self._reads.result(request.future)
+        except LightshipError as error:
+            if storage.is_file_error(error) and len(request.run) > 1:
+                return self._read_one_by_one(request.run)  # a file is cut or gone: whose samples?
+            got = error
+        return dict(samples_of(self.manifest, request.run, request.start, got))

@@ -1,0 +1,319 @@
+"""The worker: a rank's process that fetches and decodes batches into shared memory.
+
+One process and not several, or each would fetch the blocks of the others; its threads decode, and
+the decoders release Python's lock for that. It runs `main`, which takes up one task after the other
+(worker_process.py hands them over) and does them at once, each in threads of its own.
+"""
+
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+import torch
+
+from lightship import storage
+from lightship.data.augment import Augment, uniform
+from lightship.data.batch import NOT_COUNTED
+from lightship.data.images.decode import PixelLimit, decode
+from lightship.data.images.resize import decode_box, decode_square
+from lightship.data.manifest import Manifest
+from lightship.data.sample_reader import fault_of, two_sizes
+from lightship.data.streaming.cache import BlockCache
+from lightship.data.streaming.prefetch import BatchRange, FetchedBatch, Fetcher, Raw, Share
+from lightship.data.streaming.worker_process import SharedSlots
+from lightship.errors import DataError, LightshipError
+
+_ROWS_AT_ONCE = 8
+_NO_MORE = -1
+_BOX_TRIES, _BOX_STREAM = 10, 2**31  # a seed that no run's own draws use
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker makes.
+
+    Attributes:
+        manifest: The split.
+        block_edges: Its blocks.
+        share: The rank's batches.
+        stretch: Which of them.
+        batch_size: Rows of each.
+        size_px: Side of the squares.
+        resize: Whether images are scaled to that, or must have it.
+        limit: Bound of an image that is decoded.
+        min_area: Least share of the image in a random box; 0: no boxes but the whole image.
+        flip: Mirrors those images that it would mirror, and does no more; None: nothing.
+        seed: The run's.
+        threads: That decode.
+        slots: Batches that the shared memory holds.
+        budget_bytes: Bound of what is read ahead.
+        mixed_bytes: See `Fetcher`.
+        cache_bytes: Of the block cache; 0: none.
+    """
+
+    manifest: Manifest
+    block_edges: np.ndarray
+    share: Share
+    stretch: BatchRange
+    batch_size: int
+    size_px: int
+    resize: bool
+    limit: PixelLimit
+    min_area: float
+    flip: Augment | None
+    seed: int
+    threads: int
+    slots: int
+    budget_bytes: int
+    mixed_bytes: int
+    cache_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the shared memory, uint8: [slots, B, S, S, 3]."""
+        return (self.slots, self.batch_size, self.size_px, self.size_px, 3)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Word of one batch whose pixels lie in a slot.
+
+    Attributes:
+        epoch: Its epoch.
+        batch: Its place in the epoch.
+        slot: Where; it is the reader's until that sends the number back.
+        ids: [B] int64, NOT_COUNTED in padding.
+        bad: Row -> why there is no image (the row is black).
+    """
+
+    epoch: int
+    batch: int
+    slot: int
+    ids: np.ndarray
+    bad: dict[int, DataError]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Word of what ended the worker: a LightshipError by name, else (None) a trace."""
+
+    exit_name: str | None
+    text: str
+
+
+def main(descriptor: int) -> None:
+    """Do the tasks that come through a socket until its other end is closed; then the process ends.
+
+    The environment stays what the process was started with: tasks run side by side, and one that
+    changed it would change it under the others' reads.
+
+    Args:
+        descriptor: Of the socket. First comes a URL that will be read, then pickled tasks, each
+            followed by a byte that carries two descriptors: of the task's own connection, and of
+            the shared memory.
+    """
+    torch.set_num_threads(1)
+    control = socket.socket(fileno=descriptor)
+    tasks: Connection = Connection(os.dup(descriptor))
+    try:
+        storage.make_ready(tasks.recv())
+        while True:
+            task = tasks.recv()
+            _, handed, _, _ = socket.recv_fds(control, 1, 2)
+            slots = SharedSlots(task.shape, handed[1])
+            slots.close()
+            arguments = (Connection(handed[0]), slots.pixels, task)
+            Thread(target=_work, args=arguments, name="lightship-task", daemon=True).start()
+    except (EOFError, OSError):
+        os._exit(0)  # threads may hang in storage
+
+
+def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
+    """Make the task's batches, sending a `Decoded` of each, and None after the last.
+
+    Between them may come a `Note`.
+
+    Ends early when the other end of the connection is closed.
+
+    Args:
+        connection: Gives the numbers of slots that may be written again.
+        slots: [slots, B, S, S, 3] uint8, where pixels go.
+        task: What to make.
+    """
+    free: SimpleQueue[int] = SimpleQueue()
+    Thread(target=_listen, args=(connection, free), daemon=True).start()
+    try:
+        _make_batches(connection, slots, free, task)
+        connection.send(None)
+    except ConnectionError:
+        pass  # nobody wants more
+    except LightshipError as error:
+        _send_failure(connection, Failed(error.exit_name, str(error)))
+    except BaseException:
+        _send_failure(connection, Failed(None, traceback.format_exc()))
+
+
+def _send_failure(connection: Connection, failure: Failed) -> None:
+    with contextlib.suppress(ConnectionError):  # nobody is there to be told
+        connection.send(failure)
+
+
+def _listen(connection: Connection, free: "SimpleQueue[int]") -> None:
+    """Pass on which slots are free, and at the end that nobody wants more."""
+    try:
+        while True:
+            free.put(connection.recv())
+    except (EOFError, OSError):
+        free.put(_NO_MORE)
+
+
+def _make_batches(
+    connection: Connection, slots: np.ndarray, free: "SimpleQueue[int]", task: Task
+) -> None:
+    for slot in range(task.slots):
+        free.put(slot)
+    decoder = _Decoder(task)
+    begun: SimpleQueue[tuple[FetchedBatch, int, list[Future]] | Note | None] = SimpleQueue()
+    cache = None
+    if task.cache_bytes:
+        of = task.manifest.fingerprint()
+        cache = BlockCache(
+            storage.cache_path("blocks"), task.cache_bytes, of, lambda text: begun.put(Note(text))
+        )
+    fetcher = Fetcher(
+        task.manifest,
+        task.block_edges,
+        task.share,
+        task.stretch,
+        task.budget_bytes,
+        task.mixed_bytes,
+        cache,
+    )
+    failure: list[BaseException] = []
+
+    def deliver() -> None:
+        try:
+            while (item := begun.get()) is not None:
+                if isinstance(item, Note):
+                    connection.send(item)
+                    continue
+                fetched, slot, parts = item
+                bad = {row: error for part in parts for row, error in part.result().items()}
+                fetcher.release(fetched)
+                connection.send(Decoded(fetched.epoch, fetched.batch, slot, fetched.ids, bad))
+        except BaseException as error:
+            failure.append(error)
+            free.put(_NO_MORE)
+
+    delivery = Thread(target=deliver, daemon=True)
+    delivery.start()
+    try:
+        for fetched in fetcher:
+            slot = free.get()
+            if slot == _NO_MORE:
+                break
+            begun.put((fetched, slot, decoder.begin(fetched, slots[slot])))
+    finally:
+        begun.put(None)
+        delivery.join()
+        fetcher.close()
+    if failure:
+        raise failure[0]
+
+
+class _Decoder:
+    """Turns the bytes of a batch into pixels, some rows a thread."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.pool = ThreadPoolExecutor(task.threads, "lightship-decode")
+
+    def begin(self, fetched: FetchedBatch, out: np.ndarray) -> "list[Future[dict[int, DataError]]]":
+        """Decode into `out` [B, S, S, 3] what comes, as it comes; blocks until all has come.
+
+        Returns:
+            Futures of the bad rows, for some rows each.
+        """
+        draws = self._draws(fetched)
+        return [
+            self.pool.submit(self._decode_rows, fetched.ids, rows, draws, out)
+            for rows in _in_pieces(fetched.samples)
+        ]
+
+    def _decode_rows(
+        self,
+        ids: np.ndarray,
+        rows: list[tuple[int, Raw]],
+        draws: tuple[np.ndarray, list[bool]],
+        out: np.ndarray,
+    ) -> dict[int, DataError]:
+        boxes, flips = draws
+        bad = {}
+        for row, raw in rows:
+            i = int(ids[row])
+            if i == NOT_COUNTED:
+                out[row] = 0
+                continue
+            try:
+                out[row] = self._pixels(i, raw, boxes[row]).transpose(1, 2, 0)
+                if flips[row]:  # by torch: NumPy takes ten times as long to copy pixels backwards
+                    out[row] = torch.from_numpy(out[row]).flip(1).numpy()
+            except DataError as error:
+                if isinstance(error, _TwoSizes):
+                    raise
+                out[row] = 0
+                bad[row] = error
+        return bad
+
+    def _pixels(self, i: int, raw: Raw, box_draws: np.ndarray) -> np.ndarray:
+        task = self.task
+        fault = raw if isinstance(raw, DataError) else fault_of(task.manifest, i, raw)
+        if fault is not None:
+            raise fault
+        assert not isinstance(raw, DataError)
+        encoding = task.manifest.encoding
+        if task.min_area:
+            return decode_box(raw, encoding, task.size_px, box_draws, task.min_area, task.limit)
+        if task.resize:
+            return decode_square(raw, encoding, task.size_px, task.limit)
+        image = decode(raw, encoding, limit=task.limit)
+        if image.shape[1:] != (task.size_px, task.size_px):
+            expected = (3, task.size_px, task.size_px)
+            raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))
+        return image
+
+    def _draws(self, fetched: FetchedBatch) -> tuple[np.ndarray, list[bool]]:
+        """([B, 10, 4] in [0, 1), [B]) for boxes and mirrors: of seed, epoch and id alone."""
+        task, ids = self.task, torch.from_numpy(fetched.ids)
+        boxes, flips = np.zeros((len(ids), 0)), [False] * len(ids)
+        if task.min_area:
+            draws = uniform(ids, task.seed + _BOX_STREAM, fetched.epoch, _BOX_TRIES * 4)
+            boxes = draws.view(len(ids), _BOX_TRIES, 4).numpy()
+        if task.flip:
+            flips = task.flip.mirrored(ids, fetched.epoch).tolist()
+        return boxes, flips
+
+
+class _TwoSizes(DataError):
+    """An image of another size than the first: no sample's fault but a setting's."""
+
+
+def _in_pieces(samples: Iterator[tuple[int, Raw]]) -> Iterator[list[tuple[int, Raw]]]:
+    while piece := list(islice(samples, _ROWS_AT_ONCE)):
+        yield piece

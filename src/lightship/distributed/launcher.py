@@ -1,0 +1,177 @@
+"""How many processes a command runs in, where, and what their end means to the caller.
+
+One device: this process. More: torch elastic's agent on each node, which starts `python -m
+lightship` once a device; its knobs are torchrun's own PET_* variables. Under somebody else's
+launcher (torchrun, SLURM) and on TPUs nothing is launched here.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from lightship.config import TrainerConfig
+from lightship.distributed import shared_memory, slurm
+from lightship.distributed.signals import stop_signals
+from lightship.errors import ConfigError, Diverged, LightshipError, PeerLost, Preempted
+
+_AGENT_PID = "LIGHTSHIP_AGENT_PID"
+_PR_SET_PDEATHSIG = 1
+
+
+def launch(
+    work: Callable[[], None],
+    trainer: TrainerConfig,
+    arguments: Sequence[str],
+    is_worker: bool,
+    resumes_from: str | None,
+) -> None:
+    """Do the work in as many processes as the settings ask for. Blocks until it is done.
+
+    Args:
+        work: What each process does, once it has joined the others.
+        trainer: Devices and time-outs.
+        arguments: The command line, for the processes started here.
+        is_worker: `is_worker()`.
+        resumes_from: What the work resumes from when it was killed; None: it starts from scratch.
+
+    Raises:
+        LightshipError: With the exit code of the contract.
+    """
+    if is_worker:
+        _join_and(work, trainer)
+    elif trainer.is_on_tpu:
+        if _is_one_of_several_tpu_hosts():
+            _join_and(work, trainer)
+        else:
+            work()
+    else:
+        processes = processes_here(trainer)
+        if processes == 1 and os.environ.get("PET_NNODES", "1") in ("1", "1:1"):
+            work()
+            return
+        for number in stop_signals():
+            signal.signal(number, _stopped_early)
+        from lightship.distributed.elastic_agent import run_agent
+
+        if is_on_gpus(trainer.accelerator):
+            shared_memory.check(processes)
+        os.environ[_AGENT_PID] = str(os.getpid())
+        run_agent(processes, arguments, resumes_from)
+
+
+def _join_and(work: Callable[[], None], trainer: TrainerConfig) -> None:
+    """Be one of several: join the others, work, and record how it ended."""
+    _die_with_launcher()
+    from lightship.distributed import comm
+
+    try:
+        comm.open_group(trainer.timeout_s, is_on_gpus(trainer.accelerator))
+        work()
+        comm.close_group()
+    except BaseException as error:
+        end = comm.explained(error)
+        comm.record_end(end)
+        if isinstance(end, Preempted | Diverged):
+            comm.wait_for_rank_0()
+        if isinstance(end, LightshipError) and _AGENT_PID in os.environ:
+            # Our agent tells of it, once. All is saved; torch would wait for those that are gone.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.exit_code)
+        if end is not error:
+            raise end from error
+        raise
+
+
+def is_worker() -> bool:
+    """Whether a launcher started this process as one of several; completes torchrun's variables."""
+    given = os.environ
+    if "TORCHELASTIC_RUN_ID" in given:
+        return True
+    if given.keys() & {"PET_NNODES", "PET_NPROC_PER_NODE"}:
+        return False  # some operators set RANK and WORLD_SIZE of nodes beside them
+    if alone := slurm.join_step():
+        print(f"lightship: {alone}", file=sys.stderr, flush=True)
+    if given.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
+        given.setdefault("LOCAL_RANK", "0")
+        given.setdefault("LOCAL_WORLD_SIZE", "1")
+        given.setdefault("GROUP_RANK", str(int(given["RANK"]) // int(given["LOCAL_WORLD_SIZE"])))
+        return True
+    return False
+
+
+def _is_one_of_several_tpu_hosts() -> bool:
+    """Whether GKE made this process one of several hosts; completes torchrun's variables.
+
+    One process a host drives all of its chips (see devices.py); a slice may be one of several.
+    """
+    given = os.environ
+    names = given.get("TPU_WORKER_HOSTNAMES", "localhost").split(",")
+    hosts = len(names) * int(given.get("MEGASCALE_NUM_SLICES", "1"))
+    if hosts == 1:
+        return False
+    if "TPU_WORKER_ID" not in given:
+        raise ConfigError(f"TPU_WORKER_HOSTNAMES names {hosts} hosts, TPU_WORKER_ID none of them")
+    host = int(given.get("MEGASCALE_SLICE_ID", "0")) * len(names) + int(given["TPU_WORKER_ID"])
+    first = given.get("MEGASCALE_COORDINATOR_ADDRESS", names[0]).partition(":")[0]
+    given |= {"RANK": str(host), "WORLD_SIZE": str(hosts), "GROUP_RANK": str(host)}
+    given |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": first}
+    given["MASTER_PORT"] = given.get("PET_MASTER_PORT", "29500")
+    return True
+
+
+def is_on_gpus(accelerator: str) -> bool:
+    """Whether each process drives a GPU."""
+    import torch
+
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def processes_here(trainer: TrainerConfig) -> int:
+    """Processes on this node: --trainer.devices, else PET_NPROC_PER_NODE, else all GPUs, else 1.
+
+    Raises:
+        ConfigError: The two differ, or there are not so many GPUs.
+    """
+    devices, asked = trainer.devices, os.environ.get("PET_NPROC_PER_NODE", "auto")
+    if devices != "auto" and asked.isdecimal() and asked != devices:
+        raise ConfigError(f"--trainer.devices is {devices} but PET_NPROC_PER_NODE is {asked}")
+    wanted = devices if devices != "auto" else asked
+    if wanted.isdecimal() and int(wanted) == 0:
+        raise ConfigError("PET_NPROC_PER_NODE is 0; it must be at least 1")
+    if wanted == "1":
+        return 1
+    import torch
+
+    gpus = torch.cuda.device_count() if is_on_gpus(trainer.accelerator) else 0
+    if wanted == "auto":
+        return gpus or 1
+    if not wanted.isdecimal():
+        from torch.distributed.run import determine_local_world_size
+
+        try:
+            return determine_local_world_size(wanted)
+        except ValueError as error:
+            raise ConfigError(f"PET_NPROC_PER_NODE is '{wanted}': {error}") from None
+    if gpus and int(wanted) > gpus:
+        raise ConfigError(f"--trainer.devices {wanted}: there are {gpus} GPUs on this node")
+    return int(wanted)
+
+
+def _stopped_early(number: int, frame: FrameType | None) -> None:
+    raise Preempted(f"stopped by {signal.Signals(number).name} before anything was started")
+
+
+def _die_with_launcher() -> None:
+    """Have the kernel kill this process when the agent that started it dies (Linux).
+
+    An orphan would go on training, and saving, beside its successor.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        agent = os.environ.get(_AGENT_PID)
+        if agent is not None and os.getppid() != int(agent):
+            raise PeerLost("the agent that started this process is gone")

@@ -1,0 +1,60 @@
+"""Processes that SLURM's srun has started, and jobs in which it has not."""
+
+import os
+
+from lightship.errors import ConfigError
+
+
+def join_step() -> str:
+    """Complete torchrun's variables if srun started this process as one of several tasks.
+
+    An allocation alone (in an sbatch script without srun, in the shell of salloc) sets SLURM's
+    variables too, but starts one process.
+
+    Returns:
+        A line for the user where this process is alone, though the job has several tasks; or ''.
+
+    Raises:
+        ConfigError: A variable has no sense.
+    """
+    tasks = _number("SLURM_NTASKS", 1)
+    if tasks <= 1:
+        return ""
+    if not _is_task_of_several():
+        return (
+            f"the SLURM job has {tasks} tasks, but this process was started without srun: it uses "
+            "this node alone; srun starts all tasks"
+        )
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    here = max(1, tasks // _number("SLURM_NNODES", 1))
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning insists on it
+    try:
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {
+            "RANK": str(_number("SLURM_PROCID", 0)),
+            "WORLD_SIZE": str(tasks),
+            "LOCAL_RANK": str(_number("SLURM_LOCALID", 0)),
+            "LOCAL_WORLD_SIZE": str(here),
+            "MASTER_ADDR": slurm.main_address,
+            "MASTER_PORT": str(slurm.main_port),
+        }
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"a SLURM_* variable is wrong: {error}") from None
+    return ""
+
+
+def _is_task_of_several() -> bool:
+    if "SLURM_PROCID" not in os.environ:
+        return False  # the shell of salloc
+    if "SLURM_STEP_NUM_TASKS" in os.environ:  # of the step that this process belongs to
+        return _number("SLURM_STEP_NUM_TASKS", 1) > 1
+    is_script = os.environ.get("ENVIRONMENT") == "BATCH"
+    return not is_script and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigError(f"{name} is '{value}'; it must be a number")
+    return int(value)

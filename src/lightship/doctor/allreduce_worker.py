@@ -1,0 +1,48 @@
+"""One rank of the all-reduce: `python -m lightship.doctor.allreduce_worker TIMEOUT_S BACKEND`.
+
+Joins as torchrun's variables say, sums once to see that the sum is right, then for the time, which
+rank 0 prints. It opens the group as ranks.py does, but without importing Lightning.
+"""
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+_NUMBERS = 4 * 2**20  # 16 MiB
+_ROUNDS = 3
+
+
+def main(timeout_s: float, backend: str) -> None:
+    """Exchange once; ends with a trace if it fails. Blocks."""
+    on_cuda = backend == "nccl"
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_cuda else torch.device("cpu")
+    if on_cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout_s)
+    )
+    for kind in {torch.device("cpu"), device}:
+        numbers = torch.full((1024,), float(rank + 1), device=kind)
+        dist.all_reduce(numbers)
+        expected = world_size * (world_size + 1) / 2
+        if not bool((numbers == expected).all()):
+            raise SystemExit(f"the sum over {world_size} ranks on {kind} is wrong: {numbers[:4]}")
+    numbers = torch.ones(_NUMBERS, device=device)
+    times_s = []
+    for _ in range(_ROUNDS):
+        begun_s = time.perf_counter()
+        dist.all_reduce(numbers)
+        numbers[0].item()  # waits for the device
+        times_s.append(time.perf_counter() - begun_s)
+    if rank == 0:
+        print(min(times_s), flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), sys.argv[2])

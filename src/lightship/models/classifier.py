@@ -1,0 +1,345 @@
+"""The LightningModule: any net as an image classifier, from batches to losses and metrics."""
+
+import math
+import warnings
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lightship.data.batch import NOT_COUNTED, Batch
+from lightship.errors import ConfigError
+from lightship.models.hyper_parameters import check_fits, complete
+from lightship.models.metrics import EvalMetrics
+from lightship.models.nets.build import build_net
+from lightship.models.optim.build import SGDPart, build_optimizer, build_schedule
+from lightship.models.outcomes import Outcomes
+from lightship.models.train_sums import TrainSums
+
+# EvalMetrics has summed over the ranks; averaging equal values again would only round them.
+warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
+
+_IMAGES_AT_ONCE = 64
+_SCHEDULE_FIELDS = ("schedule", "warmup_fraction", "final_lr_fraction")
+_SGD_FIELDS = {
+    "sgd_lr": "lr",
+    "head_lr": "head_lr",
+    "sgd_momentum": "momentum",
+    "whitening_fraction": "early_fraction",
+}
+
+
+class ImageClassifier(LightningModule):
+    """A net, its loss, its optimizer and its metrics.
+
+    All arguments are plain values, so that `load_from_checkpoint(path, weights_only=True)` alone
+    rebuilds it. `weights` is not among the stored ones: a checkpoint has all weights itself.
+
+    Args:
+        net: Name of the net, as build_net takes it.
+        class_names: C names in label order.
+        image_size_px: Side of the square images.
+        mean: Of each channel, in 0..1.
+        std: Standard deviation of each channel, in 0..1.
+        weights: What to start from, as build_net takes it.
+        label_smoothing: Probability mass spread over all classes in the training loss.
+        channels_last: Keep images and filters in NHWC memory order.
+        test_flip: Average each evaluated image's probabilities with those of its mirror image.
+        test_shift: Average them also with those of the image moved by a pixel to either corner.
+        optim: Arguments of build_optimizer and build_schedule.
+
+    Attributes:
+        eval_metrics: After a test, or a validation outside a fit, all of EvalMetrics.compute as
+            CPU tensors.
+
+    Raises:
+        ConfigError: As build_net.
+    """
+
+    supports_fast_loop = True  # see quiet.py: keep it so
+
+    def __init__(
+        self,
+        net: str,
+        class_names: list[str],
+        image_size_px: int,
+        mean: list[float],
+        std: list[float],
+        weights: str | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        test_flip: bool = False,
+        test_shift: bool = False,
+        optim: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["weights"], logger=False)
+        self.class_names = class_names
+        self.label_smoothing = label_smoothing
+        self.test_flip, self.test_shift = test_flip, test_shift
+        self.optim = dict(optim or {})
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = build_net(net, len(class_names), image_size_px, weights)
+        self.net.to(memory_format=self.memory_format)
+        # (x / 255 - mean) / std as one multiply-add. No buffers: DDP would broadcast them each
+        # step, and a half-precision run would round them.
+        deviation = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+        self._scale = 1 / (255 * deviation)
+        self._shift = -torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1) / deviation
+        self.evaluation = EvalMetrics(len(class_names), with_confusion=True)
+        self.eval_metrics: dict[str, Tensor] = {}
+        self.outcomes = Outcomes()
+        self._keeps_outcomes = False
+        self._train_sums = TrainSums()
+        self._has_peers = False
+        # Found once: to look for it takes as long as a layer. In a tuple, so that it is no child.
+        self._first_weight = next(
+            (owner, name)
+            for owner in self.net.modules()
+            for name, weight in owner._parameters.items()
+            if weight is not None and weight.is_floating_point()
+        )
+
+    def compile_net(self, mode: str) -> None:
+        """Compile the net in place with a torch.compile mode; state_dict keys stay as they are."""
+        self.net.compile(mode=mode)
+
+    @torch.no_grad()
+    def init_from_images(self, images: Tensor) -> None:
+        """Let the net, if it asks for that, set itself up from training images; fresh starts only.
+
+        Args:
+            images: [N, 3, S, S] uint8, the same on every rank.
+        """
+        if self.wants_images:
+            normalised = torch.addcmul(self._shift, images.float(), self._scale)
+            self.net.init_from_images(normalised)  # type: ignore[operator]
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether the net has a method `init_from_images`."""
+        return hasattr(self.net, "init_from_images")
+
+    def setup(self, stage: str) -> None:
+        """Let the metrics sum over the ranks in whatever way the strategy has."""
+        self._train_sums.restart()  # of an earlier fit
+        self.outcomes, self._keeps_outcomes = Outcomes(), stage != "fit"
+        self._has_peers = self.trainer.world_size > 1
+        self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
+
+    def on_train_start(self) -> None:
+        """As at an epoch's start, which a resume within an epoch does not come to."""
+        self.on_train_epoch_start()
+
+    def on_train_epoch_start(self) -> None:
+        """Tell a net with a whitening layer once the bias of that layer moves no more.
+
+        A function of the epoch alone, so that a resumed run says it when the first one would have.
+        """
+        if not hasattr(self.net, "trains_whitening"):
+            return
+        trainer = self.trainer
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        ends = [g["ends_at"] for g in self.optimizers().param_groups if "ends_at" in g]  # type: ignore[union-attr]
+        last = max(ends, default=1.0) * trainer.estimated_stepping_batches
+        self.net.trains_whitening = steps * trainer.current_epoch < last  # type: ignore[assignment]
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(value, reduce_op="sum"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: [B, 3, S, S] uint8 or floating point, RGB in 0..255.
+
+        Returns:
+            Logits [B, C] in the net's (or autocast's) dtype.
+        """
+        if self._scale.device != images.device:
+            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
+        pixels = images.to(torch.float32, memory_format=self.memory_format)
+        normalised = torch.addcmul(self._shift, pixels, self._scale)
+        owner, name = self._first_weight
+        return self.net(normalised.to(getattr(owner, name).dtype))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The batch's loss: the sum over counted rows divided by B, skipped rows included.
+
+        So the mean over ranks and parts is the global batch's, wherever skipped rows fall.
+        """
+        logits = self(batch.images).float()
+        if batch.mixed_labels is None:
+            total = self._loss(logits, batch.labels, "sum")
+        else:
+            assert batch.mix_weight is not None
+            losses, mixed_losses = (
+                self._loss(logits, labels, "none") for labels in (batch.labels, batch.mixed_labels)
+            )
+            counted = batch.labels != NOT_COUNTED
+            total = (torch.lerp(mixed_losses, losses, batch.mix_weight.float()) * counted).sum()
+        self._train_sums.add(total, logits, batch)
+        return total / len(batch.labels)
+
+    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Cross-entropy in float32; 0 of a row that does not count."""
+        return F.cross_entropy(
+            logits,
+            labels,
+            ignore_index=NOT_COUNTED,
+            reduction=reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def take_train_sums(self) -> dict[str, float]:
+        """Mean training loss and accuracy of all ranks' rows since the last call; starts anew.
+
+        Called on every rank at the same step. Waits for the device and the other ranks (the only
+        place in training that does), so at log points only. With mixed pairs a hit counts by the
+        share of the label that was hit.
+
+        Returns:
+            train/loss and train/acc; NaN if every row was skipped, empty if there was no step.
+        """
+        sums = self._train_sums.value()
+        if sums is None:
+            return {}
+        self._train_sums.restart()
+        loss_sum, hits, count = (self._sum_over_ranks(sums) if self._has_peers else sums).tolist()
+        nan = float("nan")
+        return {
+            "train/loss": loss_sum / count if count else nan,
+            "train/acc": hits / count if count else nan,
+        }
+
+    def log_probabilities(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C] float32.
+
+        With test_flip and test_shift, of the views' mean probabilities: unlike the mean of logits
+        it is a distribution whose cross-entropy is a loss, and no more confident than its parts.
+        The views and weights are airbench's (https://github.com/KellerJordan/cifar10-airbench).
+        """
+        if not self.test_shift:
+            return self._log_probabilities_both_ways(images)
+        corners = [_moved(images, pixels) for pixels in (-1, 1)]
+        shifted = torch.logaddexp(*map(self._log_probabilities_both_ways, corners)) - math.log(2)
+        return torch.logaddexp(self._log_probabilities_both_ways(images), shifted) - math.log(2)
+
+    def _log_probabilities_both_ways(self, images: Tensor) -> Tensor:
+        scores = self(images).float().log_softmax(1)
+        if not self.test_flip:
+            return scores
+        mirrored = self(images.flip(3)).float().log_softmax(1)
+        return torch.logaddexp(scores, mirrored) - math.log(2)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities [N, C] float32 on the CPU, for use outside a trainer's steps. Blocks.
+
+        In evaluation mode, a bounded batch at a time, and eager: a compiled net would be compiled
+        anew for the device and the batch shapes met here. Modes of modules are left as they were.
+
+        Args:
+            images: [N, 3, S, S] uint8 RGB, on any device.
+        """
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        with torch.compiler.set_stance("force_eager"):
+            parts = [
+                self.log_probabilities(part.to(self.device)).exp().cpu()
+                for part in images.split(_IMAGES_AT_ONCE)
+            ]
+        for part, was_training in modes.items():
+            part.training = was_training
+        return torch.cat(parts)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a validation batch."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a test batch."""
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> None:
+        scores = self.log_probabilities(batch.images)
+        self.evaluation.update(scores, batch.labels)
+        if self._keeps_outcomes:
+            self.outcomes.add(batch, scores)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/loss, val/acc and (with more than five classes) val/top5, over all ranks."""
+        self._log_evaluation("val", "loss", "acc", "top5")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/loss, acc, top5 and num_samples, over all ranks."""
+        self._log_evaluation("test", "loss", "acc", "top5", "num_samples")
+
+    def _log_evaluation(self, split: str, *names: str) -> None:
+        results = self.evaluation.compute()
+        self.evaluation.reset()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            results = self.eval_metrics = {name: value.cpu() for name, value in results.items()}
+        self.log_dict({f"{split}/{name}": results[name] for name in names if name in results})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Each row's id (NOT_COUNTED in padding), [B], and its probabilities, [B, C] float32."""
+        return batch.ids, self.log_probabilities(batch.images).exp()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer, and its schedule over all steps of the trainer."""
+        schedule = {key: self.optim[key] for key in _SCHEDULE_FIELDS if key in self.optim}
+        settings = {key: value for key, value in self.optim.items() if key not in schedule}
+        rest = {name: settings.pop(key) for key, name in _SGD_FIELDS.items() if key in settings}
+        # A fused optimizer unscales fp16 gradients inside, where they can no longer be clipped.
+        fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
+        optimizer = build_optimizer(self.net, **settings, fused=fused, rest=SGDPart(**rest))
+        scheduler = build_schedule(optimizer, self.trainer.estimated_stepping_batches, **schedule)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the classes where a reader finds them without this class; keep the open sums.
+
+        Called on every rank: the sums are those of all ranks.
+        """
+        checkpoint["class_names"] = self.class_names
+        sums = self._train_sums.value()
+        if sums is not None and self._has_peers:
+            sums = self._sum_over_ranks(sums.clone())
+        checkpoint["train_sums"] = sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; go on with its sums, which rank 0 holds for all.
+
+        Raises:
+            ConfigError: Its hyper-parameters differ.
+        """
+        kept = complete(type(self), checkpoint["hyper_parameters"])
+        changed = [
+            f"{name} was {kept[name]!r}, is {value!r}"
+            for name, value in complete(type(self), self.hparams).items()
+            if kept[name] != value
+        ]
+        if changed:
+            raise ConfigError(
+                f"the checkpoint is of another model or data set: {'; '.join(changed)[:500]}. To "
+                "start from its weights alone give it as --model.weights"
+            )
+        check_fits(self, checkpoint["state_dict"])
+        if self.global_rank == 0:
+            self._train_sums.restart(checkpoint.get("train_sums"))
+
+
+def _moved(images: Tensor, pixels: int) -> Tensor:
+    """Images [B, 3, S, S] moved down and right by `pixels` (-1: up and left), reflected there."""
+    index = torch.arange(images.shape[3], device=images.device) - pixels
+    last = images.shape[3] - 1
+    index = last - (last - index.abs()).abs()
+    return images.index_select(2, index).index_select(3, index)

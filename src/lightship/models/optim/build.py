@@ -1,0 +1,246 @@
+"""How weights move: the optimizers by name, and learning rates as functions of the step."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightship import devices
+from lightship.models.optim.muon import RECORD_ITERATIONS, Muon, MuonSGD, orthogonalize
+from lightship.models.optim.xla import ADAM_BETAS, ADAM_EPS, TracedOptimizer
+
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+_MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class SGDPart:
+    """What of muon-sgd moves by SGD, and how.
+
+    Attributes:
+        lr: Peak rate of biases and norms; like `head_lr` for the mean loss of a global batch
+            (airbench's are for the sum).
+        head_lr: Peak rate of the classifier.
+        momentum: Nesterov.
+        early_fraction: Share of all steps in which the bias of a frozen first layer still moves.
+    """
+
+    lr: float = 0.05
+    head_lr: float = 0.05
+    momentum: float = 0.85
+    early_fraction: float = 0.375
+
+
+def build_optimizer(
+    net: nn.Module,
+    name: str = "adam",
+    lr: float = 2e-4,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    fused: bool = True,
+    rest: SGDPart | None = None,
+) -> Optimizer:
+    """Build the optimizer of a net whose parameters are already on their device.
+
+    Args:
+        net: The net; parameters that need no gradient are left out.
+        name: adam, adamw, sgd (Nesterov), muon or muon-sgd.
+        lr: Peak learning rate.
+        momentum: Of sgd and both muons.
+        weight_decay: Of parameters with two or more dimensions; biases and norms do not decay. With
+            muon-sgd, the share of itself that all but the filters loses in a step at the peak.
+        fused: Use the fused kernels where the device has them.
+        rest: What muon-sgd does to all but the hidden matrices.
+
+    Returns:
+        An optimizer; with both muons one object that also moves what is no hidden matrix. What it
+        loads may come from a device for which another kernel, or another class, does the same.
+    """
+    optimizer = _build(net, name, lr, momentum, weight_decay, fused, rest or SGDPart())
+    optimizer.register_load_state_dict_pre_hook(_keep_settings)
+    optimizer.register_load_state_dict_post_hook(_lay_like_parameters)
+    return optimizer
+
+
+def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Take from a checkpoint a group's parameters and rate; how to move them is this run's."""
+    kept = ("params", "lr", "initial_lr")
+    groups = [
+        {**ours, **{name: group[name] for name in kept if name in group}}
+        for ours, group in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    return {**state, "param_groups": groups}
+
+
+def _lay_like_parameters(optimizer: Optimizer) -> None:
+    """Give the state the parameters' own memory order, which fused kernels take for granted.
+
+    A state from a device that knows no channels_last would otherwise be read in the wrong order.
+    """
+    for param, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == param.shape:
+                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+def _build(
+    net: nn.Module,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    fused: bool,
+    rest: SGDPart,
+) -> Optimizer:
+    groups = (
+        _record_groups(net, weight_decay, rest)
+        if name == "muon-sgd"
+        else _groups(net, name, weight_decay)
+    )
+    kinds = {p.device for group in groups for p in group["params"]}
+    if any(devices.of(kind).compiles_steps for kind in kinds):
+        others = {"muon": "adamw", "muon-sgd": "sgd"}.get(name, name)
+        traced = [{**group, "rule": name if group["orthogonal"] else others} for group in groups]
+        return TracedOptimizer(traced, lr, momentum, orthogonalize, RECORD_ITERATIONS)
+    fused &= all(kind.type in _FUSED_DEVICES for kind in kinds)
+    if name in ("muon", "muon-sgd"):
+        kind_of_muon = Muon if name == "muon" else MuonSGD
+        return kind_of_muon(groups, lr=lr, momentum=momentum, fused=fused)
+    for group in groups:
+        del group["orthogonal"]
+    use_fused = fused or None  # False would also rule out the multi-tensor kernels
+    if name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=use_fused
+        )
+    assert name in ("adam", "adamw"), name
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=use_fused)
+
+
+def _groups(net: nn.Module, name: str, weight_decay: float) -> list[dict[str, Any]]:
+    """What decays and what does not, and for Muon what is a hidden matrix, in the net's order."""
+    hidden = {id(matrix) for matrix in _matrices(net)[1:-1]} if name == "muon" else set()
+    members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim >= 2 else 0.0
+            members[id(parameter) in hidden, decay].append(parameter)
+    return [
+        {"params": params, "weight_decay": decay, "orthogonal": orthogonal}
+        for (orthogonal, decay), params in members.items()
+    ]
+
+
+def _record_groups(net: nn.Module, weight_decay: float, rest: SGDPart) -> list[dict[str, Any]]:
+    """airbench94_muon's groups: hidden matrices, classifier, what trains early only, all else.
+
+    What trains early only is the bias of a first layer whose weight is frozen (a whitening layer).
+    SGD's decay is divided by the rate, so that a weight shrinks by `weight_decay` of itself a step
+    at the peak, whatever its rate.
+    """
+    layers = [module for module in net.modules() if isinstance(module, _MATRIX_LAYERS)]
+    matrices = _matrices(net)
+    kind_of: dict[int, str] = {}
+    if matrices and not matrices[0].requires_grad:
+        kind_of |= {id(parameter): "early" for parameter in layers[0].parameters()}
+    if layers:
+        kind_of |= {id(parameter): "head" for parameter in layers[-1].parameters()}
+    kind_of |= {id(matrix): "hidden" for matrix in matrices[1:-1]}
+    members: dict[str, list[nn.Parameter]] = {"hidden": [], "head": [], "early": [], "other": []}
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            members[kind_of.get(id(parameter), "other")].append(parameter)
+    by_sgd = {"momentum": rest.momentum, "orthogonal": False}
+    settings: dict[str, dict[str, Any]] = {
+        "hidden": {"weight_decay": 0.0, "orthogonal": True},
+        "head": {**by_sgd, "lr": rest.head_lr, "weight_decay": weight_decay / rest.head_lr},
+        "early": {
+            **by_sgd,
+            "lr": rest.lr,
+            "weight_decay": weight_decay / rest.lr,
+            "ends_at": rest.early_fraction,
+        },
+        "other": {**by_sgd, "lr": rest.lr, "weight_decay": weight_decay / rest.lr},
+    }
+    return [{"params": params, **settings[kind]} for kind, params in members.items() if params]
+
+
+def _matrices(net: nn.Module) -> list[nn.Parameter]:
+    """The matrices and filters, from the first layer's to the classifier's, in the net's order."""
+    matrices = []
+    for module in net.modules():
+        if isinstance(module, _MATRIX_LAYERS):
+            attention = isinstance(module, nn.MultiheadAttention)
+            matrix = module.in_proj_weight if attention else module.weight
+            if isinstance(matrix, nn.Parameter):
+                matrices.append(matrix)
+    return matrices
+
+
+def lr_scale(
+    step: int,
+    total_steps: float,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    final_fraction: float = 0.0,
+) -> float:
+    """Learning rate of a step as a share of the peak: a pure function, so resuming needs no state.
+
+    Args:
+        step: Optimizer steps done before this one (0 is the first).
+        total_steps: Optimizer steps of the whole run (infinity: only with `constant`).
+        warmup_steps: The rate rises linearly over so many steps; the next one is at the peak.
+        schedule: constant, cosine (Loshchilov & Hutter 2017, arXiv 1608.03983) or linear.
+        final_fraction: Share of the peak at the last step, `total_steps - 1` (not of `constant`).
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if schedule == "constant":
+        return 1.0
+    assert math.isfinite(total_steps), "cosine and linear need the number of steps"
+    done = min(1.0, (step - warmup_steps) / max(1.0, total_steps - 1 - warmup_steps))
+    assert schedule in ("cosine", "linear"), schedule
+    left = (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1 - done
+    return final_fraction + (1 - final_fraction) * left
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    total_steps: float,
+    schedule: str = "constant",
+    warmup_fraction: float = 0.0,
+    final_lr_fraction: float = 0.0,
+) -> LambdaLR:
+    """Build the schedule of `lr_scale`, to be stepped once an optimizer step.
+
+    Args:
+        optimizer: Its groups' learning rates are the peak. A group's `ends_at`, a share of
+            total_steps, is where its own rate has fallen to 0 in a straight line.
+        total_steps: Optimizer steps of the whole run; may be infinity if nothing depends on it.
+        schedule: constant, cosine or linear.
+        warmup_fraction: Share of total_steps in which the rate rises.
+        final_lr_fraction: Share of the peak at the last step.
+    """
+    warmup_steps = round(warmup_fraction * total_steps) if warmup_fraction else 0
+
+    def scale(step: int) -> float:
+        return lr_scale(step, total_steps, warmup_steps, schedule, final_lr_fraction)
+
+    def scale_to_end(ends_at: float) -> Callable[[int], float]:
+        last = round(ends_at * total_steps)
+        return lambda step: max(0.0, 1 - step / last) if last else 0.0
+
+    return LambdaLR(
+        optimizer,
+        [
+            scale_to_end(group["ends_at"]) if "ends_at" in group else scale
+            for group in optimizer.param_groups
+        ],
+    )

@@ -1,0 +1,197 @@
+"""Muon: filters and matrices moved by orthogonalised momentum, all else by AdamW or by SGD."""
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from lightship import devices
+from lightship.models.optim.stepping import SteppingOptimizer
+from lightship.models.optim.xla import ADAM_BETAS, ADAM_EPS
+
+RECORD_ITERATIONS = 3
+"""Newton-Schulz steps of airbench94_muon: rougher than Muon's five, and as good there."""
+
+
+class OrthogonalOptimizer(SteppingOptimizer):
+    """What both have in common: Nesterov momentum, orthogonalised, for groups marked `orthogonal`.
+
+    Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon): filters are flattened to
+    [out, in*kh*kw]; the first layer and the classifier are better left to the other rule
+    (build_optimizer does so). Matrices of one shape are orthogonalised in one batched product.
+    """
+
+    iterations = 5
+
+    def move(self) -> None:
+        """See SteppingOptimizer."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                (self._step_orthogonal if group["orthogonal"] else self._step_rest)(group, params)
+
+    def _step_orthogonal(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        momentum = group["momentum"]
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["momentum"] = torch.zeros_like(param)
+        grads = [param.grad for param in params if param.grad is not None]
+        averages = [self.state[param]["momentum"] for param in params]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        directions = torch._foreach_lerp(grads, averages, momentum)
+        self._shrink(group, params)
+        alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = defaultdict(list)
+        for index, matrix in enumerate(direction.flatten(1) for direction in directions):
+            alike[matrix.shape, matrix.dtype, matrix.device].append(index)
+        for (shape, _, _), indices in alike.items():
+            matrices = torch.stack([directions[i].flatten(1) for i in indices])
+            updates = orthogonalize(matrices, self.iterations)
+            torch._foreach_add_(
+                [params[i] for i in indices],
+                [update.view(params[i].shape) for i, update in zip(indices, updates, strict=True)],
+                alpha=-group["lr"] * self._update_scale(shape),
+            )
+
+    def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Bring the matrices to size, before they are moved."""
+        raise NotImplementedError
+
+    def _update_scale(self, shape: torch.Size) -> float:
+        """What an orthogonalised update of this shape is multiplied by, beside the rate."""
+        raise NotImplementedError
+
+    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Move what is no hidden matrix."""
+        raise NotImplementedError
+
+
+class Muon(OrthogonalOptimizer):
+    """Momentum orthogonalised by Newton-Schulz for hidden matrices, AdamW for all else.
+
+    Each update is scaled by 0.2*sqrt(max(rows, columns)), so that its size is AdamW's and one
+    learning rate and decay serve both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+
+    Args:
+        groups: Parameter groups, each with `orthogonal: bool` and `weight_decay: float`
+            (decoupled).
+        lr: Learning rate.
+        momentum: Nesterov momentum of the orthogonal groups.
+        fused: Use the fused AdamW kernel.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, fused: bool = False
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "fused": fused})
+
+    def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+
+    def _update_scale(self, shape: torch.Size) -> float:
+        return 0.2 * math.sqrt(max(shape))
+
+    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for param in params:
+            if not self.state[param]:
+                # The fused kernel counts on the device; elsewhere a count on the CPU costs no sync.
+                device = param.device if group["fused"] else "cpu"
+                self.state[param] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=device),
+                    "exp_avg": torch.zeros_like(param),
+                    "exp_avg_sq": torch.zeros_like(param),
+                }
+        states = [self.state[param] for param in params]
+        adamw(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=group["fused"] or None,
+            amsgrad=False,
+            beta1=ADAM_BETAS[0],
+            beta2=ADAM_BETAS[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=ADAM_EPS,
+            maximize=False,
+        )
+
+
+class MuonSGD(OrthogonalOptimizer):
+    """Orthogonalised momentum for filters of a fixed size, SGD (Nesterov) for all else.
+
+    The pair of airbench94_muon (Keller Jordan, https://github.com/KellerJordan/cifar10-airbench):
+    before each step a filter bank of `out` filters is scaled to the norm sqrt(out), so it needs no
+    decay, and its update of three Newton-Schulz steps is applied at the bare rate.
+
+    Args:
+        groups: Parameter groups, each with `orthogonal: bool`, and the others with
+            `weight_decay: float`, added to the gradient as torch.optim.SGD does. A group's own `lr`
+            and `momentum` go before those below.
+        lr: Learning rate of the orthogonal groups.
+        momentum: Nesterov momentum of the orthogonal groups.
+        fused: Use the fused SGD kernel.
+    """
+
+    iterations = RECORD_ITERATIONS
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.6, fused: bool = False
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "fused": fused})
+
+    def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        norms = torch._foreach_norm(params)
+        torch._foreach_reciprocal_(norms)
+        torch._foreach_mul_(norms, [math.sqrt(len(param)) for param in params])
+        torch._foreach_mul_(params, norms)
+
+    def _update_scale(self, shape: torch.Size) -> float:
+        return 1.0
+
+    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for param in params:
+            if not self.state[param]:
+                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        sgd(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [self.state[param]["momentum_buffer"] for param in params],
+            fused=group["fused"] or None,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=True,
+            maximize=False,
+        )
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Push the singular values of each matrix towards 1 by Newton-Schulz iterations.
+
+    Args:
+        matrices: [N, rows, columns], floating point.
+        iterations: Quintic steps; after five the singular values lie within about 0.7..1.2.
+
+    Returns:
+        The same shape and dtype. Coefficients and scheme: Keller Jordan's Muon.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    # bfloat16 suffices (ibid.), where it is fast.
+    work = matrices.bfloat16() if devices.has_bf16_units(matrices.device) else matrices.float()
+    tall = work.shape[1] > work.shape[2]
+    if tall:
+        work = work.mT
+    work = work / (torch.linalg.matrix_norm(work, keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = work @ work.mT
+        work = torch.baddbmm(work, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), work, beta=a)
+    return (work.mT if tall else work).to(matrices.dtype).contiguous()

@@ -1,0 +1,218 @@
+"""What a prediction has done so far: parts of its table, each written whole, under TABLE.parts/.
+
+A part is a JSON-lines file, a line an image: [path, [[class, probability], ...]], or [path, why it
+could not be read]. Its name has the number of the part and a hash of the plan: the images, the
+model and the division that the parts of one table share. So a part of anything else is never taken
+for one of these, not even one that a forgotten process still writes.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from lightship import storage, versions
+from lightship.errors import DataError, LightshipError
+from lightship.predict.table import Prediction
+
+PART_IMAGES = 1024
+_PLAN = "parts.json"
+_FORMAT = "prediction parts"
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read.
+
+    Attributes:
+        path: Of the image, relative to the data's root.
+        reason: Why, and its name.
+    """
+
+    path: str
+    reason: str
+
+
+Row = Prediction | Unreadable
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which images lie in which part: the same whoever predicts, and how many they are.
+
+    Attributes:
+        num_images: Of the whole table.
+        batch_size: Images that the net sees together, in every batch the same ones.
+    """
+
+    num_images: int
+    batch_size: int
+
+    @property
+    def batches_per_part(self) -> int:
+        """Batches that make a part, of 1,024 images or (one batch) more."""
+        return max(1, PART_IMAGES // self.batch_size)
+
+    @property
+    def part_size(self) -> int:
+        """Images in a part; the last may have fewer."""
+        return self.batch_size * self.batches_per_part
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts there are."""
+        return -(-self.num_images // self.part_size)
+
+    def ids(self, number: int) -> range:
+        """The images of a part."""
+        first = number * self.part_size
+        return range(first, min(first + self.part_size, self.num_images))
+
+    def rounds(self, todo: Sequence[int], world_size: int) -> list[list[int | None]]:
+        """Who makes which part: in each round, of each rank its part, or None.
+
+        A rank's parts follow one another, and so do the files it reads.
+        """
+        count = -(-len(todo) // world_size)
+        padded = [*todo, *[None] * (count * world_size - len(todo))]
+        return [padded[number::count] for number in range(count)]
+
+
+class Parts:
+    """The parts of one table. Methods block; which ranks call them they say.
+
+    Args:
+        table_url: Of the table to be.
+        plan: What makes a part what it is, as plain values by the names that the user knows.
+        division: Which images lie in which part; belongs to the plan too.
+        say: Prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        table_url: str,
+        plan: Mapping[str, Any],
+        division: Division,
+        say: Callable[[str], None],
+    ) -> None:
+        self.url, self.division, self.say = f"{table_url}.parts", division, say
+        sizes = {"batch size": division.batch_size, "part size": division.part_size}
+        self.plan = {**plan, **sizes}
+        text = json.dumps(self.plan, sort_keys=True)
+        self._key = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def open(self) -> set[int]:
+        """The numbers of the parts that are there and whole; all others are removed. Rank 0.
+
+        Raises:
+            NewerVersion: A newer version of lightship wrote them; nothing is removed.
+        """
+        try:
+            names = [file.path for file in storage.list_files(self.url)]
+        except storage.NotFound:
+            names = []
+        pattern = re.compile(rf"(\d+)-{self._key}\.jsonl")
+        done = {name: int(found[1]) for name in names if (found := pattern.fullmatch(name))}
+        before = self._kept_plan() if _PLAN in names else {}
+        version = before.pop("version", None)
+        versions.check(_FORMAT, version, storage.redact(self._at(_PLAN)))
+        if before != self.plan:
+            others = [name for name in names if name not in done and name != _PLAN]
+            if others:
+                changed = [key for key, value in self.plan.items() if before.get(key) != value]
+                self.say(
+                    f"{len(others)} parts in {storage.redact(self.url)} are of another table "
+                    f"({', '.join(changed)} differ): starting anew"
+                )
+                self._remove(others)
+            plan = {**self.plan, "version": versions.VERSIONS[_FORMAT]}
+            storage.write_bytes(self._at(_PLAN), json.dumps(plan, indent=1).encode())
+        return self._whole({n for n in done.values() if n < self.division.num_parts})
+
+    def _whole(self, numbers: set[int]) -> set[int]:
+        """Those parts that can be read; the others are removed with a line, to be made again."""
+        damaged = [
+            number
+            for number, rows in self._read_parts(sorted(numbers))
+            if rows is None or len(rows) != len(self.division.ids(number))
+        ]
+        if damaged:
+            names = [self._name(number) for number in damaged]
+            self.say(
+                f"{len(names)} parts in {storage.redact(self.url)} are damaged and made again: "
+                f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            )
+            self._remove(names)
+        return numbers - set(damaged)
+
+    def write(self, number: int, rows: Sequence[Row]) -> None:
+        """Write a part whole. Any rank, each its own."""
+        lines = [
+            json.dumps([row.path, row.top5 if isinstance(row, Prediction) else row.reason])
+            for row in rows
+        ]
+        storage.write_bytes(self._at(self._name(number)), "".join(f"{x}\n" for x in lines).encode())
+
+    def read(self) -> Iterator[list[Row]]:
+        """All parts in order; memory holds a few. Rank 0, when all are there.
+
+        Raises:
+            DataError: One has been changed since it was written; it is removed.
+        """
+        for number, rows in self._read_parts(range(self.division.num_parts)):
+            if rows is None or len(rows) != len(self.division.ids(number)):
+                self._remove([self._name(number)])
+                raise DataError(
+                    f"{storage.redact(self._at(self._name(number)))} was damaged after it was "
+                    "written: run the same command again, which makes that part anew"
+                )
+            yield rows
+
+    def _read_parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Row] | None]]:
+        """Each part with its rows, or None where it is damaged; memory holds a few."""
+        for first in range(0, len(numbers), _AT_ONCE):
+            group = numbers[first : first + _AT_ONCE]
+            spans = [storage.Span(self._at(self._name(number))) for number in group]
+            for number, data in zip(group, storage.read_spans(spans), strict=True):
+                assert isinstance(data, bytes)
+                try:
+                    yield number, [_row(line) for line in data.splitlines()]
+                except (ValueError, TypeError, RecursionError):
+                    yield number, None
+
+    def remove(self) -> None:
+        """Remove the folder of the parts, when the table is there. Rank 0."""
+        self._remove([file.path for file in storage.list_files(self.url)])
+        if not storage.is_remote(self.url):
+            shutil.rmtree(storage.local_path(self.url), ignore_errors=True)
+
+    def _kept_plan(self) -> dict[str, Any]:
+        try:
+            kept = json.loads(storage.read_bytes(self._at(_PLAN)))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, LightshipError):
+                raise
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    def _remove(self, names: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(storage.remove, map(self._at, names)))
+
+    def _name(self, number: int) -> str:
+        return f"{number:06d}-{self._key}.jsonl"
+
+    def _at(self, name: str) -> str:
+        return storage.join(self.url, name)
+
+
+def _row(line: bytes) -> Row:
+    path, found = json.loads(line)
+    if isinstance(found, str):
+        return Unreadable(str(path), found)
+    return Prediction(str(path), [(str(name), float(share)) for name, share in found])

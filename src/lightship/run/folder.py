@@ -1,0 +1,273 @@
+"""The one place where a run lives: config.yaml, checkpoints/, logs/, report/ and DONE."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightship import config as settings
+from lightship import storage, strict_json
+from lightship.checkpoint.record import CheckpointDamaged, Metric
+from lightship.checkpoint.store import CheckpointStore
+from lightship.config import Config, TrainerConfig
+from lightship.errors import ConfigError
+from lightship.run import config_file
+from lightship.run.quarantine import set_aside
+
+_NEEDED = {
+    "state_dict", "hyper_parameters", "loops", "optimizer_states", "lr_schedulers", "lightship",
+}  # fmt: skip
+
+_SHOWN = ("test/acc", "val/acc")
+
+
+class Start(NamedTuple):
+    """The checkpoint that a start of a run goes on from."""
+
+    url: str
+    step: int
+    epoch: int
+
+
+class RunFolder:
+    """A run's folder at any URL. Used by rank 0 unless a method says otherwise; methods block.
+
+    Args:
+        config: The resolved configuration; `run.output` is set.
+        say: Prints a line for the user.
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+        assert config.run.output is not None
+        self.url, self.config, self.say = config.run.output, config, say
+
+    def at(self, *parts: str) -> str:
+        """URL of something inside."""
+        return storage.join(self.url, *parts)
+
+    def is_done(self) -> bool:
+        """Whether the run has finished and the settings ask for no more; says so. Reads only.
+
+        Raises:
+            ConfigError: run.resume or the settings ask for another run.
+        """
+        if not storage.exists(self.at("DONE")):
+            return False
+        self.refuse_another_run("a finished run")
+        numbers = self._done_numbers()
+        if numbers is None:
+            return False  # `open` says so
+        commits = self.checkpoints().commits()
+        before = config_file.read(self.url)["trainer"]
+        if commits and self._asks_for_more(before, commits[-1].step, commits[-1].epoch):
+            self.say(
+                f"the run is complete at step {commits[-1].step}, epoch {commits[-1].epoch}, and "
+                f"goes on: {_bounds(self.config.trainer)}"
+            )
+            return False
+        accuracies = {key: numbers.get(key) for key in _SHOWN}
+        shown = [f"{key} {acc:.4f}" for key, acc in accuracies.items() if acc is not None]
+        report = storage.redact(self.at("report", "report.html"))
+        self.say(f"run already complete: {', '.join([*shown, f'report: {report}'])}")
+        return True
+
+    def _done_numbers(self) -> dict[str, Any] | None:
+        """What DONE holds; None if it is damaged."""
+        data = storage.read_bytes(self.at("DONE"))
+        try:
+            numbers = json.loads(data)
+            shown = [numbers.get(key) for key in _SHOWN]
+        except (ValueError, RecursionError, AttributeError):
+            return None
+        return numbers if all(isinstance(n, int | float | None) for n in shown) else None
+
+    def _asks_for_more(self, before: Mapping[str, Any], step: int, epoch: int) -> bool:
+        """Whether a finished run is to train on; says why not where that may be unexpected.
+
+        Args:
+            before: The trainer's settings that it finished with.
+            step: Optimizer steps done.
+            epoch: Epochs done.
+        """
+        now = self.config.trainer
+        if _is_reached(now.max_epochs, epoch) or _is_reached(now.max_steps, step):
+            for name, done in (("max_epochs", epoch), ("max_steps", step)):
+                if 0 <= getattr(now, name) < done:
+                    self.say(
+                        f"--trainer.{name} {getattr(now, name)} is below the {done} that this run "
+                        "has done: nothing is trained or undone"
+                    )
+            return False
+        if _is_reached(before["max_epochs"], epoch) or _is_reached(before["max_steps"], step):
+            return True
+        was, patience = before["early_stopping_patience"], now.early_stopping_patience
+        if was and (patience > was or not patience):
+            return True
+        if (now.max_epochs, now.max_steps) != (before["max_epochs"], before["max_steps"]):
+            self.say(
+                f"early stopping ended this run at epoch {epoch}, not {_bounds(now)}; raise "
+                f"--trainer.early_stopping_patience (it was {was}) to train on"
+            )
+        return False
+
+    def checkpoints(self) -> CheckpointStore:
+        """The store under this output."""
+        return CheckpointStore(
+            self.at("checkpoints"),
+            self.say,
+            keep_last=self.config.run.keep_last,
+            metric=Metric.of(self.config.trainer.monitor),
+            metric_before=self._metric_before,
+        )
+
+    def _metric_before(self) -> Metric | None:
+        """Of the checkpoints of a version that did not record it."""
+        try:
+            return Metric.of(config_file.read(self.url)["trainer"]["monitor"])
+        except storage.NotFound:
+            return None
+
+    def open(self, ckpt_path: str | None = None) -> tuple[CheckpointStore, Start | None]:
+        """Take the output for this start: the store, and the checkpoint to go on from.
+
+        Args:
+            ckpt_path: None or `last`: the newest good one; `best`: back to the best (at each start
+                that asks for it); a URL: that one, until the run has a checkpoint of its own.
+
+        Raises:
+            ConfigError: Not writable; run.resume forbids what is there; the configuration changes
+                what an earlier start of this run has begun to learn; no such checkpoint.
+        """
+        storage.check_writable(self.url)
+        store = self.checkpoints()
+        where = f"--run.output {storage.redact(self.url)}"
+        commits = list(store.commits())
+        if commits:
+            self.refuse_another_run(f"a run at step {commits[-1].step}")
+        commit = store.best() if ckpt_path == "best" else store.newest()
+        start = None
+        if commit is not None:
+            store.protect(commit)
+            start = Start(store.url_of(commit), commit.step, commit.epoch)
+        elif ckpt_path in ("best", "last"):
+            raise ConfigError(f"--ckpt_path {ckpt_path}: no good checkpoint under {where}")
+        elif self.config.run.resume == "must":
+            raise ConfigError(f"--run.resume must: no good checkpoint under {where}")
+        elif ckpt_path is not None:
+            start = self._foreign(store, ckpt_path)
+        elif commits:
+            self.say("no good checkpoint is left: training begins anew")
+        if start is not None:
+            self._refuse_fewer(start)
+        store.open_attempt()  # the last: a start that is refused leaves the run to its owner
+        self._remove_temporaries()
+        if storage.exists(self.at("DONE")):
+            if self._done_numbers() is None:
+                set_aside(self.at("DONE"), "is damaged", self.say)
+            storage.remove(self.at("DONE"))
+        config_file.write(self.url, self.config)
+        return store, start
+
+    def _refuse_fewer(self, start: Start) -> None:
+        trainer = self.config.trainer
+        for name, bound, done in (
+            ("max_epochs", trainer.max_epochs, start.epoch),
+            ("max_steps", trainer.max_steps, start.step),
+        ):
+            if 0 <= bound < done:
+                raise ConfigError(
+                    f"--trainer.{name} is {bound}; the checkpoint to resume from has {done} "
+                    f"{name.removeprefix('max_')} done"
+                )
+
+    def _foreign(self, store: CheckpointStore, url: str) -> Start:
+        shown = f"--ckpt_path {storage.redact(url)}"
+        try:
+            checkpoint = store.load_checkpoint(url)
+        except CheckpointDamaged as error:
+            raise ConfigError(f"{shown}: {error}") from None
+        if missing := _NEEDED - set(checkpoint):
+            raise ConfigError(
+                f"{shown} is no checkpoint of lightship's to go on from (no {min(missing)} in it); "
+                "to start from weights alone give them as --model.weights"
+            )
+        return Start(url, checkpoint["global_step"], checkpoint["epoch"])
+
+    def _remove_temporaries(self) -> None:
+        """Remove what a killed start was just writing (local; elsewhere nothing of it shows)."""
+        if not storage.is_remote(self.url):
+            for path in storage.local_path(self.url).rglob(".*.lightship-tmp"):
+                path.unlink(missing_ok=True)
+
+    def refuse_another_run(self, what: str) -> None:
+        """Raise ConfigError if this output already holds a run and the settings forbid that."""
+        where = f"--run.output {storage.redact(self.url)} holds {what}"
+        if self.config.run.resume == "never":
+            raise ConfigError(f"--run.resume never: {where}; give another output")
+        try:
+            before = config_file.read(self.url)
+        except storage.NotFound:
+            raise ConfigError(
+                f"{where} without {config_file.FILE}, the settings it was trained with: "
+                "restore the file or give another --run.output"
+            ) from None
+        changed = [
+            f"{key} was {was!r}, now {now!r}"
+            for key, now in settings.identity(self.config).items()
+            for section, _, field in [key.partition(".")]
+            if not _is_same(key, was := before[section][field], now)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{where} with incompatible settings: {'; '.join(changed)}. "
+                "Set these back or give another --run.output"
+            )
+
+    def tracking_id(self) -> str | None:
+        """The tracking id of an earlier start, if one was kept and is whole."""
+        url = self.at("logs", "tracking_id")
+        if not storage.exists(url):
+            return None
+        text = storage.read_bytes(url).decode(errors="replace").strip()
+        if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII):
+            return text
+        set_aside(url, "is damaged", self.say)
+        return None
+
+    def keep_tracking_id(self, tracking_id: str) -> None:
+        """Keep the tracking id for the next start."""
+        storage.write_bytes(self.at("logs", "tracking_id"), tracking_id.encode())
+
+    def scratch_path(self) -> Path:
+        """A local folder for what must be written locally: the output's logs if it is local."""
+        if storage.is_remote(self.url):
+            return Path(tempfile.mkdtemp(prefix="lightship-"))
+        path = storage.local_path(self.at("logs"))
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def mark_done(self, numbers: dict[str, Any]) -> None:
+        """End the run for good, with its final numbers."""
+        storage.write_bytes(self.at("DONE"), strict_json.dumps(numbers).encode())
+
+
+def _is_same(key: str, was: Any, now: Any) -> bool:
+    """Whether a setting has the value that the run was made with, credentials aside."""
+    if key == "data.root":
+        return settings.is_same_root(str(was), now) or storage.redact(now) == str(was)
+    return bool(was == now) or storage.redact(str(now)) == str(was)
+
+
+def _is_reached(bound: int, done: int) -> bool:
+    return bound != -1 and done >= bound
+
+
+def _bounds(trainer: TrainerConfig) -> str:
+    shown = [
+        f"--trainer.{name} {getattr(trainer, name)}"
+        for name in ("max_epochs", "max_steps")
+        if getattr(trainer, name) != -1
+    ]
+    return ", ".join(shown)

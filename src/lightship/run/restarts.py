@@ -1,0 +1,90 @@
+"""The starts that a run took, and what each restart cost: `logs/starts.json` under its output."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from lightship import storage
+from lightship.run.quarantine import set_aside
+
+
+def record_start(
+    output_url: str, step: int, processes: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Add this start to those before it. Rank 0 calls it, before it trains; blocks.
+
+    What earlier starts had come to is read from their metrics table, which may be half a minute
+    older than they became: steps done again are so many at least.
+
+    Args:
+        output_url: Where the run lives.
+        step: Optimizer steps done in the checkpoint that this start goes on from; 0 without one.
+        processes: World size.
+        say: Prints a line for the user, of a damaged file.
+
+    Returns:
+        All starts, the oldest first, each with
+
+        - `began`: ISO 8601, UTC,
+        - `step`, `processes`: as given,
+        - `trained_s`: seconds of work that the run's state at `step` had taken,
+        - `steps_again`: steps that an earlier start had done beyond `step`,
+        - `lost_s`: seconds since the start before began, less those whose work was kept: the
+          work done again, the pause, and what came before the first step.
+    """
+    url = storage.join(output_url, "logs", "starts.json")
+    starts = _kept_starts(url, say)
+    rows = _metrics(storage.join(output_url, "logs", "metrics.csv"), say)
+    reached = max((done for done, _ in rows), default=0)
+    trained_s = max((spent_s for done, spent_s in rows if done <= step), default=0.0)
+    now_s = time.time()
+    lost_s = 0.0
+    if starts:
+        since_s = now_s - datetime.fromisoformat(starts[-1]["began"]).timestamp()
+        lost_s = max(since_s - (trained_s - starts[-1]["trained_s"]), 0.0)
+    starts.append(
+        {
+            "began": datetime.fromtimestamp(now_s, UTC).isoformat(timespec="seconds"),
+            "step": step,
+            "processes": processes,
+            "trained_s": round(trained_s, 3),
+            "steps_again": max(reached - step, 0),
+            "lost_s": round(lost_s, 3),
+        }
+    )
+    storage.write_bytes(url, json.dumps(starts, indent=1).encode())
+    return starts
+
+
+def _kept_starts(url: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The starts that were recorded; none, and a line, where the file is damaged."""
+    if not storage.exists(url):
+        return []
+    data = storage.read_bytes(url)
+    try:
+        starts = json.loads(data)
+        for start in starts:
+            datetime.fromisoformat(start["began"]).timestamp()
+            for name in ("step", "processes", "trained_s", "steps_again", "lost_s"):
+                float(start[name])
+        return [*starts[:]]  # raises for what is no list
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        set_aside(url, "is damaged", say)
+        return []
+
+
+def _metrics(url: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
+    """(step, seconds) of each row of a metrics table; none where there is no table."""
+    if not storage.exists(url):
+        return []
+    data = storage.read_bytes(url)
+    try:
+        table = csv.DictReader(io.StringIO(data.decode()))
+        return [(int(float(row["step"])), float(row["time_s"])) for row in table]
+    except (ValueError, TypeError, KeyError, OverflowError, csv.Error):
+        set_aside(url, "is not as lightship wrote it", say)
+        return []

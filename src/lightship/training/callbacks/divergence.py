@@ -1,0 +1,65 @@
+"""A loss that is not finite: reported once, or the end of the run."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightship.errors import Diverged
+from lightship.tracking.metrics_csv import MetricsCSV
+
+
+class Divergence(Callback):
+    """Looks at the loss wherever it has been fetched: at log points and after validations.
+
+    So it never waits for the device, and the first step at which a loss was seen not to be finite
+    is that of a log point. Losses are those of all ranks, so all ranks decide alike.
+
+    Args:
+        action: What follows: a line (warn), or the end of the run (stop).
+        table: The run's metrics, in which earlier losses are looked up. Rank 0's are complete.
+        say: Prints a line for the user.
+    """
+
+    def __init__(
+        self, action: Literal["warn", "stop"], table: MetricsCSV, say: Callable[[str], None]
+    ) -> None:
+        self._action, self._table, self._say = action, table, say
+        self._reported = False
+
+    def look(self, split: str, metrics: Mapping[str, float | Tensor], step: int) -> None:
+        """Look at the loss of a split, which the table has already. Every rank, at the same steps.
+
+        Raises:
+            Diverged: The loss is not finite, and that is to end the run.
+        """
+        loss, acc = (float(metrics.get(f"{split}/{name}", 0.0)) for name in ("loss", "acc"))
+        if math.isfinite(loss) or not math.isfinite(acc):  # neither is one over no images at all
+            return
+        told = self._told(f"{split}/loss", loss, step)
+        if self._action == "stop":
+            raise Diverged(
+                f"{told}; stopped by --trainer.on_nonfinite stop, with all checkpoints kept. "
+                "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
+            )
+        if not self._reported:
+            self._reported = True
+            self._say(
+                f"warning: {told}; the run goes on (--trainer.on_nonfinite warn), and no such "
+                "checkpoint counts as the best. Lower --optim.lr or set --trainer.gradient_clip_val"
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the validation's loss."""
+        metrics = {str(name): value for name, value in trainer.callback_metrics.items()}
+        self.look("val", metrics, trainer.global_step)
+
+    def _told(self, name: str, loss: float, step: int) -> str:
+        rows = [(int(row["step"]), row[name]) for row in self._table.rows if name in row]
+        finite = [at for at, value in rows if math.isfinite(value)]
+        last = finite[-1] if finite else -1
+        first = next((at for at, value in rows if at > last and not math.isfinite(value)), step)
+        since = f"last finite at step {last}" if finite else "it never was"
+        return f"training diverged: {name} is not finite ({loss}) since step {first} ({since})"

@@ -1,0 +1,142 @@
+"""What every command trains or measures with: progress, data and Lightning's Trainer."""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightship import devices
+from lightship.config import Config
+from lightship.data.module import ImageData
+from lightship.distributed import comm
+from lightship.errors import ConfigError
+from lightship.models.classifier import ImageClassifier
+from lightship.training.callbacks.heartbeat import build_heartbeat
+from lightship.training.callbacks.progress import Progress, build_progress
+from lightship.training.fast_loop import use_fast_loop
+
+
+def start_progress(config: Config) -> Progress:
+    """The progress callback, and Lightning told to leave the talking to it."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.set_float32_matmul_precision("high")
+    return build_progress(config.run.log_format, config.trainer.monitor)
+
+
+def build_data(config: Config, progress: Progress) -> ImageData:
+    """The images, not read yet."""
+    parts = config.trainer.accumulate_grad_batches
+    return ImageData(config.data, config.run.seed, parts, progress.note)
+
+
+def build_trainer(
+    config: Config,
+    callbacks: list[Callback],
+    loggers: list[Logger] | None = None,
+    checkpoint_io: CheckpointIO | None = None,
+) -> Trainer:
+    """Lightning's Trainer with what is configured, and our own in place of its defaults.
+
+    Raises:
+        ConfigError: Lightning refuses accelerator, devices or precision.
+    """
+    asked = config.trainer
+    parts = asked.accumulate_grad_batches
+    try:
+        trainer = Trainer(
+            **_placement(config, checkpoint_io),
+            max_epochs=asked.max_epochs,
+            max_steps=asked.max_steps,
+            accumulate_grad_batches=parts,
+            gradient_clip_val=asked.gradient_clip_val or None,
+            log_every_n_steps=asked.log_every_n_steps,
+            check_val_every_n_epoch=asked.check_val_every_n_epoch,
+            # Lightning counts parts, the user global batches.
+            limit_train_batches=parts * (asked.limit_train_batches or 0) or 1.0,
+            limit_val_batches=asked.limit_val_batches or 1.0,
+            limit_test_batches=asked.limit_test_batches or 1.0,
+            deterministic=asked.deterministic,
+            sync_batchnorm=asked.sync_batchnorm,
+            callbacks=[*build_heartbeat(), *callbacks],
+            logger=loggers or False,
+            enable_checkpointing=checkpoint_io is not None,
+            use_distributed_sampler=False,  # order.py is the sampler
+            enable_progress_bar=False,  # lightship has its own
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        flags = ", ".join(
+            f"--trainer.{name} {getattr(asked, name)}"
+            for name in ("accelerator", "devices", "precision")
+        )
+        raise ConfigError(f"Lightning refuses {flags}: {str(error).splitlines()[0]}") from None
+    return use_fast_loop(trainer)
+
+
+def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, Any]:
+    """The Trainer's devices, nodes, strategy and plugins, as launch.py has started this process."""
+    asked = config.trainer
+    plugins: list[Any] = [checkpoint_io] if checkpoint_io else []
+    if asked.is_on_tpu:
+        if config.model.compile != "none":
+            raise ConfigError(
+                f"--model.compile {config.model.compile}: XLA compiles all by itself; set none"
+            )
+        placed = devices.xla_arguments(asked.devices, asked.precision)
+        return {**placed, "plugins": [*placed["plugins"], *plugins]}
+    common = {
+        "accelerator": asked.accelerator,
+        "precision": asked.precision,
+        "plugins": plugins,
+    }
+    if not comm.is_open():
+        # Or Lightning looks for SLURM's variables, and checks them against devices.
+        common["plugins"] = [*plugins, LightningEnvironment()]
+        return {**common, "devices": 1 if asked.devices == "auto" else int(asked.devices)}
+    if asked.sync_batchnorm and not torch.cuda.is_available():
+        raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for the CPU")
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    strategy = DDPStrategy(
+        cluster_environment=TorchElasticEnvironment(),
+        find_unused_parameters=False,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,  # SyncBuffers does it, outside the step
+    )
+    nodes = int(os.environ["WORLD_SIZE"]) // here
+    return {**common, "devices": here, "num_nodes": nodes, "strategy": strategy}
+
+
+def evaluate(
+    config: Config, data: ImageData, model: ImageClassifier, split: str, progress: Progress
+) -> dict[str, float]:
+    """Metrics of `model` over every sample of a split, by a trainer without training's callbacks.
+
+    (Without EMA above all: the weights are the averaged ones already.)
+    """
+    trainer = build_trainer(config, [progress])
+    run = trainer.test if split == "test" else trainer.validate
+    run(model, datamodule=data, verbose=False)
+    data.count_bad_samples()
+    names = ("loss", "acc", "top5", "num_samples")
+    measured = model.eval_metrics
+    return {f"{split}/{name}": float(measured[name]) for name in names if name in measured}
+
+
+def numbers_line(numbers: dict[str, float], split: str | None) -> str:
+    """The numbers of a split, as the last line tells them."""
+    shown = [
+        f"{key} {value:.0f}" if value.is_integer() and value > 1 else f"{key} {value:.4f}"
+        for key, value in numbers.items()
+        if key.startswith(f"{split}/")
+    ]
+    return ", ".join(shown) or "no evaluation split"

@@ -1,0 +1,96 @@
+"""Nets as a user would write them, for `--model.net tests.support.own_nets:NAME`."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def pooled_linear(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+
+
+def wrong_width(num_classes: int) -> nn.Module:
+    return pooled_linear(num_classes + 1)
+
+
+def moody(num_classes: int) -> nn.Module:
+    """With what a restart could get wrong: dropout's random numbers, BatchNorm's buffers."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(4),
+        nn.BatchNorm2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(48, num_classes),
+    )
+
+
+def normalised_first(num_classes: int) -> nn.Module:
+    """Begins with a layer whose weight is None."""
+    return nn.Sequential(nn.InstanceNorm2d(3), *pooled_linear(num_classes))
+
+
+def codes_first(num_classes: int) -> nn.Module:
+    """Begins with a parameter of whole numbers."""
+    first = nn.Identity()
+    first.register_parameter("codes", nn.Parameter(torch.ones(2).int(), requires_grad=False))
+    return nn.Sequential(first, *pooled_linear(num_classes))
+
+
+def bulky(num_classes: int) -> nn.Module:
+    """`moody` with weights enough (12 MB a checkpoint) that writing one takes a while."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(4),
+        nn.BatchNorm2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(48, 20_000),
+        nn.ReLU(),
+        nn.Linear(20_000, num_classes),
+    )
+
+
+class _OverLinear(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = pooled_linear(num_classes)
+
+
+class _NaN(_OverLinear):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images) * float("nan")
+
+
+def nan(num_classes: int) -> nn.Module:
+    """Its outputs are no numbers."""
+    return _NaN(num_classes)
+
+
+class _Branching(_OverLinear):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images)
+        return logits if logits.mean() > 0 else -logits
+
+
+def branching(num_classes: int) -> nn.Module:
+    """Python decides by pixels what is computed, which cannot be traced."""
+    return _Branching(num_classes)
+
+
+class _ForPairs(_OverLinear):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.reshape(2, *images.shape[1:]))
+
+
+def for_pairs(num_classes: int) -> nn.Module:
+    """Takes two images at once, and no other number."""
+    return _ForPairs(num_classes)
+
+
+class _Restless(_OverLinear):
+    def forward(self, images: Tensor) -> Tensor:
+        return F.dropout(self.linear(images), 0.5, training=True)
+
+
+def restless(num_classes: int) -> nn.Module:
+    """Draws random numbers in evaluation too."""
+    return _Restless(num_classes)

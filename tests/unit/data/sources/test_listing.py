@@ -1,0 +1,274 @@
+"""What of a root is listed: nothing is left out unsaid, and no run's output becomes a class."""
+
+import os
+import socket
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lightship import storage
+from lightship.data import sample_reader
+from lightship.data.sources import layouts
+from lightship.errors import ConfigError, DataError
+from tests.support import images
+from tests.support.images import Files, little_set, put
+
+FILES = little_set(("train", "test"), per_class=2)
+FLAT = {path.partition("/")[2]: data for path, data in little_set(("train",)).items()}
+PNG = FILES["train/ant/000.png"]
+RUN: Files = {
+    "config.yaml": b"run: {}", "DONE": b"{}", "checkpoints/attempt": b"00001",
+    "logs/starts.json": b"[]", "report/x.png": PNG, "checkpoints/step-00000001.ckpt": b"x",
+}  # fmt: skip
+
+
+def below(folder: str, files: Files) -> Files:
+    return {f"{folder}/{path}": data for path, data in files.items()}
+
+
+def classes_and_sizes(root: str) -> dict[str, tuple[list[str], int]]:
+    return {s: (m.class_names, len(m)) for s, m in layouts.scan(root).items()}
+
+
+@pytest.mark.parametrize("suffix", [".HEIC", ".jxl", ".jpg_large", ".png.bak", ""])
+@pytest.mark.parametrize("scan", [layouts.scan, layouts.scan_images])
+def test_files_that_no_reader_takes_are_counted_by_suffix(tmp_path, suffix, scan):
+    put(str(tmp_path), {**FLAT, **{f"cat/x{i}{suffix}": b"x" * 9 for i in range(7)}})
+    last = suffix.rpartition(".")[2].lower()
+    kind = f".{last}" if last else "extensionless"
+    with pytest.warns(UserWarning, match=f"not read: 7 {kind} files, such as cat/x0") as warned:
+        found = scan(str(tmp_path))
+    assert len(warned) == 1
+    manifest = found["train"] if isinstance(found, dict) else found
+    assert manifest.not_read == f"7 {kind} files"
+    assert len(manifest) == len(FLAT)
+
+
+def test_a_small_other_kind_beside_shards_is_counted_too(tmp_path):
+    files = {**images.webdataset(little_set(per_class=40)), "logo.png": b"x", "notes.md": b"x"}
+    put(str(tmp_path), {**files, "classes.txt": b"ant\nbee\ncat\n"})
+    with pytest.warns(UserWarning, match=r"not read: 1 \.png file, 1 \.md file"):
+        layouts.scan(str(tmp_path))
+
+
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
+    put(str(tmp_path), FLAT)
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "cat" / "loop.png").symlink_to(tmp_path / "cat" / "loop.png")
+    manifest = layouts.scan(str(tmp_path))["train"]
+    assert len(manifest) == len(FLAT) + 2
+    with pytest.raises((DataError, ConfigError, storage.NotFound), match=r"cat/(gone|loop)\.png"):
+        sample_reader.decode_all(manifest)
+
+
+def test_pipes_and_sockets_are_not_read_and_said(tmp_path, monkeypatch):
+    put(str(tmp_path), FLAT)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        server.bind("cat/socket.png")
+        with pytest.warns(UserWarning, match=r"not read: 2 \.png files, such as cat/pipe\.png"):
+            manifest = layouts.scan(str(tmp_path))["train"]
+    assert len(manifest) == len(FLAT)
+
+
+@pytest.mark.parametrize("form", ["local", "memory", "zip"])
+@pytest.mark.parametrize("where", ["runs/1", "set-1a2b", "deep/er/runs/x"])
+def test_the_output_of_a_run_is_no_class(tmp_path, form, where):
+    files = {**FLAT, **below(where, RUN)}
+    if form == "zip":
+        (tmp_path / "x.zip").write_bytes(images.zipped(files))
+        root = str(tmp_path / "x.zip")
+    else:
+        root = put(str(tmp_path) if form == "local" else f"memory://{tmp_path.name}{where}", files)
+    with pytest.warns(UserWarning, match=rf"ignored: {where}/ \(output of a run\)"):
+        assert classes_and_sizes(root) == {"train": (["ant", "bee", "cat"], len(FLAT))}
+
+
+@pytest.mark.parametrize("left", ["DONE", "checkpoints/attempt", "logs/starts.json"])
+def test_a_run_is_known_by_any_of_its_marks(tmp_path, left):
+    put(str(tmp_path), {**FILES, **below("runs/1", {"config.yaml": b"", left: b"", "x.png": PNG})})
+    with pytest.warns(UserWarning, match="output of a run"):
+        assert set(classes_and_sizes(str(tmp_path))) == {"train", "test"}
+
+
+def test_a_table_under_the_root_is_no_part_of_the_set(tmp_path):
+    put(str(tmp_path), {**FLAT, "t.parquet": b"x" * 10**6, "t.parquet.parts/parts.json": b"{}"})
+    with pytest.warns(UserWarning, match=r"ignored: t\.parquet\.parts/"):
+        manifest = layouts.scan_images(str(tmp_path), leave_out=[str(tmp_path / "t.parquet")])
+    assert len(manifest) == len(FLAT)
+    assert manifest.not_read == ""
+
+
+SYSTEM = [
+    "lost+found",
+    "$RECYCLE.BIN",
+    "@eaDir",
+    "__MACOSX",
+    "ant/@eaDir",
+    "System Volume Information",
+]
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+@pytest.mark.parametrize("form", ["local", "zip"])
+def test_folders_of_the_system_are_ignored_and_said_once(tmp_path, name, form):
+    files = {**FLAT, f"{name}/a/x.png": PNG, f"{name}/y.png": PNG}
+    root = put(str(tmp_path / "set"), files)
+    if form == "zip":
+        root = str(tmp_path / "x.zip")
+        Path(root).write_bytes(images.zipped(files))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert classes_and_sizes(root) == {"train": (["ant", "bee", "cat"], len(FLAT))}
+    assert [str(w.message) for w in warned] == [f"{root}: ignored: {name}/"]
+
+
+def test_folders_of_the_system_are_not_entered(tmp_path, monkeypatch):
+    put(str(tmp_path), {**FLAT, "lost+found/x.png": PNG, ".Trashes/x.png": PNG})
+    entered = []
+    scandir = os.scandir
+    monkeypatch.setattr(
+        os, "scandir", lambda path: entered.append(Path(path).name) or scandir(path)
+    )
+    with pytest.warns(UserWarning, match=r"ignored: lost\+found/"):
+        layouts.scan(str(tmp_path))
+    assert "cat" in entered
+    assert not {"lost+found", ".Trashes"} & set(entered), "they may not be readable"
+
+
+# ---- names with `::`, zips of other systems ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["data::v2", "s3::x", "a::b", "my set::1"])
+@pytest.mark.parametrize("form", ["folder", "zip", "class"])
+def test_a_local_name_may_hold_two_colons(tmp_path, monkeypatch, name, form):
+    monkeypatch.chdir(tmp_path)
+    root = name
+    if form == "folder":
+        put(str(tmp_path / "set"), FILES)
+        (tmp_path / "set").rename(tmp_path / name)
+    elif form == "zip":
+        root = f"{name}/x.zip"
+        (tmp_path / name).mkdir()
+        (tmp_path / root).write_bytes(images.zipped(FILES))
+    else:
+        root = put("set", FILES)
+        for split in ("train", "test"):
+            (tmp_path / root / split / "cat").rename(tmp_path / root / split / name)
+    manifests = layouts.scan(root)
+    for manifest in manifests.values():
+        assert len(sample_reader.decode_all(manifest)[0]) == 6
+    assert (name in manifests["train"].class_names) == (form == "class")
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("s3://b/a::b/0.png", ("s3", "s3://b/a::b/0.png", None)),
+        ("zip://a::b/0.png::s3://b/x.zip", ("zip", "zip://a::b/0.png", "s3://b/x.zip")),
+        ("zip://a::b/0.png::/x.zip", ("zip", "zip://a::b/0.png", "/x.zip")),
+        ("zip::zip://i.zip::s3://b/x.zip", ("zip", "zip://", "zip://i.zip::s3://b/x.zip")),
+        ("simplecache::s3://b/x", ("simplecache", "simplecache://", "s3://b/x")),
+        ("zip::x.zip", ("zip", "zip://", "x.zip")),
+        ("zip://x", ("zip", "zip://x", None)),
+    ],
+)
+def test_only_archives_and_urls_are_chained(url, parts):
+    from lightship.storage.urls import split
+
+    assert split(url) == parts
+
+
+WINDOWS_NAMES = {
+    "backslashes": lambda path: path.replace("/", "\\"),
+    "a leading slash": lambda path: f"/{path}",
+    "a dot": lambda path: f"./{path}",
+    "a drive": lambda path: f"C:\\set\\{path}".replace("/", "\\"),
+}
+
+
+@pytest.mark.parametrize("form", WINDOWS_NAMES)
+@pytest.mark.parametrize("system", [0, 3])
+def test_zips_of_other_systems(tmp_path, form, system):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path, data in FILES.items():
+            entry = zipfile.ZipInfo(WINDOWS_NAMES[form](path))
+            entry.create_system = system
+            archive.writestr(entry, data)
+    manifests = layouts.scan(str(tmp_path / "x.zip"))
+    assert set(manifests) == {"train", "test"}
+    for manifest in manifests.values():
+        assert manifest.class_names == ["ant", "bee", "cat"]
+        assert len(sample_reader.decode_all(manifest)[0]) == 6
+
+
+def test_a_backslash_in_a_name_stays_where_slashes_separate(tmp_path):
+    files = {**FLAT, **{f"back\\slash/{i}.png": PNG for i in range(2)}}
+    (tmp_path / "x.zip").write_bytes(images.zipped(files))
+    manifest = layouts.scan(str(tmp_path / "x.zip"))["train"]
+    assert "back\\slash" in manifest.class_names
+    assert len(sample_reader.decode_all(manifest)[0]) == len(files)
+
+
+# ---- named roots, lists of classes -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_a_folder_named_as_a_known_set_is_said(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    known = inside_zip(tmp_path / "known.zip")
+    monkeypatch.setitem(layouts.NAMED_ROOTS, "cifar10", known)
+    put(f"./{name}", FILES)
+    with pytest.warns(UserWarning, match=rf"{name} is the data set of that name.* give \./{name}"):
+        assert len(layouts.scan(name)["train"]) != 6
+    assert len(layouts.scan(f"./{name}")["train"]) == 6
+
+
+def inside_zip(path: Path) -> tuple[str, None]:
+    path.write_bytes(images.zipped(FLAT))
+    return str(path), None
+
+
+def shard_with(classes: bytes, name: str = "classes.txt") -> Files:
+    shard = images.tarred(
+        {f"{i}.{e}": d for i in range(3) for e, d in (("png", PNG), ("cls", b"%d" % i))}
+    )
+    return {"x.tar": shard, name: classes}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbfant\nbee\ncat\n",
+        "ant\r\nbee\r\ncat\r\n\r\n".encode("utf-16"),
+        b"ant\nbee\ncat\n\n\n",
+        b" ant\nbee \ncat",
+    ],
+)
+def test_a_list_of_classes_is_read_whatever_wrote_it(tmp_path, raw):
+    put(str(tmp_path), shard_with(raw))
+    assert layouts.scan(str(tmp_path))["train"].class_names == ["ant", "bee", "cat"]
+
+
+def test_a_json_list_of_classes_may_begin_with_a_mark(tmp_path):
+    put(str(tmp_path), shard_with(b'\xef\xbb\xbf["ant", "bee", "cat"]', "classes.json"))
+    assert layouts.scan(str(tmp_path))["train"].class_names == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"ant\n\nbee\ncat\n", r"line 2 of classes\.txt is empty"),
+        (b"\nant\nbee\n", r"line 1 of classes\.txt is empty"),
+        (b"", r"line 1 of classes\.txt is empty"),
+        (b"ant\nbee\nant\n", r"classes\.txt: .* 0 and 2 are both named 'ant'"),
+        (b"ant\ncaf\xe9\ncat\n", r"classes\.txt is not UTF-8"),
+    ],
+)
+def test_a_list_of_classes_that_would_shift_labels_is_refused(tmp_path, raw, words):
+    put(str(tmp_path), shard_with(raw))
+    with pytest.raises(DataError, match=words):
+        layouts.scan(str(tmp_path))

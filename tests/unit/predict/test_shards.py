@@ -1,0 +1,161 @@
+"""Parts of a table: how images are divided, and which parts are taken for this table's."""
+
+import json
+import uuid
+from itertools import chain
+
+import pytest
+
+from lightship import storage
+from lightship.errors import ConfigError, DataError
+from lightship.predict.shards import Division, Parts, Unreadable
+from lightship.predict.table import Prediction
+
+PLAN = {"images": "i1", "model": "m1", "precision": "32-true"}
+
+
+@pytest.mark.parametrize("num_images", [1, 5, 1024, 1025, 10_000])
+@pytest.mark.parametrize("batch_size", [1, 7, 512, 1000, 4096])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_image_once(num_images: int, batch_size: int, world_size: int) -> None:
+    division = Division(num_images, batch_size)
+    ids = [i for number in range(division.num_parts) for i in division.ids(number)]
+    assert ids == list(range(num_images))
+    assert division.part_size % batch_size == 0
+
+    todo = [number for number in range(division.num_parts) if number % 3 != 1]
+    rounds = division.rounds(todo, world_size)
+    assert all(len(each) == world_size for each in rounds)
+    assert sorted(n for n in chain(*rounds) if n is not None) == todo
+    assert len(rounds) == -(-len(todo) // world_size), "no rank works while the others are done"
+    for mine in zip(*rounds, strict=True):
+        assert [n for n in mine if n is not None] == sorted(n for n in mine if n is not None)
+
+
+def rows_of(division: Division, number: int) -> list[Prediction | Unreadable]:
+    return [
+        Unreadable(f"{i}.png", f"{i}.png is empty")
+        if i % 100 == 7
+        else Prediction(f"{i}.png", [("cat", 0.75), ("dog", 0.25)])
+        for i in division.ids(number)
+    ]
+
+
+class Place:
+    """A table's place, and what was said of its parts."""
+
+    def __init__(self) -> None:
+        self.url, self.said = f"memory://{uuid.uuid4().hex}/table.csv", ""
+
+    def parts(self, num_images: int = 2500, batch_size: int = 512, **plan: str) -> Parts:
+        def say(text: str) -> None:
+            self.said += text
+
+        return Parts(self.url, {**PLAN, **plan}, Division(num_images, batch_size), say)
+
+    def files(self) -> list[str]:
+        try:
+            return [file.path for file in storage.list_files(f"{self.url}.parts")]
+        except storage.NotFound:
+            return []
+
+
+def test_what_is_written_is_found_and_read() -> None:
+    place = Place()
+    parts = place.parts()
+    assert parts.open() == set()
+    for number in (2, 0):
+        parts.write(number, rows_of(parts.division, number))
+    assert place.parts().open() == {0, 2}
+    parts.write(1, rows_of(parts.division, 1))
+    assert place.parts().open() == {0, 1, 2}
+    assert list(place.parts().read()) == [rows_of(parts.division, number) for number in range(3)]
+    parts.remove()
+    assert place.files() == []
+    assert place.said == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"images": "i2"}, "images"),
+        ({"model": "m2"}, "model"),
+        ({"precision": "bf16-mixed"}, "precision"),
+        ({"batch_size": 100}, "batch size, part size"),
+    ],
+)
+def test_another_plan_starts_anew_and_says_so(changed: dict, named: str) -> None:
+    place = Place()
+    parts = place.parts()
+    parts.open()
+    parts.write(0, rows_of(parts.division, 0))
+    assert place.parts(**changed).open() == set()
+    assert f"({named} differ): starting anew" in place.said
+    # A forgotten process of the first plan still writes: nobody takes its part.
+    parts.write(1, rows_of(parts.division, 1))
+    assert place.parts(**changed).open() == set()
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"{torn", b"[]", b"\xff\xfe"])
+def test_a_torn_plan_loses_no_parts(spoilt: bytes) -> None:
+    place = Place()
+    parts = place.parts()
+    parts.open()
+    parts.write(0, rows_of(parts.division, 0))
+    storage.write_bytes(f"{place.url}.parts/parts.json", spoilt)
+    assert place.parts().open() == {0}
+    assert json.loads(storage.read_bytes(f"{place.url}.parts/parts.json"))["images"] == "i1"
+
+
+def test_a_local_folder_of_parts_is_gone_with_them(tmp_path) -> None:
+    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 2), print)
+    parts.open()
+    parts.write(0, rows_of(parts.division, 0))
+    parts.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data + b"\n",
+        lambda data: b"\xff" * 40,
+        lambda data: b"[" * 20_000,
+        lambda data: data.replace(b"0.75", b'"x"', 1),
+        lambda data: b"1,2\n" * 1024,
+    ],
+)
+def test_a_damaged_part_is_made_again(damage) -> None:
+    place = Place()
+    parts = place.parts()
+    parts.open()
+    for number in range(3):
+        parts.write(number, rows_of(parts.division, number))
+    [name] = [name for name in place.files() if name.startswith("000001-")]
+    url = f"{place.url}.parts/{name}"
+    storage.write_bytes(url, damage(storage.read_bytes(url)))
+    with pytest.raises(DataError, match=name):
+        list(place.parts().read())
+    storage.write_bytes(url, damage(json.dumps(["a", "b"]).encode()))
+    assert place.parts().open() == {0, 2}
+    assert f"1 parts in {place.url}.parts are damaged and made again: {name}" in place.said
+    assert place.parts().open() == {0, 2}
+
+
+def test_parts_of_another_version() -> None:
+    place = Place()
+    parts = place.parts()
+    parts.open()
+    parts.write(0, rows_of(parts.division, 0))
+    url = f"{place.url}.parts/parts.json"
+    plan = json.loads(storage.read_bytes(url))
+    assert plan.pop("version") == 1
+    storage.write_bytes(url, json.dumps(plan).encode())  # as 0.1.0 wrote it
+    assert place.parts().open() == {0}
+    storage.write_bytes(url, json.dumps({**plan, "images": "i2", "version": 99}).encode())
+    files = place.files()
+    with pytest.raises(ConfigError, match=r"parts.json has version 99 .* upgrade lightship"):
+        place.parts().open()
+    assert place.files() == files
