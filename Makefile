@@ -28,7 +28,8 @@ train: $(READY) ## train and test on the embedded handwritten digits
 	$(BIN)/lightship fit --config digits
 
 test: $(READY) ## all tests that need no root, GPU or internet
-	$(BIN)/python -m pytest --ignore=tests/dist --ignore=tests/xla --ignore=tests/container
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
+		--ignore=tests/dist --ignore=tests/xla --ignore=tests/container
 
 test-dist: $(READY) ## the tests of many processes (kills, lost nodes): they want an idle machine
 	$(BIN)/python -m pytest tests/dist
