@@ -104,13 +104,13 @@ def stock() -> None:
 
 def late() -> None:
     """Come to the others late: until then nobody listens to signals."""
-    open_group = comm.open_group
+    init_process_group = comm.init_process_group
 
     def slow(*arguments: Any) -> None:
         time.sleep(2)
-        open_group(*arguments)
+        init_process_group(*arguments)
 
-    comm.open_group = slow
+    comm.init_process_group = slow
 
 
 def predicting() -> None:

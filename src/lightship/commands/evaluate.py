@@ -37,7 +37,7 @@ def _measure(command: Command, split: str) -> None:
             f"{_few(model.class_names)}"
         )
     numbers = evaluate(config, data, model, split, progress)
-    if not comm.is_first():
+    if not comm.is_rank_0():
         return
     url = output.at("report", f"{split}.json")
     storage.write_bytes(url, strict_json.dumps(numbers).encode())

@@ -57,7 +57,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     config = command.config
     progress = start_progress(config)
     output = RunFolder(config, progress.note)
-    if comm.from_rank_0(output.is_done):
+    if comm.broadcast_from_rank_0(output.is_done):
         return
     store = output.checkpoints()
 
@@ -66,7 +66,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         store, found = output.open(command.ckpt_path)
         return found
 
-    start = comm.from_rank_0(open_output)
+    start = comm.broadcast_from_rank_0(open_output)
     data = build_data(config, progress)
     data.load_manifests(output.at("data"), need="train")
     refuse_one_class(data.manifests["train"], config.data.root)
@@ -80,7 +80,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     if start is None and config.model.weights is None and model.wants_images:
         model.init_from_images(data.examples("train", _IMAGES_TO_START_FROM)[0])
 
-    environment = environment_facts() if comm.is_first() else {}
+    environment = environment_facts() if comm.is_rank_0() else {}
     tracker: Tracker | None = None
 
     def track() -> None:
@@ -102,9 +102,9 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         if tracker:
             at_end.enter_context(tracker)
 
-    comm.from_rank_0(track)
+    comm.broadcast_from_rank_0(track)
     step = start.step if start else 0
-    starts = comm.from_rank_0(
+    starts = comm.broadcast_from_rank_0(
         lambda: record_start(output.url, step, comm.world_size(), progress.note)
     )
     table = MetricsCSV(output.url, store.check_fence)
@@ -137,8 +137,8 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     store.wait()
     stop.act_at_once()
 
-    comm.from_rank_0(store.check_fence)
-    best = comm.from_rank_0(store.best)
+    comm.broadcast_from_rank_0(store.check_fence)
+    best = comm.broadcast_from_rank_0(store.best)
     assert best is not None, "a finished fit has a checkpoint"
     numbers = {"steps": float(trainer.global_step), "best_step": float(best.step)}
     validated = next((row for row in table.rows if row["step"] == best.step), {})
@@ -148,8 +148,8 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
         numbers |= evaluate(config, data, model, split, progress)
     found = find_mistakes(model, data, split) if split else {}
-    skipped = comm.gather(data.skipped)
-    if not comm.is_first():
+    skipped = comm.gather_to_rank_0(data.skipped)
+    if not comm.is_rank_0():
         return
     report = ReportData(
         title=storage.base_name(output.url),

@@ -31,7 +31,7 @@ def load_checkpoint(command: Command, say: Callable[[str], None]) -> dict[str, A
     output = RunFolder(command.config, say) if has_run else None
     store = output.checkpoints() if output else CheckpointStore("", say)
     if output and choice in ("best", "last"):
-        commit = comm.from_rank_0(store.best if choice == "best" else store.newest)
+        commit = comm.broadcast_from_rank_0(store.best if choice == "best" else store.newest)
         if commit is None:
             raise ConfigError(f"no good checkpoint under --run.output {storage.redact(output.url)}")
         checkpoint = store.load_checkpoint(store.url_of(commit))

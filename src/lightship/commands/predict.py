@@ -45,7 +45,7 @@ def _predict(command: Command) -> None:
     flag = "--predictions" if command.predictions else "--run.output"
     check_format(url, flag)
     folder = url.removesuffix(storage.base_name(url)) or "."
-    comm.from_rank_0(lambda: storage.check_writable(folder, flag))
+    comm.broadcast_from_rank_0(lambda: storage.check_writable(folder, flag))
     checkpoint = load_checkpoint(command, progress.note)
     model = build_model(checkpoint)
     config.data.image_size_px = model.hparams["image_size_px"]
@@ -61,14 +61,14 @@ def _predict(command: Command) -> None:
         "precision": config.trainer.precision,
     }
     parts = Parts(url, plan, division, progress.note)
-    done = comm.from_rank_0(parts.open)
+    done = comm.broadcast_from_rank_0(parts.open)
     told = f"{len(manifest)} images of {storage.redact(config.data.root)} to {storage.redact(url)}"
     kept = sum(len(division.ids(number)) for number in done)
     progress.note(f"predicting {told}" + (f"; {kept} are done" if kept else ""))
     todo = [number for number in range(division.num_parts) if number not in done]
     if todo:
         _make_parts(parts, todo, model, data, trainer, progress)
-    if comm.is_first():
+    if comm.is_rank_0():
         rows, unreadable, not_finite = _make_table(url, parts, config.data)
         parts.remove()
         not_read = f"; not read: {manifest.not_read}" if manifest.not_read else ""
@@ -122,11 +122,11 @@ def _make_parts(
 
         def tell(number: int, rows: int) -> None:
             """Rank 0 tells of its own batches at once, of the others' when a round is done."""
-            if comm.is_first():
+            if comm.is_rank_0():
                 show(before[number] + rows, len(manifest))
 
         def meet(number: int) -> None:
-            comm.any_rank(False)
+            comm.barrier()
             tell(number + 1, 0)
 
         tell(0, 0)
@@ -141,7 +141,7 @@ def _make_parts(
             )
         )
         trainer.predict(model, datamodule=data, return_predictions=False)
-    comm.any_rank(False)  # now all parts of all ranks are durable
+    comm.barrier()  # now all parts of all ranks are durable
 
 
 def _make_table(

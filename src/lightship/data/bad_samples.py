@@ -153,7 +153,7 @@ def compare_ranks(splits: Mapping[str, BadSamples]) -> None:
         ConfigError: The same, where access was denied to all of them.
     """
     news = {split: bad.take_news() for split, bad in splits.items()}
-    if comm.any_rank(any(each.told for each in news.values())):
+    if comm.all_reduce_any(any(each.told for each in news.values())):
         everybodys = comm.all_gather(news)
         for split, bad in splits.items():
             bad.merge(each[split] for each in everybodys)

@@ -92,7 +92,7 @@ class ImageData(LightningDataModule):
                 save_manifests(url, found)
             return found
 
-        splits = self._at_root_here(comm.from_rank_0(table))
+        splits = self._at_root_here(comm.broadcast_from_rank_0(table))
         if "val" not in splits and "train" in splits and config.val_fraction > 0:
             train, val = split_validation(splits["train"], config.val_fraction)
             splits = {**splits, "train": train}
@@ -119,7 +119,7 @@ class ImageData(LightningDataModule):
         """
         config = self.config
         scan = partial(layouts.scan_images, config.root, config.root_md5, leave_out)
-        self.manifests = self._at_root_here({"predict": comm.from_rank_0(scan)})
+        self.manifests = self._at_root_here({"predict": comm.broadcast_from_rank_0(scan)})
 
     def choose_unlabelled(self, batches: np.ndarray) -> None:
         """Have the split `predict` come in these batches on this rank, [K, B] ids, and ready it."""
@@ -130,7 +130,7 @@ class ImageData(LightningDataModule):
         """A table holds for every machine; where a downloaded archive lies does not."""
         config = self.config
         resolve = partial(layouts.resolve_root, config.root, config.root_md5)
-        root = comm.first_on_each_node(resolve)
+        root = comm.local_rank_0_first(resolve)
         return {split: dataclasses.replace(table, root=root) for split, table in splits.items()}
 
     @property

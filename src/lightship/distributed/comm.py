@@ -1,4 +1,4 @@
-"""This process among those of its job: the group, what rank 0 does for all, and who is missing.
+"""Collectives on plain values, and errors that name the ranks that do not answer.
 
 With one process every function here is free of communication.
 """
@@ -28,66 +28,66 @@ _LEAVE_S = 20.0
 _store: dist.Store | None = None
 
 
-def open_group(timeout_s: float, on_cuda: bool) -> None:
-    """Join the others as torchrun's variables say. Every rank, once, before anything else; blocks.
+def init_process_group(timeout_s: float, on_cuda: bool) -> None:
+    """Join the other ranks, as torchrun's variables say. Every rank, once, before all else; blocks.
 
-    Tensors on the CPU travel by gloo, so that talking about the run never touches a GPU's stream;
-    those on a GPU by NCCL. Lightning finds the group and uses it.
+    CPU tensors use gloo, so that exchanges about the run never touch a GPU's stream; GPU tensors
+    use NCCL. Lightning finds the group and uses it.
 
     Args:
-        timeout_s: Bound of this wait and of each collective.
+        timeout_s: Timeout of this wait and of each collective.
         on_cuda: Whether each rank drives a GPU.
     """
-    # Here, because Lightning takes seconds to import and a data worker needs none of it.
+    # Lightning takes seconds to import, and a data worker needs none of it.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     global _store
-    bound = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=timeout_s)
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, world_size = next(rendezvous("env://", timeout=bound))
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         store=dist.PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
-        timeout=bound,
+        timeout=timeout,
     )
     _store = dist.PrefixStore("lightship", store)
 
 
-def close_group() -> None:
-    """Leave the group in good order. Every rank, at the end; does not wait for the others."""
-    if is_open():
+def destroy_process_group() -> None:
+    """Leave the group. Every rank, at the end; does not wait for the others."""
+    if is_initialized():
         dist.destroy_process_group()
 
 
-def is_open() -> bool:
-    """Whether a launcher made this process one of a group (possibly a group of one)."""
+def is_initialized() -> bool:
+    """Whether this process belongs to a group (possibly of one)."""
     return dist.is_available() and dist.is_initialized()
 
 
-def is_first() -> bool:
-    """Whether this is rank 0, the only one that writes, logs and talks."""
-    return not is_open() or dist.get_rank() == 0
+def is_rank_0() -> bool:
+    """Whether this is rank 0, the only one that writes and logs."""
+    return not is_initialized() or dist.get_rank() == 0
 
 
 def world_size() -> int:
     """Processes of the job."""
-    return dist.get_world_size() if is_open() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
-def from_rank_0(work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, which alone does it. Every rank; blocks for rank 0.
+def broadcast_from_rank_0(work: Callable[[], T]) -> T:
+    """Call `work` on rank 0 alone and return its result on all. Every rank; blocks for rank 0.
 
     Args:
-        work: Its result, plain values or arrays, is sent to all.
+        work: Returns plain values or arrays.
 
     Raises:
-        LightshipError: On every rank, if `work` raised on rank 0: with its text and exit code.
+        LightshipError: On every rank if `work` raised on rank 0, with its text and exit code.
     """
-    if not is_open() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return work()
     if dist.get_rank() == 0:
         try:
@@ -98,54 +98,55 @@ def from_rank_0(work: Callable[[], T]) -> T:
             raise
         dist.broadcast_object_list([result, None])
         return result
-    told: list[Any] = [None, None]
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        failure = LightshipError(told[1][1])
-        failure.exit_name = told[1][0]
-        raise failure
-    return told[0]
+    received: list[Any] = [None, None]
+    dist.broadcast_object_list(received)
+    result, failure = received
+    if failure is not None:
+        exit_name, text = failure
+        on_rank_0 = LightshipError(text)
+        on_rank_0.exit_name = exit_name
+        raise on_rank_0
+    return result
 
 
-def first_on_each_node(work: Callable[[], T]) -> T:
-    """What `work` returns here, done first by one rank of each node, which fills a cache for all.
+def local_rank_0_first(work: Callable[[], T]) -> T:
+    """Call `work` on one rank of each node, which fills a cache, then on the node's other ranks.
 
     Every rank; blocks for the first ones.
     """
-    is_turn = not is_open() or os.environ["LOCAL_RANK"] == "0"
+    is_turn = not is_initialized() or os.environ["LOCAL_RANK"] == "0"
     if is_turn:
         result = work()
-    any_rank(False)
+    barrier()
     return result if is_turn else work()
 
 
-def cores() -> int:
-    """This process's share of the cores that its node's ranks may use, at least 1."""
-    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, here // (int(os.environ["LOCAL_WORLD_SIZE"]) if is_open() else 1))
+def barrier() -> None:
+    """Wait for all ranks. Every rank; blocks."""
+    all_reduce_any(False)
 
 
-def any_rank(flag: bool) -> bool:
+def all_reduce_any(flag: bool) -> bool:
     """Whether `flag` is set on any rank. Every rank; blocks for the others."""
-    if not is_open():
+    if not is_initialized():
         return flag
     raised = torch.tensor(flag, dtype=torch.uint8)
     dist.all_reduce(raised, op=dist.ReduceOp.MAX)
     return bool(raised)
 
 
-def gather(value: T) -> list[T]:
-    """Every rank's value in rank order on rank 0; nothing on the others. Every rank; blocks."""
-    if not is_open():
+def gather_to_rank_0(value: T) -> list[T]:
+    """Every rank's value in rank order on rank 0, [] on the others. Every rank; blocks."""
+    if not is_initialized():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size() if is_first() else []
-    dist.gather_object(value, values if is_first() else None)
+    values: list[Any] = [None] * dist.get_world_size() if is_rank_0() else []
+    dist.gather_object(value, values if is_rank_0() else None)
     return values
 
 
 def all_gather(value: T) -> list[T]:
     """Every rank's value in rank order on every rank. Every rank; blocks."""
-    if not is_open():
+    if not is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -153,22 +154,33 @@ def all_gather(value: T) -> list[T]:
 
 
 def wait_for_rank_0() -> None:
-    """Let rank 0 finish writing before this rank's end stops the job. Every rank, when leaving.
+    """Let rank 0 finish writing before this rank exits. Every rank, when leaving.
 
-    The first end is taken for everybody's by whoever started the processes.
+    The launcher ends all processes when the first one exits.
     """
     key = "rank 0 has left"
 
     def meet(store: dist.Store) -> None:
-        store.set(key, "") if is_first() else store.wait([key], timedelta(seconds=_LEAVE_S))
+        store.set(key, "") if is_rank_0() else store.wait([key], timedelta(seconds=_LEAVE_S))
 
-    _ask_store(meet, _LEAVE_S)
+    _query_store(meet, _LEAVE_S)
 
 
-def explained(error: BaseException) -> BaseException:
-    """`error`, or what it means if it comes from torch.distributed: a peer lost, or silence.
+def node_cores() -> int:
+    """CPU cores of this node that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
-    Blocks a few seconds after a silence, to learn which ranks do not answer.
+
+def cores() -> int:
+    """This rank's share of its node's cores, at least 1."""
+    ranks_here = int(os.environ["LOCAL_WORLD_SIZE"]) if is_initialized() else 1
+    return max(1, node_cores() // ranks_here)
+
+
+def translate_error(error: BaseException) -> BaseException:
+    """`error`, or, if torch.distributed raised it, the PeerLost or TimeoutExpired that it means.
+
+    After a timeout blocks up to 6 s to find out which ranks do not answer.
     """
     text = " ".join(str(error).split())
     from_gloo = isinstance(error, RuntimeError) and "gloo" in text
@@ -183,9 +195,9 @@ def explained(error: BaseException) -> BaseException:
 
 
 def _silent_ranks() -> list[int]:
-    """The ranks that do not report at the store, to which each rank comes after a time-out."""
+    """The ranks that do not report to the store, as each rank does after a timeout."""
     if _store is None:
-        return []  # the group has not come together; torch tells how many have
+        return []  # the group was never complete; torch's text says how many ranks joined
     keys = [f"rank {rank} is here" for rank in range(dist.get_world_size())]
 
     def roll_call(store: dist.Store) -> list[int]:
@@ -195,29 +207,29 @@ def _silent_ranks() -> list[int]:
             time.sleep(0.1)
         return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
-    silent = _ask_store(roll_call, _ROLL_CALL_S + 1)
-    return [0] if silent is None else silent  # rank 0 keeps the store
+    silent = _query_store(roll_call, _ROLL_CALL_S + 1)
+    return [0] if silent is None else silent  # rank 0 hosts the store
 
 
-def _ask_store(question: Callable[[dist.Store], T], bound_s: float) -> T | None:
-    """What the store answers; None if it is gone, or frozen (torch's call then has no bound)."""
-    answers: SimpleQueue[T | None] = SimpleQueue()
+def _query_store(query: Callable[[dist.Store], T], timeout_s: float) -> T | None:
+    """`query`'s result; None if the store is gone or frozen (torch's call then never returns)."""
+    results: SimpleQueue[T | None] = SimpleQueue()
 
-    def ask() -> None:
-        answer = None
+    def call() -> None:
+        result = None
         with contextlib.suppress(RuntimeError):  # gone
-            answer = question(_store) if _store is not None else None
-        answers.put(answer)
+            result = query(_store) if _store is not None else None
+        results.put(result)
 
-    Thread(target=ask, daemon=True).start()
+    Thread(target=call, daemon=True).start()
     try:
-        return answers.get(timeout=bound_s)
+        return results.get(timeout=timeout_s)
     except Empty:
         return None
 
 
-def record_end(error: BaseException) -> None:
-    """Leave a line and a trace where torch elastic's agent looks for them, if there is one."""
+def write_error_file(error: BaseException) -> None:
+    """Write the error and its traceback where torch elastic's agent reads them, if there is one."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         text = str(error) if isinstance(error, LightshipError) else f"{error!r}"

@@ -41,6 +41,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
+from lightship.distributed import comm
 from lightship.distributed.signals import stop_signals
 from lightship.errors import (
     EXIT_CODES,
@@ -97,8 +98,7 @@ def run_agent(processes: int, arguments: Sequence[str], goes_on_from: str | None
     handled = (*stop_signals(), signal.SIGQUIT)
     names = ",".join(signal.Signals(number).name for number in handled)
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", names)
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, comm.node_cores() // processes)))
     # What these loggers tell, this file tells in the user's words.
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
     logging.getLogger("torch.distributed.elastic").propagate = False

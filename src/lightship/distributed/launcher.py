@@ -68,12 +68,12 @@ def _join_and(work: Callable[[], None], trainer: TrainerConfig) -> None:
     from lightship.distributed import comm
 
     try:
-        comm.open_group(trainer.timeout_s, is_on_gpus(trainer.accelerator))
+        comm.init_process_group(trainer.timeout_s, is_on_gpus(trainer.accelerator))
         work()
-        comm.close_group()
+        comm.destroy_process_group()
     except BaseException as error:
-        end = comm.explained(error)
-        comm.record_end(end)
+        end = comm.translate_error(error)
+        comm.write_error_file(end)
         if isinstance(end, Preempted | Diverged):
             comm.wait_for_rank_0()
         if isinstance(end, LightshipError) and _AGENT_PID in os.environ:

@@ -31,10 +31,10 @@ def find_mistakes(model: ImageClassifier, data: ImageData, split: str) -> dict[s
     pairs = most_confused(confusion.numpy(), _PAIRS) if confusion is not None else []
     hardest = np.argsort(-rows["loss"], kind="stable")[:_HARDEST]
     of_pairs = [_surest(rows, true, guess) for true, guess, _ in pairs]
-    found = comm.gather(
+    found = comm.gather_to_rank_0(
         (_bins(rows), _rows(rows, hardest), [_rows(rows, chosen) for chosen in of_pairs])
     )
-    if not comm.is_first():
+    if not comm.is_rank_0():
         return {}
     bins, hard, examples = zip(*found, strict=True)
     # Ranks hold other images at another world size; ids break ties, so the page stays the same.

@@ -99,7 +99,7 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
         "precision": asked.precision,
         "plugins": plugins,
     }
-    if not comm.is_open():
+    if not comm.is_initialized():
         # Or Lightning looks for SLURM's variables, and checks them against devices.
         common["plugins"] = [*plugins, LightningEnvironment()]
         return {**common, "devices": 1 if asked.devices == "auto" else int(asked.devices)}
