@@ -29,7 +29,7 @@ class S3(Async):
         super().__init__(fs)
         self.obstore = ObstoreS3.where_possible(fs)
 
-    def readsat_once(self, limits: Limits) -> int:
+    def reads_at_once(self, limits: Limits) -> int:
         return (2 if self.obstore else 1) * limits.in_flight  # one costs it next to nothing
 
     def connect(self, patience: Deadline, path: str) -> None:
