@@ -1,9 +1,9 @@
-"""What a run can be told: every field with its unit and range, and the checks that need no torch.
+"""The settings: every field with its unit and range, and the checks that need no torch.
 
-The parser (cli.py) is built from these dataclasses, so a field's name is its flag
-(`--data.global_batch_size`) and its docstring is its help. Field names under `trainer` are
-Lightning's own. Fields made with `free(...)` may change between two starts of one run: they do not
-change what is learned.
+The parser (cli/parser.py) is built from these dataclasses: a field's name is its flag
+(`--data.global_batch_size`), its docstring the help. Fields under `trainer` have Lightning's names.
+A field made with `free=True` does not affect what is trained and may differ between two starts of
+one run.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ OWN_NETS = ("litcnn", "speednet", "speednet96")
 NAMED_SETS = ("digits", "cifar10", "cifar100")
 """Values of data.root that are names; a folder of such a name is `./digits`."""
 EXPORTS = {"torch": "model.pt2", "onnx": "model.onnx"}
-"""Formats of `lightship export`, and the file's name where none is given."""
+"""Formats of `lightship export`, and their default file names."""
 _MIN, _MAX, _FREE, _UNIT = "at_least", "at_most", "free", "unit"
 
 
@@ -37,199 +37,199 @@ def bounded(
 
 
 def free(default: Any) -> Any:
-    """A dataclass field that two starts of the same run may set differently."""
-    return field(default=default, metadata={_FREE: True})
+    """A dataclass field without a range that may differ between two starts of one run."""
+    return bounded(default, free=True)
 
 
 @dataclass
 class RunConfig:
-    """Where the run lives and how it is kept."""
+    """Outputs, checkpoints, resuming, tracking."""
 
     output: str | None = free(None)
-    """URL or path where the run lives (config, checkpoints, logs, report, DONE). Default:
-    runs/NAME-HASH, where the hash is of everything that changes what is learned."""
+    """URL or path of all outputs (config, checkpoints, logs, report, DONE). Default:
+    runs/NAME-HASH, with the hash of all settings that affect training."""
     seed: int = bounded(0, 0, 2**31 - 1)
-    """Seed of initialisation, order and augmentation."""
+    """Seed of initialisation, sample order and augmentation."""
     resume: Literal["auto", "never", "must"] = free("auto")
-    """Continue from the newest good checkpoint under run.output: if there is one (auto), never
-    (a non-empty output is then refused), or fail without one (must)."""
+    """Resume from the newest valid checkpoint in run.output: if one exists (auto), never (fail if
+    run.output is not empty), or fail if none exists (must)."""
     tracking: Literal["auto", "offline", "none"] = free("auto")
-    """Weights & Biases: online when a key is found and offline without one (auto), always offline,
-    or not at all (wandb need not be installed)."""
+    """Weights & Biases: online if an API key is found, else offline (auto); always offline; or
+    disabled (none: wandb need not be installed)."""
     project: str = free("lightship")
     """Weights & Biases project."""
     log_format: Literal["auto", "text", "json"] = free("auto")
-    """Progress: bars in a terminal and timed lines elsewhere (auto), timed lines, or JSON lines."""
+    """Progress output: bars on a terminal, else timestamped lines (auto); timestamped lines (text);
+    or JSON lines."""
     log_images: int = bounded(32, 0, 1024, "images", free=True)
-    """How many fixed validation images are logged with their predictions; 0: none."""
+    """Number of fixed validation images logged with their predictions; 0: none."""
     checkpoint_every_steps: int | None = bounded(None, 1, None, "steps", free=True)
-    """The most optimizer steps that a kill may lose: a save begins each half of them, and training
-    waits for one that is not durable at the whole. Default: no bound in steps."""
+    """Max optimizer steps lost on a crash: a checkpoint starts every N/2 steps, and training waits
+    if it is not durable after N. Default: no limit in steps."""
     checkpoint_every_s: float | None = bounded(600.0, 1, None, "seconds", free=True)
-    """The most seconds of training that a kill may lose, kept in the same way: and a step, or
-    eight where several processes must agree."""
+    """Max seconds of training lost on a crash, plus 1 step (up to 8 if distributed). Works as
+    checkpoint_every_steps; null: no limit in seconds."""
     keep_last: int = bounded(2, 1, 1000, "checkpoints", free=True)
-    """How many of the newest checkpoints are kept, beside the best."""
+    """Number of most recent checkpoints to keep, in addition to the best."""
 
 
 @dataclass
 class DataConfig:
-    """What is learned from, and how it is fed."""
+    """Data set, input pipeline and augmentation."""
 
     root: str = "digits"
     """URL or path of the images: class folders, WebDataset tars, Parquet, a CIFAR python archive,
     a .zip or .tar of class folders; or a name: digits (embedded), cifar10, cifar100."""
     root_md5: str | None = None
-    """MD5 that the archive at data.root must have (the named sets bring their own)."""
+    """Expected MD5 of the archive at data.root (known for cifar10 and cifar100)."""
     mode: Literal["auto", "resident", "streaming"] = free("auto")
-    """Hold the decoded set on the device (resident), read it as it is needed (streaming), or
-    decide by data.resident_gib and data.crop_min_area (auto)."""
+    """Decode once and keep the set on the device (resident), read and decode continuously
+    (streaming), or choose by data.resident_gib and data.crop_min_area (auto)."""
     resident_gib: float = bounded(4.0, 0, None, "GiB", free=True)
-    """Largest decoded size held on the device."""
+    """Max decoded size kept on the device; a larger set is streamed."""
     cache_gib: float = bounded(0.0, 0, None, "GiB", free=True)
-    """Size of the local block cache in streaming mode; 0: none."""
+    """Streaming: size of the local disk cache; 0: no cache."""
     prefetch_gib: float = bounded(2.0, 0.0625, None, "GiB", free=True)
-    """Streaming: memory of each process for what is read ahead. Less means more requests."""
+    """Streaming: max memory per process for prefetched data. A lower value makes more requests."""
     global_batch_size: int = bounded(64, 1, 2**20, "images")
-    """Images per optimizer step over all devices and accumulation; the device's share follows."""
+    """Images per optimizer step, over all devices and accumulated batches."""
     eval_batch_size: int = bounded(512, 1, 2**20, "images", free=True)
-    """Images per evaluation batch on each device; results do not depend on it."""
+    """Images per device and evaluation step; metrics do not depend on it."""
     image_size_px: int | None = bounded(None, 1, 4096, "pixels")
-    """Images become squares of this side. Default: as they are, if all are of one size."""
+    """Resize and center-crop images to squares of this side. Default: no resizing, all images must
+    have one size."""
     val_fraction: float = bounded(0.1, 0, 0.9)
-    """Share of train that is held out where there is no val split (the same images for every
-    run.seed); 0: train without validation."""
+    """Fraction of train held out for validation if there is no val split, independent of run.seed;
+    0: no validation."""
     on_error: Literal["raise", "skip"] = free("raise")
-    """An image that cannot be read: stop and name it, or leave it out and count it."""
+    """Unreadable image: fail, or skip and report."""
     max_bad_fraction: float = bounded(0.01, 0, 1, free=True)
-    """With on_error=skip, the largest share of a split that may be skipped. Each image counts once,
-    over all epochs, processes and restarts. A process checks its own count at once, that of all
-    processes at each checkpoint, thus at each epoch's end, and after a test or validation."""
+    """With on_error=skip, max fraction of a split that may be skipped. Each image counts once over
+    all epochs, processes and restarts. Checked per process at once, and over all processes at each
+    checkpoint, epoch end, test and validation."""
     max_image_pixels: int = bounded(178_956_970, 1, None, "pixels", free=True)
-    """Largest image that is decoded, width times height: a bound of memory, of which a pixel takes
-    up to 7 bytes. A larger JPEG that is to be scaled down is decoded at a half, a quarter or an
-    eighth of its size (unless it is progressive); any other larger image cannot be read."""
+    """Max width times height of a decoded image; decoding takes up to 7 bytes of memory a pixel.
+    A larger non-progressive JPEG that is scaled down is decoded at 1/2, 1/4 or 1/8 of its size;
+    any other larger image is unreadable."""
     decode_threads: int = bounded(0, 0, 1024, "threads", free=True)
-    """Threads that decode images; 0: one a core."""
+    """Image decoding threads per process; 0: one per core."""
     normalize: Literal["auto", "imagenet", "none"] = "auto"
-    """Pixel scaling: by the train split's own mean and deviation (auto), by ImageNet's (what
-    torchvision's weights expect), or to 0..1 only."""
+    """Pixel normalization: mean and std of the train split (auto), of ImageNet (as torchvision's
+    weights expect), or only scaled to 0..1 (none)."""
     crop_padding_px: int = bounded(0, 0, 512, "pixels")
-    """Training: reflect-pad by this much and crop back at random."""
+    """Training: reflection padding before a random crop of the original size."""
     crop_min_area: float = bounded(0.0, 0, 1)
-    """Training: cut out a random part of each image, at least this share of its area and 3:4 to 4:3
-    in shape, and scale it to image_size_px (torchvision's RandomResizedCrop; 0.08 is usual); 0: the
-    whole image. The set is then streamed."""
+    """Training: min area of a random resized crop as a fraction of the image, aspect ratio 3:4 to
+    4:3 (torchvision's RandomResizedCrop, usually 0.08); 0: the whole image. Implies streaming."""
     flip: bool = False
-    """Training: mirror half of the images left to right."""
+    """Training: random horizontal flip, probability 1/2."""
     flip_in_turn: bool = False
-    """With data.flip: mirror each image every other epoch instead of by chance."""
+    """With data.flip: alternating flip, each image every other epoch, instead of random."""
     cutout_px: int = bounded(0, 0, 4096, "pixels")
-    """Training: grey out a random square of this side; 0: none."""
+    """Training: side of a random square set to grey; 0: none."""
     mixup_alpha: float = bounded(0.0, 0, 100)
-    """Training: mix pairs of images with a Beta(alpha, alpha) weight; 0: none."""
+    """Training: mixup with weights from Beta(alpha, alpha); 0: none."""
     cutmix_alpha: float = bounded(0.0, 0, 100)
-    """Training: paste a box of one image of a pair into the other; 0: none. With mixup too, each
-    pair draws one of the two."""
+    """Training: CutMix with areas from Beta(alpha, alpha); 0: none. With mixup_alpha > 0, each pair
+    of images gets one of the two at random."""
 
 
 @dataclass
 class ModelConfig:
-    """The net and its loss."""
+    """Net, weights, loss and test-time augmentation."""
 
     net: str = "litcnn"
-    """litcnn, speednet, speednet96, any torchvision classifier (resnet18, ...), or your own as
-    package.module:function, which is called with the number of classes and returns a
-    torch.nn.Module."""
+    """litcnn, speednet, speednet96, a torchvision classifier (resnet18, ...), or your own as
+    package.module:function, called with the number of classes, returning a torch.nn.Module."""
     weights: str | None = None
-    """Start from: `default` (torchvision's own, fetched from their address) or the URL of a state
-    dict. The last layer is made anew when its number of classes differs."""
+    """Initial weights: `default` (torchvision's pretrained weights, downloaded) or the URL of a
+    state dict or checkpoint. The last layer is reinitialised if its number of classes differs."""
     label_smoothing: float = bounded(0.0, 0, 0.99)
-    """Probability mass spread over all classes in the training loss."""
+    """Label smoothing of the training loss."""
     ema_decay: float = bounded(0.0, 0, 0.99999)
-    """Evaluate an exponential moving average of the weights; 0: the weights themselves."""
+    """Decay of the exponential moving average of the weights used for evaluation; 0: no average."""
     channels_last: bool = False
-    """Keep images and filters in NHWC memory order (faster convolutions on CPU and GPU)."""
+    """NHWC memory format (faster convolutions on CPU and GPU)."""
     compile: Literal["none", "default", "reduce-overhead", "max-autotune"] = "none"
-    """torch.compile mode of the net."""
+    """torch.compile mode."""
     test_flip: bool = False
-    """Average each evaluated image's prediction with that of its mirror image."""
+    """Test-time augmentation: average predictions with those of the mirrored image."""
     test_shift: bool = False
-    """Average it also with those of the image moved by one pixel to either corner, half of all."""
+    """Test-time augmentation: two diagonal shifts by 1 px, together of weight 1/2."""
 
 
 @dataclass
 class OptimConfig:
-    """How the weights move."""
+    """Optimizer and learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd", "muon", "muon-sgd"] = "adam"
-    """Muon moves matrices and filters; all else in the net then moves by AdamW, or by SGD
-    (muon-sgd, for nets with BatchNorm: the filters' size is then fixed)."""
+    """Optimizer. muon: Muon for matrices and filters, AdamW for other parameters; muon-sgd: Muon
+    for filters of a fixed norm, SGD for other parameters (for nets with BatchNorm)."""
     lr: float = bounded(2e-4, 0, 100)
-    """Peak learning rate, for the global batch: it does not depend on the number of processes."""
+    """Peak learning rate for the global batch; not scaled by the number of processes."""
     momentum: float = bounded(0.9, 0, 0.9999)
-    """SGD (Nesterov) and Muon (with muon-sgd: of the filters)."""
+    """Nesterov momentum of SGD and Muon (muon-sgd: of the filters)."""
     weight_decay: float = bounded(0.0, 0, 10)
-    """Decay of matrices and filters; biases and norms are left alone. With muon-sgd: the share of
-    itself that each weight but the filters loses in a step at the peak rate."""
+    """Weight decay of matrices and filters, not of biases and norms. muon-sgd: fraction by which
+    all weights but the filters shrink in a step at the peak learning rate."""
     sgd_lr: float = bounded(0.05, 1e-9, 1e6)
-    """muon-sgd: peak rate of biases and norms, for the mean loss over the global batch."""
+    """muon-sgd: peak learning rate of biases and norms, for the mean loss of the global batch."""
     head_lr: float = bounded(0.05, 1e-9, 1e6)
-    """muon-sgd: peak rate of the last layer, for the mean loss over the global batch."""
+    """muon-sgd: peak learning rate of the last layer, for the mean loss of the global batch."""
     sgd_momentum: float = bounded(0.85, 0, 0.9999)
-    """muon-sgd: Nesterov momentum of all but the filters."""
+    """muon-sgd: Nesterov momentum of all parameters but the filters."""
     whitening_fraction: float = bounded(0.375, 0, 1)
-    """muon-sgd: share of all steps in which the bias of a first layer whose weight is frozen (a
-    whitening layer) still moves."""
+    """muon-sgd: fraction of all steps in which the bias of a frozen first layer (whitening) is
+    trained."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Course of the learning rate after the warm-up."""
+    """Learning-rate schedule after warm-up."""
     warmup_fraction: float = bounded(0.0, 0, 0.99)
-    """Share of all steps in which the learning rate rises linearly from 0 to its peak."""
+    """Fraction of all steps with linear warm-up from 0."""
     final_lr_fraction: float = bounded(0.0, 0, 1)
-    """Learning rate at the last step as a share of the peak (cosine, linear)."""
+    """Learning rate of the last step as a fraction of the peak (cosine, linear)."""
 
 
 @dataclass
 class TrainerConfig:
-    """Lightning's Trainer: the same names and meanings, and early stopping."""
+    """Lightning's Trainer arguments, and early stopping."""
 
     max_epochs: int = bounded(20, -1, None, "epochs", free=True)
-    """Passes over train; -1: no bound (then max_steps must be set)."""
+    """Max epochs; -1: no limit (then max_steps must be set)."""
     max_steps: int = bounded(-1, -1, None, "steps", free=True)
-    """Optimizer steps; -1: no bound."""
+    """Max optimizer steps; -1: no limit."""
     accelerator: str = free("auto")
-    """auto, cpu, gpu, tpu (or another XLA device that PJRT_DEVICE names), ..."""
+    """auto, cpu, gpu, tpu, or another accelerator of Lightning or XLA device in PJRT_DEVICE."""
     devices: str = free("auto")
-    """auto, or how many on this node. Several nodes: see torchrun's PET_* variables."""
+    """Number of devices on this node, or auto. For several nodes set torchrun's PET_* variables."""
     precision: str = "32-true"
-    """32-true, bf16-mixed, 16-mixed, bf16-true, 16-true."""
+    """32-true, bf16-mixed, 16-mixed, bf16-true or 16-true."""
     accumulate_grad_batches: int = bounded(1, 1, 4096, "parts", free=True)
-    """Cut each global batch into so many parts computed one after the other (less memory)."""
+    """Split each global batch into N parts, processed one after another to save memory."""
     gradient_clip_val: float = bounded(0.0, 0, None)
-    """Largest norm of the gradient; 0: unbounded."""
+    """Max gradient norm; 0: no clipping."""
     log_every_n_steps: int = bounded(50, 1, None, "steps", free=True)
-    """Steps between log points; in between a step does not wait for the device."""
+    """Steps between log points. Other steps do not synchronize with the device."""
     check_val_every_n_epoch: int = bounded(1, 1, None, "epochs", free=True)
     """Epochs between validations."""
     limit_train_batches: int | None = bounded(None, 1, None, "batches")
-    """Stop each epoch after so many global batches."""
+    """Max global batches per epoch."""
     limit_val_batches: int | None = bounded(None, 1, None, "batches", free=True)
-    """Validate on so many batches only."""
+    """Max batches per validation."""
     limit_test_batches: int | None = bounded(None, 1, None, "batches", free=True)
-    """Test on so many batches only."""
+    """Max batches per test."""
     sync_batchnorm: bool = False
-    """Normalise over the global batch instead of each GPU's share."""
+    """Compute BatchNorm statistics over the global batch instead of per GPU."""
     timeout_s: float = bounded(300.0, 1, 86400, "seconds", free=True)
-    """Longest wait for the other processes in one exchange; then the run ends with code 74."""
+    """Timeout of a collective operation; the run then ends with code 74."""
     deterministic: bool = free(False)
-    """Refuse nondeterministic algorithms (slower on CUDA)."""
+    """Allow only deterministic algorithms (slower on CUDA)."""
     monitor: Literal["val/loss", "val/acc"] = free("val/loss")
-    """What the best checkpoint is best at, and what early stopping watches."""
+    """Metric that selects the best checkpoint and drives early stopping."""
     on_nonfinite: Literal["warn", "stop"] = free("warn")
-    """A loss that is not finite at a log point or validation: report it and go on, or end the run
-    with code 70; either way the best checkpoint is one of a finite loss."""
+    """Loss not finite at a log point or validation: warn, or stop with code 70. The best checkpoint
+    always has a finite loss."""
     early_stopping_patience: int = bounded(0, 0, None, "validations", free=True)
-    """Stop after so many validations without a better monitor; 0: never."""
+    """Stop after N validations without improvement of monitor; 0: never."""
 
     @property
     def is_on_tpu(self) -> bool:
@@ -241,37 +241,37 @@ class TrainerConfig:
 
 @dataclass
 class PackConfig:
-    """How `lightship pack` writes its shards."""
+    """Settings of `lightship pack`."""
 
     shard_mib: float = bounded(256.0, 0.001, 2**16, "MiB")
-    """Size at which a shard is full."""
+    """Shard size."""
     short_side_px: int | None = bounded(None, 1, 65_535, "pixels")
-    """Scale images down until their shorter side has so many pixels; never up. JPEG stays JPEG (see
-    quality) and all else becomes PNG. Default: images keep their size."""
+    """Downscale images whose shorter side is longer than this. JPEG stays JPEG (see quality), other
+    formats become PNG. Default: no scaling."""
     quality: int | None = bounded(None, 1, 100)
-    """Make every image a JPEG of this quality. Default: only what is scaled is compressed again,
-    JPEG with quality 90; all else is copied byte for byte."""
+    """Encode every image as JPEG of this quality. Default: copy images byte for byte; encode only
+    those scaled down, JPEG with quality 90."""
     on_error: Literal["raise", "skip"] = "raise"
-    """An image that cannot be read: stop and name it, or leave it out and list it in
-    DST/skipped.txt. What is copied is known by its first bytes and not decoded."""
+    """Unreadable image: fail, or skip and list in DST/skipped.txt. Images that are copied are
+    checked by their first bytes and not decoded."""
     max_bad_fraction: float = bounded(0.01, 0, 1)
-    """With on_error=skip, the largest share of a split that may be left out."""
+    """With on_error=skip, max fraction of a split that may be skipped."""
     max_image_pixels: int = bounded(178_956_970, 1, None, "pixels")
-    """Largest image that is decoded, width times height (see --data.max_image_pixels)."""
+    """Max width times height of a decoded image, as --data.max_image_pixels of fit."""
     src_md5: str | None = None
-    """MD5 that the one file at SRC must have; it is then fetched and kept (the named sets bring
-    their own)."""
+    """Expected MD5 of an archive at SRC, which is then downloaded and cached (known for cifar10 and
+    cifar100)."""
     threads: int = bounded(0, 0, 256, "threads")
-    """Shards written at once, each by a thread that takes 100 to 200 MiB of memory and, where DST
-    is no local path, a shard's size of temporary disk (TMPDIR); 0: two a core, at most 16."""
+    """Shards written in parallel; 0: two per core, max 16. Each takes 100 to 200 MiB of memory
+    and, if DST is remote, one shard of temporary disk space (TMPDIR)."""
     log_format: Literal["auto", "text", "json"] = "auto"
-    """Progress: a bar in a terminal and timed lines elsewhere (auto), timed lines, or JSON
-    lines."""
+    """Progress output: a bar on a terminal, else timestamped lines (auto); timestamped lines
+    (text); or JSON lines."""
 
 
 @dataclass
 class Config:
-    """All of a run."""
+    """All settings of a run."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -281,7 +281,7 @@ class Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that change what is learned, as flat `section.field` keys with plain values."""
+    """The settings that affect training, as flat `section.field` keys with plain values."""
     flat = {}
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
@@ -292,7 +292,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def plain_root(root: str) -> str:
-    """`data.root` without what does not change its meaning: slashes at its end, a leading `./`."""
+    """`data.root` normalized: without trailing slashes and a leading `./`."""
     if not root or "::" in root or root.startswith(("http://", "https://")):
         return root
     protocol, is_url, path = root.rpartition("://")
@@ -306,7 +306,7 @@ def plain_root(root: str) -> str:
 
 
 def is_same_root(one: str, other: str) -> bool:
-    """Whether two values of data.root name one place; a relative path counts from here."""
+    """Whether two values of data.root name one place; relative paths are from the working dir."""
     one, other = plain_root(one).rstrip("/"), plain_root(other).rstrip("/")
     if one == other or "://" in one + other or "::" in one + other or {one, other} & {*NAMED_SETS}:
         return one == other
@@ -314,20 +314,20 @@ def is_same_root(one: str, other: str) -> bool:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError, naming value, bound and flag, for what no machine could run."""
+    """Raise ConfigError, naming value, bound and flag, for settings invalid on any machine."""
     for section in dataclasses.fields(config):
         check_ranges(getattr(config, section.name), f"--{section.name}.")
     data, trainer = config.data, config.trainer
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ConfigError(
-            "--trainer.max_epochs and --trainer.max_steps are both -1 (no bound): the run would "
+            "--trainer.max_epochs and --trainer.max_steps are both -1 (no limit): the run would "
             "never end; set one of them"
         )
     for name in ("max_epochs", "max_steps"):
         if getattr(trainer, name) == 0:
             raise ConfigError(
                 f"--trainer.{name} is 0, which trains nothing; it must be at least 1, or -1 (no "
-                "bound). To evaluate a trained run: lightship validate or lightship test"
+                "limit). To evaluate a trained run: lightship validate or lightship test"
             )
     if data.global_batch_size % trainer.accumulate_grad_batches:
         raise ConfigError(
@@ -339,12 +339,12 @@ def check(config: Config) -> None:
             f"--trainer.devices is '{trainer.devices}'; it must be 'auto' or a number of at least 1"
         )
     if data.flip_in_turn and not data.flip:
-        raise ConfigError("--data.flip_in_turn true says how to mirror: set --data.flip true too")
+        raise ConfigError("--data.flip_in_turn true needs --data.flip true")
     if data.crop_min_area and data.image_size_px is None:
-        raise ConfigError("--data.crop_min_area needs --data.image_size_px, the size to scale to")
+        raise ConfigError("--data.crop_min_area needs --data.image_size_px, the output size")
     if data.crop_min_area and data.mode == "resident":
         raise ConfigError(
-            f"--data.crop_min_area {data.crop_min_area:g} cuts from whole images, which "
+            f"--data.crop_min_area {data.crop_min_area:g} crops the original images, which "
             "--data.mode resident does not keep; set streaming or auto"
         )
     if config.model.weights == "default" and config.model.net in OWN_NETS:
@@ -357,8 +357,8 @@ def check_ranges(part: Any, prefix: str) -> None:
     """Raise ConfigError for a field of the dataclass `part` that is out of its range.
 
     Args:
-        part: One section, or the whole of a command's settings.
-        prefix: What its fields' flags begin with, such as `--data.`.
+        part: A section, or all settings of a command.
+        prefix: Prefix of the flags of its fields, such as `--data.`.
     """
     for item in dataclasses.fields(part):
         _check_range(f"{prefix}{item.name}", getattr(part, item.name), item.metadata)
@@ -379,14 +379,14 @@ def _bound(meta: Mapping[str, Any]) -> str:
 
 
 def range_text(section: type, name: str) -> str:
-    """A field's range and unit as help shows them, such as " [at least 1 images]"."""
+    """A field's range and unit for the help, such as " [at least 1 images]", or ''."""
     meta = next(item.metadata for item in dataclasses.fields(section) if item.name == name)
     text = f"{_bound(meta)} {meta.get(_UNIT) or ''}".strip()
     return f" [{text}]" if text else ""
 
 
 def type_text(section: type, name: str) -> str:
-    """What a field takes, in words, such as "a whole number or null"."""
+    """A field's type in words, such as "a whole number or null"."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     kind = typing.get_type_hints(section)[name]
     if typing.get_origin(kind) is Literal:

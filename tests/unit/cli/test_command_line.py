@@ -103,7 +103,7 @@ def test_help_of_pack_explains_every_field(capsys) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(PackConfig):
         assert f"--{field.name}" in text
-    for word in ("SRC", "DST", "[at least 0.001 and at most 65536 MiB]", "a shard is full"):
+    for word in ("SRC", "DST", "[at least 0.001 and at most 65536 MiB]", "Shard size."):
         assert word in text
 
 
