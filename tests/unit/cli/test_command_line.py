@@ -10,6 +10,7 @@ import yaml
 
 from lightship import cli
 from lightship.cli import parse, parser
+from lightship.cli.command_line import read_config
 from lightship.config import Config, PackConfig, identity
 from lightship.errors import ConfigError, LightshipError
 from lightship.run import config_file
@@ -150,7 +151,7 @@ def test_config_from_a_url(tmp_path: Path) -> None:
 
 def test_every_recipe_is_sound_and_says_what_it_is() -> None:
     for name in parser.recipe_names():
-        text = cli.read_config(name)
+        text = read_config(name)
         assert text.startswith("# ")
         assert f"lightship fit --config {name}" in text
         assert settings("--config", name).run.output.startswith(f"runs/{name}-")
@@ -190,7 +191,7 @@ def test_a_checksum_goes_with_the_root_it_was_given_with(tmp_path: Path) -> None
     configs = ["--config", str(first), "--config", str(second)]
 
     def data(*flags: str):
-        return parse(["fit", *parser]).config.data
+        return parse(["fit", *flags]).config.data
 
     assert data(*configs[:2]).root_md5 == md5
     assert data(*configs).root_md5 is None
@@ -221,8 +222,8 @@ def test_a_flag_of_another_tool_or_cut_short_is_refused_with_the_one_meant(flag,
 
 
 def test_an_error_is_json_where_the_log_is(capsys, tmp_path: Path) -> None:
-    parser = ["fit", f"--data.root={tmp_path}/none", f"--run.output={tmp_path}/run"]
-    assert cli.main([*parser, "--run.log_format=json"]) == 65
+    flags = ["fit", f"--data.root={tmp_path}/none", f"--run.output={tmp_path}/run"]
+    assert cli.main([*flags, "--run.log_format=json"]) == 65
     error = yaml.safe_load(capsys.readouterr().err.splitlines()[-1])
     assert (error["event"], error["exit_code"]) == ("error", 65)
     assert f"--data.root {tmp_path}/none: nothing is there" in error["text"]
