@@ -1,16 +1,15 @@
 """obstore as the first to read ranges of S3: used where it may be, given up where it cannot."""
 
-import threading
-
 import pytest
 
 from lightship import storage
 from lightship.errors import ConfigError
-from lightship.storage import Span, resolve
+from lightship.storage import Span
 from lightship.storage import s3 as s3_module
+from lightship.storage.api import resolve
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
-from lightship.storage.retry import Deadline, at_once
 from lightship.storage.s3 import S3
+from lightship.storage.s3_clients import S3fs
 from tests.support.faults import FaultProxy
 from tests.support.s3 import S3Server
 
@@ -20,16 +19,14 @@ ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;
 @pytest.fixture
 def by_s3fs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of which s3fs was asked."""
-    from s3fs import S3FileSystem
-
     asked: list[str] = []
-    ask = S3FileSystem._cat_file
+    read = S3fs.read
 
-    async def asking(self, path: str, **how):
+    def asking(self, deadline, path: str, start: int, end: int | None):
         asked.append(path)
-        return await ask(self, path, **how)
+        return read(self, deadline, path, start, end)
 
-    monkeypatch.setattr(S3FileSystem, "_cat_file", asking)
+    monkeypatch.setattr(S3fs, "read", asking)
     return asked
 
 
@@ -142,13 +139,13 @@ def test_both_list_the_same(s3: S3Server, monkeypatch: pytest.MonkeyPatch, marke
         bucket, _, prefix = url.removeprefix("s3://").partition("/")
         s3.client().put_object(Bucket=bucket, Key=f"{prefix}/train/cat/", Body=b"")
     pages: list[str] = []
-    call = S3.call
+    call = S3fs.call
 
-    def counting(self, patience, size, method, **args):
+    def counting(self, deadline, size, method, **args):
         pages.append(method)
-        return call(self, patience, size, method, **args)
+        return call(self, deadline, size, method, **args)
 
-    monkeypatch.setattr(S3, "call", counting)
+    monkeypatch.setattr(S3fs, "call", counting)
     by_default = storage.list_files(url)
     assert pages == (["list_objects_v2"] if marked else [])
     monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
@@ -186,9 +183,9 @@ def test_a_large_bucket_is_listed_folder_by_folder(
     asked: list[str] = []
     pages = S3._pages
 
-    def small_pages(self, patience, bucket, prefix, most=None):
+    def small_pages(self, deadline, bucket, prefix, max_keys=None):
         asked.append(f"s3://{bucket}/{prefix}".removeprefix(f"{url}/"))
-        for page in pages(self, patience, bucket, prefix, most):
+        for page in pages(self, deadline, bucket, prefix, max_keys):
             items = list(page.items())
             yield from (dict(items[start : start + 5]) for start in range(0, len(items), 5))
 
@@ -198,28 +195,11 @@ def test_a_large_bucket_is_listed_folder_by_folder(
     monkeypatch.setattr(s3_module, "_PAGES_ALONE", 3)
     assert [file.path for file in storage.list_files(url)] == names
     assert asked == ["", ""], "too few in a folder"
-    monkeypatch.setattr(s3_module, "_LEAST_IN_A_FOLDER", 5)
-    monkeypatch.setattr(s3_module, "_FOLDERS_AT_ONCE", 4)
+    monkeypatch.setattr(s3_module, "_MIN_IN_A_FOLDER", 5)
+    monkeypatch.setattr(s3_module, "_MAX_FOLDERS_AT_ONCE", 4)
     assert [file.path for file in storage.list_files(url)] == names
     assert set(asked[3:]) == {f"{folder}/" for folder in folders[:4]}, "the others on the way"
     assert len(asked) == 3 + 4
     flat = f"{url}/train/cat"
     monkeypatch.setattr(S3, "_by_folders", None)  # is not asked
     assert len(storage.list_files(flat)) == 20
-
-
-def test_an_error_ends_what_is_done_at_once() -> None:
-    """Though another thread, begun before, is not done yet."""
-    begun: list[int] = []
-    is_over = threading.Event()
-
-    def work(item: int) -> None:
-        begun.append(item)
-        if item:
-            raise ValueError(item)
-        assert is_over.wait(30)
-
-    with pytest.raises(ValueError, match="1"):
-        at_once(work, range(100), 2, Deadline("s3://bucket"))
-    is_over.set()
-    assert begun == [0, 1]

@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 from lightship.cli import parser
 from lightship.distributed import elastic_agent
 from lightship.errors import EXIT_CODES
-from lightship.storage.backends import PIECE_BYTES
+from lightship.storage.backend import PIECE_BYTES
 from lightship.storage.retry import Limits
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.start import start_tracking

@@ -50,10 +50,10 @@ class ReadContract(abc.ABC):
         assert inner == [FileInfo("1.jpg", 10240), FileInfo("2.jpg", 3)]
 
     def test_lists_some_files_without_looking_for_all(self, tree_url: str) -> None:
-        some = storage.list_files(tree_url, most=1)
+        some = storage.list_files(tree_url, max_files=1)
         assert 1 <= len(some) < len(TREE)
         assert set(some) <= {FileInfo(path, len(data)) for path, data in TREE.items()}
-        assert storage.list_files(storage.join(tree_url, "z"), most=1) == [FileInfo("", 3000)]
+        assert storage.list_files(storage.join(tree_url, "z"), max_files=1) == [FileInfo("", 3000)]
 
     def test_lists_a_single_file_as_itself(self, tree_url: str) -> None:
         assert storage.list_files(storage.join(tree_url, "train/cat/2.jpg")) == [FileInfo("", 3)]
@@ -393,7 +393,7 @@ def test_reads_ahead_are_as_many_at_once_after_a_pause(tmp_path: Path) -> None:
     reads = ReadAhead()
     assert reads.result(reads.begin(Span(str(tmp_path / "file"), 0, 4))) == b"1234"
     until = time.monotonic() + 30
-    while not reads._idle:
+    while not reads._executor._idle:
         assert time.monotonic() < until
     for pipe in pipes:
         os.mkfifo(pipe)

@@ -1,40 +1,29 @@
-"""Reads ahead of their need: begun in the order asked for, a bounded number of them under way."""
+"""Read-ahead: spans read in the background, in order, a bounded number in flight."""
 
 import re
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from queue import Empty, SimpleQueue
-from typing import Any
 
-from lightship.storage import Span, resolve
-from lightship.storage.backends import Data
-from lightship.storage.retry import Deadline, Limits, persist
+from lightship.errors import LightshipError
+from lightship.storage.api import Span, read_span, resolve
+from lightship.storage.backend import Backend, Data
+from lightship.storage.parallel import Executor
+from lightship.storage.retry import Deadline
 
-_IN_FLIGHT_BYTES = 64 * 2**20  # or later reads would take their share of the line from the first
-_LOOK_S = 0.5
-_PLAIN_NAME = re.compile(r"\w[\w.-]*")  # that no file system gives a meaning of its own
-_Read = tuple[Span, "Future[Data]"]
+_MAX_BYTES = 64 * 2**20  # in flight; more would share the line with the reads that are due first
+_PLAIN_NAME = re.compile(r"\w[\w.-]*")  # to which no file system gives a meaning
 
 
 class ReadAhead:
-    """Spans as futures, each read with a deadline and retries of its own.
+    """Spans as futures, each read with its own deadline and retries.
 
-    At most 64 MiB are under way at once, in as many reads as the storage serves (`reads_at_once`);
-    the others wait their turn.
+    At most 64 MiB are in flight at once, in `Backend.max_reads` reads; the others wait their turn.
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Condition()
-        self._waiting: deque[_Read] = deque()
-        self._bytes = 0
-        self._threads = self._idle = 0
-        self._is_closed = False
-        self._moved_s = time.monotonic()
-        self._folders: dict[str, tuple[Any, str]] = {}
+        self._executor = Executor(1, _MAX_BYTES, Deadline("the storage", _MAX_BYTES))
+        self._folders: dict[str, tuple[Backend, str]] = {}
 
     def begin(self, span: Span) -> "Future[Data]":
         """Read [start, end) of a file, both given, in its turn. Does not block; see `result`."""
@@ -42,104 +31,37 @@ class ReadAhead:
         if span.end == span.start:
             future.set_result(b"")
             return future
-        with self._turn:
-            self._waiting.append((span, future))
-            if self._idle:
-                self._turn.notify()
-            # A thread stays idle until it has woken up: it takes one of many that come at once.
-            if len(self._waiting) > self._idle and self._threads < self._most_threads(span):
-                self._threads += 1
-                threading.Thread(target=self._read_all, name="lightship-read", daemon=True).start()
-        return future
+        try:
+            backend, path = self._resolve(span.url)
+        except LightshipError as error:
+            future.set_exception(error)
+            return future
+        self._executor.max_threads = max(self._executor.max_threads, backend.max_reads)
+        return self._executor.submit(partial(read_span, backend, path, span), span.size_bytes)
 
     def as_completed(self, futures: Iterable["Future[Data]"]) -> Iterator["Future[Data]"]:
-        """Each future when it is done, first those that are. Any thread.
-
-        Blocks as long as any read makes progress, within the storage's deadline.
+        """Each future when it is done. Blocks while any read makes progress; any thread.
 
         Raises:
-            StorageTimeout: None made any.
+            StorageTimeout: None did within the storage's deadline.
         """
-        done: SimpleQueue[Future[Data]] = SimpleQueue()
-        awaited = 0
-        for future in futures:
-            future.add_done_callback(done.put)
-            awaited += 1
-        patience, seen_s = Deadline("the storage", _IN_FLIGHT_BYTES), self._moved_s
-        while awaited:
-            try:
-                future = done.get(timeout=_LOOK_S)
-            except Empty:
-                if seen_s != self._moved_s:
-                    seen_s = self._moved_s
-                    patience.progress()
-                elif not patience.left_s():
-                    raise patience.expired() from None
-            else:
-                awaited -= 1
-                yield future
+        return self._executor.as_completed(futures)
 
     def result(self, future: "Future[Data]") -> Data:
         """What was read. Blocks as `as_completed`.
 
         Raises:
-            LightshipError: What `storage.read_range` raises.
+            LightshipError: As `storage.read_range`.
         """
         if not future.done():
             next(self.as_completed([future]))
         return future.result()
 
     def close(self) -> None:
-        """Begin no more. Does not wait for the reads under way."""
-        with self._turn:
-            self._is_closed = True
-            while self._waiting:
-                self._waiting.pop()[1].cancel()
-            self._turn.notify_all()
+        """Begin no more reads. Does not wait for those in flight."""
+        self._executor.close()
 
-    def _most_threads(self, span: Span) -> int:
-        limits = Limits.now()
-        try:
-            return self._resolve(span.url)[0].reads_at_once(limits)
-        except Exception:
-            return 1  # its own read will raise it
-
-    def _read_all(self) -> None:
-        """Read what waits, one after the other, until there is no more to come."""
-        done_bytes = 0
-        while (read := self._next(done_bytes)) is not None:
-            span, future = read
-            try:
-                future.set_result(self._read(span))
-            except BaseException as error:
-                future.set_exception(error)
-            done_bytes = _size(span)
-
-    def _next(self, done_bytes: int) -> _Read | None:
-        with self._turn:
-            if done_bytes:
-                self._bytes -= done_bytes
-                self._moved_s = time.monotonic()
-            while not self._is_closed:
-                if self._waiting:
-                    size = _size(self._waiting[0][0])
-                    if not self._bytes or self._bytes + size <= _IN_FLIGHT_BYTES:
-                        self._bytes += size
-                        read = self._waiting.popleft()
-                        if self._waiting and self._idle:
-                            self._turn.notify()  # there may be room for one more
-                        return read
-                self._idle += 1
-                self._turn.wait()
-                self._idle -= 1
-        return None
-
-    def _read(self, span: Span) -> Data:
-        backend, path = self._resolve(span.url)
-        patience = Deadline(span.url, _size(span))
-        return persist(partial(backend.read, patience, path, span.start, span.end), patience)
-
-    def _resolve(self, url: str) -> tuple[Any, str]:
+    def _resolve(self, url: str) -> tuple[Backend, str]:
         """As `resolve`, but once a folder, if names are plain: it costs an eighth of a GET."""
         folder, _, name = url.rpartition("/")
         path = folder.partition("://")[2] if "://" in url else folder
@@ -148,8 +70,3 @@ class ReadAhead:
         if (found := self._folders.get(folder)) is None:
             found = self._folders[folder] = resolve(folder)
         return found[0], f"{found[1]}/{name}"
-
-
-def _size(span: Span) -> int:
-    assert span.end is not None
-    return span.end - span.start

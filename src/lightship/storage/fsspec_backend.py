@@ -1,0 +1,150 @@
+"""fsspec: any file system that it knows, and what each protocol needs (S3: s3.py)."""
+# ruff: noqa: D102 (see backend.Backend)
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fsspec.registry import get_filesystem_class
+
+from lightship.errors import ConfigError, DataError
+from lightship.storage.backend import Data, FileInfo, Source, length_of, wrong_length
+from lightship.storage.errors import WrongLength, http_answer
+from lightship.storage.retry import Deadline, Limits
+from lightship.storage.urls import redact
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
+
+
+def file_system_class(protocol: str, url: str) -> Any:
+    """fsspec's class for a protocol. Raises ConfigError without one, or without its package."""
+    try:
+        return get_filesystem_class(protocol)
+    except ValueError as error:
+        raise ConfigError(
+            f"{redact(url)}: '{protocol}://' is no known storage; use a path, s3://, gs://, hf://, "
+            "https:// or another protocol of fsspec"
+        ) from error
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        need = f"pip install 'lightship[{extra}]'" if extra else str(error)
+        raise ConfigError(f"{redact(url)}: '{protocol}://' needs a package: {need}") from error
+
+
+def url_options(kind: Any, url: str) -> dict[str, Any]:
+    """What `url` sets of its file system, such as a host and a user.
+
+    `_get_kwargs_from_urls` is private in fsspec; without it a URL sets nothing.
+    """
+    return getattr(kind, "_get_kwargs_from_urls", lambda url: {})(url)
+
+
+class Remote:
+    """A file system of fsspec, through its blocking calls.
+
+    Args:
+        fs: The file system.
+        is_read_only: Whether `write` is refused.
+    """
+
+    max_reads = Limits.threads
+
+    def __init__(self, fs: Any, is_read_only: bool = False):
+        self.fs, self.is_read_only = fs, is_read_only
+
+    def connect(self, deadline: Deadline, path: str) -> None:
+        self.fs.exists(path)
+
+    def files(
+        self,
+        deadline: Deadline,
+        path: str,
+        max_files: int | None = None,
+        skip: Callable[[str], bool] | None = None,
+    ) -> list[FileInfo]:
+        info = self.fs.info(path)
+        if info["type"] != "directory":
+            return [FileInfo("", size_of(info) or 0)]
+        found = {} if max_files else self.fs.find(path, detail=True)
+        for _, _, files in self.fs.walk(path, detail=True) if max_files else ():
+            found |= {each["name"]: each for each in files.values()}
+            if max_files and len(found) >= max_files:
+                break
+        return [
+            FileInfo(name.removeprefix(path).lstrip("/"), each["size"])
+            for name, each in found.items()
+        ]
+
+    def size(self, deadline: Deadline, path: str) -> int | None:
+        return size_of(self.fs.info(path))
+
+    def modified(self, deadline: Deadline, path: str) -> float:
+        return self.fs.modified(path).timestamp()
+
+    def read(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
+        try:
+            data = self.get(deadline, path, start, end)
+        except Exception as error:
+            if http_answer(error)[0] != 416:  # the range lies beyond the end
+                raise
+            data = b""
+        if end is not None and len(data) != end - start:
+            raise wrong_length(path, self.size(deadline, path), start, end, len(data))
+        return data
+
+    def get(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
+        """As `read`, but shorter where the file is."""
+        return self.fs.cat_file(path, start=start or None, end=end)
+
+    def get_file(self, deadline: Deadline, path: str, to_path: Path) -> None:
+        """Download the file without ranges."""
+        self.fs.get_file(path, str(to_path))
+
+    def write(self, deadline: Deadline, path: str, source: Source) -> None:
+        if self.is_read_only:
+            raise ConfigError(f"{redact(path)}: archives and web addresses are only read")
+        self.put(deadline, path, source)
+        if (size := self.size(deadline, path)) != length_of(source):
+            raise WrongLength(f"{size} of {length_of(source)} bytes arrived")
+
+    def put(self, deadline: Deadline, path: str, source: Source) -> None:
+        """As `write`, whose result is then checked."""
+        folder = path.rpartition("/")[0]
+        if folder and not self.fs.async_impl:  # those are object stores, without folders
+            self.fs.makedirs(folder, exist_ok=True)
+        if isinstance(source, Path):
+            self.fs.put_file(str(source), path)
+        else:
+            self.fs.pipe_file(path, bytes(source))
+
+    def remove(self, deadline: Deadline, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(path)
+
+
+class Async(Remote):
+    """A file system with coroutines (s3, http, gs, ...): many reads in flight at once."""
+
+    max_reads = Limits.in_flight
+
+    def get(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
+        return cat_file(self.fs, deadline, path, start, end)
+
+
+def cat_file(
+    fs: Any, deadline: Deadline, path: str, start: int, end: int | None, **how: Any
+) -> bytes:
+    """One GET by an asynchronous file system, cancelled at the deadline."""
+    if start or end is not None:  # bytes=0- of an empty object would be an error
+        how |= {"start": start, "end": end}
+    return fs.cat_file(path, timeout=max(deadline.left_s(), 1e-3), **how)
+
+
+def size_of(info: dict[str, Any]) -> int | None:
+    """Bytes of a file of which fsspec has this; None for a folder."""
+    if info["type"] == "directory":
+        return None
+    if info["size"] is None:
+        raise DataError(f"{redact(info['name'])}: the server does not report its size")
+    return info["size"]

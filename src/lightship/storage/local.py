@@ -1,0 +1,134 @@
+"""Local: paths of this machine."""
+# ruff: noqa: D102 (see backend.Backend)
+
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lightship.storage.backend import PIECE_BYTES, FileInfo, Source, wrong_length
+from lightship.storage.retry import Deadline, Limits
+
+_TEMPORARY = ".lightship-tmp"
+
+
+class Local:
+    """Paths of this machine."""
+
+    max_reads = Limits.threads
+
+    def connect(self, deadline: Deadline, path: str) -> None:
+        pass
+
+    def files(
+        self,
+        deadline: Deadline,
+        path: str,
+        max_files: int | None = None,
+        skip: Callable[[str], bool] | None = None,
+    ) -> list[FileInfo]:
+        if os.path.isfile(path):
+            return [FileInfo("", os.path.getsize(path))]
+        found: list[FileInfo] = []
+        folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
+        while folders and (max_files is None or len(found) < max_files):
+            folder, prefix, above = folders.pop()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    inner = prefix + entry.name
+                    if not _is_folder(entry):
+                        found += _file_info(entry, inner)
+                    elif skip is None or not skip(inner):
+                        real = os.path.realpath(entry.path)
+                        if real not in above:  # a link to a folder above would never end
+                            folders.append((entry.path, f"{inner}/", (*above, real)))
+            deadline.progress()
+        return found
+
+    def size(self, deadline: Deadline, path: str) -> int | None:
+        return None if os.path.isdir(path) else os.stat(path).st_size
+
+    def modified(self, deadline: Deadline, path: str) -> float:
+        return os.stat(path).st_mtime
+
+    def read(self, deadline: Deadline, path: str, start: int, end: int | None) -> bytes:
+        with open(path, "rb", buffering=0 if end is None else -1) as file:
+            file.seek(start)
+            data = file.read() if end is None else file.read(end - start)
+            if end is not None and len(data) != end - start:
+                raise wrong_length(path, os.fstat(file.fileno()).st_size, start, end, len(data))
+        return data
+
+    def open(self, deadline: Deadline, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def write(self, deadline: Deadline, path: str, source: Source) -> None:
+        with whole_file(Path(path)) as temporary_path, temporary_path.open("wb") as out:
+            if isinstance(source, Path):
+                with source.open("rb") as file:
+                    copy_stream(file, out, deadline)
+            else:
+                out.write(source)
+
+    def remove(self, deadline: Deadline, path: str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _file_info(entry: "os.DirEntry[str]", path: str) -> list[FileInfo]:
+    """The entry of a non-folder; a broken link is a file that cannot be read."""
+    if entry.name.endswith(_TEMPORARY):
+        return []
+    with contextlib.suppress(OSError):
+        if entry.is_file():
+            return [FileInfo(path, entry.stat().st_size)]
+    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        itself = entry.stat(follow_symlinks=False)
+        is_broken_link = stat.S_ISLNK(itself.st_mode) and not os.path.exists(entry.path)
+        return [FileInfo(path, itself.st_size, is_special=not is_broken_link)]
+    return []
+
+
+def copy_stream(source: BinaryIO, out: BinaryIO, deadline: Deadline) -> None:
+    """Copy the rest of `source` in pieces, each of which is progress."""
+    while data := source.read(8 * PIECE_BYTES):
+        out.write(data)
+        deadline.progress()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path that is renamed to `path`, whole and durable, or removed on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary_path = path.parent / f".{uuid.uuid4().hex}{_TEMPORARY}"
+    try:
+        yield temporary_path
+        _fsync(temporary_path)
+        os.replace(temporary_path, path)
+    except BaseException:
+        temporary_path.unlink(missing_ok=True)
+        raise
+    try:
+        _fsync(path.parent)
+    except OSError as error:
+        # A bucket mounted as a folder cannot sync folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
