@@ -42,7 +42,7 @@ def write_images(root: str, folder: str) -> None:
     for split, manifest in layouts.scan(root).items():
         images, _ = sample_reader.decode_all(manifest, threads=len(os.sched_getaffinity(0)))
         rows = {
-            "images": torch.from_numpy(images).permute(0, 2, 3, 1).contiguous(),
+            "images": torch.from_numpy(images),
             "labels": torch.from_numpy(manifest.label.astype("int64")),
             "classes": manifest.class_names,
         }

@@ -20,7 +20,8 @@ FILES = [path.read_bytes() for path in sorted(Path(sys.argv[1]).rglob("*.jpg"))]
 
 def pixels_of_ours(data: bytes) -> torch.Tensor:
     """[3, 224, 224] uint8, lying HWC in memory: as `pixels` by lightship's decoder."""
-    image = torch.from_numpy(decode_box(data, "image", SIZE_PX, np.random.random((10, 4)), 0.08))
+    box = decode_box(data, "image", SIZE_PX, np.random.random((10, 4)), 0.08)
+    image = torch.from_numpy(box).permute(2, 0, 1)
     return image.flip(2) if random.random() < 0.5 else image
 
 

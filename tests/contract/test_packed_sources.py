@@ -128,7 +128,7 @@ def test_the_webdataset_package_reads_the_shards(tmp_path: Path, size_px: tuple[
         names = (Path(root) / "classes.txt").read_text().splitlines()
         assert [names[label] for _, _, label in samples] == [name for name, _ in pairs]
         for (_, pixels, _), (_, truth) in zip(samples, pairs, strict=True):
-            np.testing.assert_array_equal(pixels.transpose(2, 0, 1), truth)
+            np.testing.assert_array_equal(pixels, truth)
 
 
 def test_tar_itself_reads_the_shards(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_cifar_archives(store, make, form):
         root = inside("any-name", images.tarred(files, form == "packed"))(store)
     manifests = layouts.scan(root)
     truth = {
-        split: [(CLASSES[i % 3], image) for i, image in enumerate(rows)]
+        split: [(CLASSES[i % 3], image) for i, image in enumerate(rows.transpose(0, 2, 3, 1))]
         for split, rows in (("train", train), ("test", test))
     }
     assert_holds(manifests, truth)
@@ -154,7 +154,9 @@ def test_cifar_pickled_by_python_3(tmp_path):
     batch = {"fine_labels": [0, 1, 2, 0, 1, 2], "data": pixels.reshape(6, -1)}
     files["cifar-100-python/train"] = pickle.dumps(batch, protocol=4)
     manifest = layouts.scan(put(str(tmp_path), files))["train"]
-    np.testing.assert_array_equal(sample_reader.decode_all(manifest)[0], pixels)
+    np.testing.assert_array_equal(
+        sample_reader.decode_all(manifest)[0], pixels.transpose(0, 2, 3, 1)
+    )
 
 
 class Attack:
@@ -236,13 +238,13 @@ def test_scan_images_finds_every_image_anywhere(store, layout):
 
 def test_scan_images_of_one_image_of_parquet_and_of_cifar(tmp_path):
     one = inside("a.png", FILES["train/ant/000.png"])(str(tmp_path / "one"))
-    assert sample_reader.decode_all(layouts.scan_images(one))[0].shape == (1, 3, 8, 8)
+    assert sample_reader.decode_all(layouts.scan_images(one))[0].shape == (1, 8, 8, 3)
     rows = {name: data for name, data in images.parquet(FILES).items() if "test" in name}
     assert len(layouts.scan_images(put(str(tmp_path / "pq"), rows))) == 12
     cifar = images.cifar10(images.cifar_pixels(10), images.cifar_pixels(3))
     manifest = layouts.scan_images(put(str(tmp_path / "c10"), cifar))
     np.testing.assert_array_equal(
-        sample_reader.decode_all(manifest)[0][10:], images.cifar_pixels(3)
+        sample_reader.decode_all(manifest)[0][10:], images.cifar_pixels(3).transpose(0, 2, 3, 1)
     )
 
 
@@ -579,7 +581,7 @@ def test_a_named_root_is_shorthand_for_an_address_and_its_md5(web, tmp_path, mon
         s: m.fingerprint() for s, m in spelled_out.items()
     }
     np.testing.assert_array_equal(
-        sample_reader.decode_all(named["test"])[0], images.cifar_pixels(3)
+        sample_reader.decode_all(named["test"])[0], images.cifar_pixels(3).transpose(0, 2, 3, 1)
     )
 
 
@@ -593,8 +595,9 @@ def test_a_wrong_md5_is_refused_and_nothing_is_kept(web, tmp_path):
 def test_pyarrow_is_imported_only_for_parquet(tmp_path):
     root = put(str(tmp_path / "set"), FILES)
     code = (
-        "import sys; from lightship.data import read, sources\n"
-        f"read.decode_all(sources.scan({root!r})['train'])\n"
+        "import sys; from lightship.data import sample_reader\n"
+        "from lightship.data.sources import layouts\n"
+        f"sample_reader.decode_all(layouts.scan({root!r})['train'])\n"
         "assert not {'pyarrow', 'sklearn', 'matplotlib'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

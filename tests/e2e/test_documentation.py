@@ -91,7 +91,8 @@ NOT_HERE = {
     ],
     "a part of the examples above it, with which tests/e2e/test_export.py runs it": [
         "from pathlib import Path\nfrom lightship.data.images.resize import decode_square\n\n"
-        'pixels = decode_square(Path("image.jpg").read_bytes(), "image", size_px)[None]\n',
+        'pixels = decode_square(Path("image.jpg").read_bytes(), "image", size_px)'
+        ".transpose(2, 0, 1)[None]\n",
     ],
     "W&B's server": ["wandb sync runs/own/logs/wandb/offline-run-*"],
 }  # fmt: skip

@@ -67,7 +67,9 @@ def digits() -> torch.Tensor:
     """[256, 3, 32, 32] uint8: real digits, evenly over the test split."""
     manifest = layouts.scan("digits", None)["test"]
     ids = np.linspace(0, len(manifest) - 1, 256).astype(np.int64)
-    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0])
+    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0]).permute(
+        0, 3, 1, 2
+    )
 
 
 def checkpoint(run: str, which: str = "best") -> tuple[ImageClassifier, int]:
@@ -251,7 +253,9 @@ def test_the_examples_of_the_page(
         Image.fromarray(pixels).save("image.jpg", exif=exif)
     model, _ = checkpoint(str(desk / "runs" / "mine"))
     size_px = model.hparams["image_size_px"]
-    exact = torch.from_numpy(decode_square(Path("image.jpg").read_bytes(), "image", size_px)[None])
+    exact = torch.from_numpy(
+        decode_square(Path("image.jpg").read_bytes(), "image", size_px).transpose(2, 0, 1)[None]
+    )
     with torch.no_grad():
         expected = model.log_probabilities(exact).exp().numpy()
     *examples, very_pixels = EXAMPLES

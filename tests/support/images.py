@@ -48,8 +48,8 @@ def encoded(pixels: np.ndarray, image_format: str = "png") -> bytes:
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    """[3, H, W] uint8, by Pillow alone."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+    """[H, W, 3] uint8, by Pillow alone."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def expected(files: Files) -> dict[str, list[tuple[str, np.ndarray]]]:

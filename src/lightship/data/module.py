@@ -232,7 +232,8 @@ class ImageData(LightningDataModule):
         """
         images, ids = self._read(split, self._evenly(split, count))
         labels = self.manifests[split].label[ids]
-        return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(ids)
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return batch, torch.from_numpy(labels), torch.from_numpy(ids)
 
     def images(self, split: str, ids: np.ndarray) -> dict[int, np.ndarray]:
         """The pixels of some samples by id, [S, S, 3] uint8, without those that cannot be read.
@@ -240,7 +241,7 @@ class ImageData(LightningDataModule):
         This rank alone; blocks.
         """
         images, readable = self._read(split, ids)
-        return dict(zip(readable.tolist(), images.transpose(0, 2, 3, 1), strict=True))
+        return dict(zip(readable.tolist(), images, strict=True))
 
     def _evenly(self, split: str, count: int) -> np.ndarray:
         """`count` ids of a split at even distances."""
@@ -248,7 +249,7 @@ class ImageData(LightningDataModule):
         return np.linspace(0, size - 1, min(count, size)).astype(np.int64)
 
     def _read(self, split: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """([K, 3, S, S] uint8, [K] ids): the readable ones of `ids`."""
+        """([K, S, S, 3] uint8, [K] ids): the readable ones of `ids`."""
         self.prepare(split)
         if split in self._decoded:
             held, bad = self._decoded[split][0], self._decoded[split][1][ids]
@@ -378,7 +379,7 @@ class ImageData(LightningDataModule):
                 images, bad = self._decoded[split]
                 held = ResidentSplit.from_arrays(images.numpy(), manifest.label, bad, device)
                 if device.type == "cuda":  # the host's copy is not needed any more
-                    self._decoded[split] = held.pixels.permute(0, 3, 1, 2), bad
+                    self._decoded[split] = held.pixels, bad
                 source: ResidentSplit | StreamedSplit = held
             else:
                 source = StreamedSplit(

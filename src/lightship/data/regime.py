@@ -14,12 +14,12 @@ _MOST_AT_ONCE = 64
 
 
 def side_of(image: np.ndarray, name: str) -> int:
-    """Side in pixels of an image [3, S, S] that is not resized.
+    """Side in pixels of an image [S, S, 3] that is not resized.
 
     Raises:
         DataError: It is not square.
     """
-    _, height, width = image.shape
+    height, width, _ = image.shape
     if height != width:
         raise DataError(
             f"{name} is {width}x{height} px, which is not square: set --data.image_size_px, the "

@@ -30,12 +30,12 @@ class ResidentSplit:
     def from_arrays(
         cls, images: np.ndarray, labels: np.ndarray, bad: np.ndarray, device: torch.device
     ) -> "ResidentSplit":
-        """From decoded images [N, 3, S, S] uint8, labels [N] and a mask of unreadable ones [N].
+        """From decoded images [N, S, S, 3] uint8, labels [N] and a mask of unreadable ones [N].
 
-        On a CPU images that lie NHWC in memory, as those of `read.decode_all`, are not copied.
+        On a CPU contiguous images, as those of `decode_all`, are not copied.
         """
         counted = torch.from_numpy(np.where(bad, NOT_COUNTED, labels).astype(np.int64))
-        pixels = torch.from_numpy(images).permute(0, 2, 3, 1).contiguous()
+        pixels = torch.from_numpy(images).contiguous()
         return cls(pixels.to(device), counted.to(device))
 
     def take(self, ids: Tensor) -> Batch:

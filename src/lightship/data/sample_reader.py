@@ -89,8 +89,7 @@ def decode_all(
         limit: Bound of an image that is decoded.
 
     Returns:
-        ([N, 3, H, W] uint8 in the order of `ids`, a view of pixels that lie NHWC in memory; those
-        that could not be read).
+        ([N, H, W, 3] uint8 in the order of `ids`; those that could not be read).
 
     Raises:
         DataError: A bad sample, too many or all, or images of two sizes.
@@ -99,7 +98,7 @@ def decode_all(
     order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
     result = _Result(manifest, ids, max_bad_fraction)
     if not resize and image_size_px is not None:
-        result.expect((3, image_size_px, image_size_px))
+        result.expect((image_size_px, image_size_px, 3))
         image_size_px = None
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads)
@@ -131,20 +130,18 @@ class _Result:
     ):
         self.manifest, self.ids = manifest, ids
         self.bad = BadSamples(manifest, len(ids), max_bad_fraction)
-        self.images = np.zeros((0, 3, 0, 0), dtype=np.uint8)
+        self.images = np.zeros((0, 0, 0, 3), dtype=np.uint8)
         self.first = "others"
 
     def expect(self, shape: tuple[int, ...]) -> None:
-        """All images have this shape [3, H, W]."""
-        channels, height, width = shape
-        rows = np.zeros((len(self.ids), height, width, channels), dtype=np.uint8)
-        self.images = rows.transpose(0, 3, 1, 2)
+        """All images have this shape [H, W, 3]."""
+        self.images = np.zeros((len(self.ids), *shape), dtype=np.uint8)
 
     def put(self, place: int, image: np.ndarray | DataError) -> None:
         if isinstance(image, DataError):
             self.bad.add(int(self.ids[place]), image)
             return
-        if not self.images.shape[-1]:
+        if not self.images.shape[1]:
             self.expect(image.shape)
             self.first = self.manifest.name(self.ids[place])
         if image.shape != self.images.shape[1:]:
@@ -156,8 +153,8 @@ class _Result:
 def two_sizes(
     name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]
 ) -> DataError:
-    """What to raise where two images ([3, H, W]) differ in size and no size was asked for."""
-    sizes = [f"{width}x{height} px" for _, height, width in (shape, other_shape)]
+    """What to raise where two images ([H, W, 3]) differ in size and no size was asked for."""
+    sizes = [f"{width}x{height} px" for height, width, _ in (shape, other_shape)]
     return DataError(
         f"{name} is {sizes[0]} and {other} {sizes[1]}: images of more than one size need "
         "--data.image_size_px"

@@ -35,14 +35,17 @@ def digits() -> Tensor:
     """[256, 3, 32, 32] uint8: real digits, evenly over the set."""
     manifest = layouts.scan("digits", None)["test"]
     ids = np.linspace(0, len(manifest) - 1, 256).astype(np.int64)
-    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0])
+    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0]).permute(
+        0, 3, 1, 2
+    )
 
 
 @pytest.fixture(scope="module")
 def photographs() -> Tensor:
     """[256, 3, 32, 32] uint8 of CIFAR-10."""
     files = real_cifar10(train=0, test=26)
-    return torch.from_numpy(np.stack([pixels_of(data) for data in files.values()])[:256])
+    pixels = np.stack([pixels_of(data) for data in files.values()])[:256]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def classifier(images: Tensor, net: str = "litcnn", **options: Any) -> ImageClassifier:

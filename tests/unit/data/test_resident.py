@@ -14,7 +14,9 @@ from lightship.errors import ConfigError
 
 
 def split_of(count: int, bad: tuple[int, ...] = ()) -> ResidentSplit:
-    images = np.arange(count * 3 * 4 * 4).reshape(count, 3, 4, 4).astype(np.uint8)
+    images = (
+        np.arange(count * 3 * 4 * 4).reshape(count, 3, 4, 4).astype(np.uint8).transpose(0, 2, 3, 1)
+    )
     mask = np.isin(np.arange(count), bad)
     return ResidentSplit.from_arrays(images, np.arange(count) % 10, mask, torch.device("cpu"))
 

@@ -53,8 +53,8 @@ def assert_looks_like(data: bytes, rgb: np.ndarray, tolerance: float) -> None:
     """rgb: [H, W, 3]."""
     image = sample_reader.decode(data, "image")
     assert image.dtype == np.uint8
-    assert image.shape == (3, *rgb.shape[:2])
-    assert np.abs(image.transpose(1, 2, 0).astype(float) - rgb).max() <= tolerance
+    assert image.shape == rgb.shape
+    assert np.abs(image.astype(float) - rgb).max() <= tolerance
 
 
 ALPHA = np.dstack([picture(), np.tile(np.arange(W) * 9, (H, 1)).astype(np.uint8)])
@@ -156,7 +156,7 @@ def test_exif_orientation_is_applied(orientation, kind):
 def test_the_fast_path_gives_pillows_pixels(subsampling, quality):
     data = saved(Image.fromarray(picture()), "JPEG", quality=quality, subsampling=subsampling)
     np.testing.assert_array_equal(
-        sample_reader.decode(data, "image").transpose(1, 2, 0),
+        sample_reader.decode(data, "image"),
         np.asarray(Image.open(io.BytesIO(data))),
     )
 
@@ -199,24 +199,25 @@ def test_decompression_bombs_are_refused_with_the_bound():
 
 def test_raw_pixels():
     raw = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
-    np.testing.assert_array_equal(sample_reader.decode(raw.tobytes(), "raw:3x4x5"), raw)
+    pixels = sample_reader.decode(raw.tobytes(), "raw:3x4x5")
+    np.testing.assert_array_equal(pixels, raw.transpose(1, 2, 0))
     with pytest.raises(DataError, match=r"59 bytes where raw:3x4x5 has 60"):
         sample_reader.decode(raw.tobytes()[1:], "raw:3x4x5")
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (9, 7), (32, 50), (33, 33)])
 def test_fit_square_is_torchvisions_resize_and_centre_crop(height, width):
-    image = picture(height, width).transpose(2, 0, 1)
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).float()
+    image = picture(height, width)
+    tensor = torch.from_numpy(image).permute(2, 0, 1).float()
     peer = V.center_crop(V.resize(tensor, [32], antialias=True), [32, 32])
     ours = sample_reader.fit_square(image, 32)
-    assert ours.shape == (3, 32, 32)
+    assert ours.shape == (32, 32, 3)
     assert ours.dtype == np.uint8
-    assert np.abs(ours.astype(float) - peer.numpy()).max() <= 1
+    assert np.abs(ours.astype(float) - peer.permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_fit_square_leaves_an_image_of_the_size_alone():
-    image = picture(16, 16).transpose(2, 0, 1)
+    image = picture(16, 16)
     np.testing.assert_array_equal(sample_reader.fit_square(image, 16), image)
 
 
@@ -389,9 +390,9 @@ def photograph(height: int, width: int, **options) -> bytes:
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / 97 + y / 61), np.sin(x / 13) * np.cos(y / 17), np.sin((x + y) / 2.3)]
     noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
-    resize = np.stack([60 * waves[0] + 30 * w for w in waves], -1) + 128 + noise
+    image = np.stack([60 * waves[0] + 30 * w for w in waves], -1) + 128 + noise
     return saved(
-        Image.fromarray(resize.clip(0, 255).astype(np.uint8)), "JPEG", quality=92, **options
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)), "JPEG", quality=92, **options
     )
 
 
@@ -401,7 +402,7 @@ def test_a_large_jpeg_decoded_at_a_part_of_its_size_looks_the_same() -> None:
         sample_reader.decode(data, "image"),
         sample_reader.decode(data, "image", (448, 448)),
     )
-    assert part.shape == (3, 550, 750)
+    assert part.shape == (550, 750, 3)
     difference = sample_reader.decode_square(data, "image", 224).astype(
         int
     ) - sample_reader.fit_square(whole, 224)
@@ -429,7 +430,7 @@ def test_a_random_box_of_a_turned_photograph_is_of_the_upright_one() -> None:
     exif[0x112] = 6
     turned, draws = photograph(300, 400, exif=exif), np.random.default_rng(1).random((10, 4))
     upright = sample_reader.decode(turned, "image")
-    assert upright.shape == (3, 400, 300)
+    assert upright.shape == (400, 300, 3)
     expected = resize.cut(upright, resize.random_box(400, 300, draws, 0.3), 64)
     np.testing.assert_array_equal(resize.decode_box(turned, "image", 64, draws, 0.3), expected)
 
@@ -464,7 +465,7 @@ def test_decode_all_gives_every_image_in_the_order_of_the_ids(folder, threads):
 def test_decode_all_resizes(folder):
     manifest = layouts.scan(str(folder))["train"]
     images, _ = sample_reader.decode_all(manifest, image_size_px=5)
-    assert images.shape == (12, 3, 5, 5)
+    assert images.shape == (12, 5, 5, 3)
     one = sample_reader.decode(bytes_of(manifest, [7])[0], "image")  # type: ignore[arg-type]
     np.testing.assert_array_equal(images[7], sample_reader.fit_square(one, 5))
 
@@ -476,7 +477,7 @@ def test_images_of_two_sizes_need_image_size_px(folder):
         sample_reader.decode_all(manifest)
     for word in ("train/bee/001.png", "28x20", "8x8", "--data.image_size_px"):
         assert word in str(error.value)
-    assert sample_reader.decode_all(manifest, image_size_px=8)[0].shape == (12, 3, 8, 8)
+    assert sample_reader.decode_all(manifest, image_size_px=8)[0].shape == (12, 8, 8, 3)
 
 
 def test_a_bad_image_stops_by_default_and_is_named(folder):

@@ -66,7 +66,7 @@ def decode(
         limit: Bound of the size.
 
     Returns:
-        [3, H, W] uint8 RGB. For encoding "image" a view of pixels that lie HWC in memory.
+        [H, W, 3] uint8 RGB, maybe a read-only view.
 
     Raises:
         DataError: Damaged, truncated, no image, or above the limit; does not name the sample.
@@ -75,13 +75,13 @@ def decode(
         shape = tuple(int(n) for n in encoding.removeprefix("raw:").split("x"))
         if len(data) != np.prod(shape):
             raise DataError(f"{len(data)} bytes where {encoding} has {np.prod(shape)}")
-        return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+        return np.frombuffer(data, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
     header = jpeg.read_header(data)
     factor = 1 if header is None else _forced_reduction(header, least_px, limit)
     if header is not None and header.is_simple:
         with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
-            return jpeg.decode(data, header, least_px or (0, 0), factor).transpose(2, 0, 1)
-    return _decode_with_pillow(data, factor, limit).transpose(2, 0, 1)
+            return jpeg.decode(data, header, least_px or (0, 0), factor)
+    return _decode_with_pillow(data, factor, limit)
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ _LOG_ASPECT = math.log(4 / 3)
 def decode_square(
     data: bytes | memoryview, encoding: str, size_px: int, limit: PixelLimit = DEFAULT_LIMIT
 ) -> np.ndarray:
-    """The middle of an image as a square, [3, size_px, size_px] uint8: `decode` + `fit_square`."""
+    """The middle of an image as a square, [size_px, size_px, 3] uint8: `decode` + `fit_square`."""
     enough_px = OVERSAMPLING * size_px
     return fit_square(decode(data, encoding, (enough_px, enough_px), limit), size_px)
 
@@ -32,20 +32,20 @@ def decode_box(
     min_area: float,
     limit: PixelLimit = DEFAULT_LIMIT,
 ) -> np.ndarray:
-    """A random part of an image as a square, [3, size_px, size_px] uint8 (see `random_box`)."""
+    """A random part of an image as a square, [size_px, size_px, 3] uint8 (see `random_box`)."""
     size = image_size(data) if encoding == "image" else None
     if size is None:
         image = decode(data, encoding, limit=limit)
-        height, width = image.shape[1:]
+        height, width = image.shape[:2]
         return cut(image, random_box(height, width, draws, min_area), size_px)
     height, width = size
     top, left, box_height, box_width = random_box(height, width, draws, min_area)
     enough_px = OVERSAMPLING * size_px
     least_px = -(-enough_px * height // box_height), -(-enough_px * width // box_width)
     image = decode(data, encoding, least_px, limit)
-    down, across = image.shape[1] / height, image.shape[2] / width
+    down, across = image.shape[0] / height, image.shape[1] / width
     box = (
-        min(round(top * down), image.shape[1] - 1), min(round(left * across), image.shape[2] - 1),
+        min(round(top * down), image.shape[0] - 1), min(round(left * across), image.shape[1] - 1),
         max(1, round(box_height * down)), max(1, round(box_width * across)),
     )  # fmt: skip
     return cut(image, box, size_px)
@@ -57,20 +57,20 @@ def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
     The same sizes and offsets as torchvision's Resize(size_px) + CenterCrop(size_px).
 
     Args:
-        image: [3, H, W] uint8.
+        image: [H, W, 3] uint8.
         size_px: Side of the result; an image of that size comes back as it is.
 
     Returns:
-        [3, size_px, size_px] uint8.
+        [size_px, size_px, 3] uint8.
     """
-    if image.shape[1:] == (size_px, size_px):
+    if image.shape[:2] == (size_px, size_px):
         return image
-    height, width = image.shape[1:]
+    height, width = image.shape[:2]
     if max(height, width) > _WIDE * min(height, width):
         return _middle_of_wide(image, size_px)
     pixels = scale_short_side(image, size_px)
-    top, left = (round((side - size_px) / 2) for side in pixels.shape[1:])
-    return pixels[:, top : top + size_px, left : left + size_px]
+    top, left = (round((side - size_px) / 2) for side in pixels.shape[:2])
+    return pixels[top : top + size_px, left : left + size_px]
 
 
 def _middle_of_wide(image: np.ndarray, size_px: int) -> np.ndarray:
@@ -79,15 +79,15 @@ def _middle_of_wide(image: np.ndarray, size_px: int) -> np.ndarray:
     The scaled image would be up to as many times larger than the result as the image is wider than
     high: for 30000x1 pixels at 224, 4.5 GB.
     """
-    height, width = image.shape[1:]
+    height, width = image.shape[:2]
     short = min(height, width)
     spans = [_middle_span(side, short, size_px) for side in (height, width)]
     (top, bottom, y0, y1), (left, right, x0, x1) = spans
-    part = np.ascontiguousarray(image[:, top:bottom, left:right].transpose(1, 2, 0))
+    part = np.ascontiguousarray(image[top:bottom, left:right])
     square = Image.fromarray(part).resize(
         (size_px, size_px), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1)
     )
-    return np.asarray(square).transpose(2, 0, 1)
+    return np.asarray(square)
 
 
 def _middle_span(side: int, short: int, size_px: int) -> tuple[int, int, float, float]:
@@ -106,8 +106,8 @@ def _middle_span(side: int, short: int, size_px: int) -> tuple[int, int, float, 
 
 
 def scale_short_side(image: np.ndarray, size_px: int) -> np.ndarray:
-    """Scale so that the short side is `size_px`: [3, H, W] uint8, lying HWC in memory."""
-    height, width = image.shape[1:]
+    """Scale so that the short side is `size_px`: [H, W, 3] uint8."""
+    height, width = image.shape[:2]
     short = min(height, width)
     return _scale(image, size_px * height // short, size_px * width // short)
 
@@ -145,46 +145,46 @@ def cut(image: np.ndarray, box: tuple[int, int, int, int], size_px: int) -> np.n
     """A box of an image scaled to a square (bilinear, antialiased).
 
     Args:
-        image: [3, H, W] uint8.
+        image: [H, W, 3] uint8.
         box: (top, left, height, width) in pixels.
         size_px: Side of the result.
 
     Returns:
-        [3, size_px, size_px] uint8.
+        [size_px, size_px, 3] uint8.
     """
     top, left, height, width = box
-    return _scale(image[:, top : top + height, left : left + width], size_px, size_px)
+    return _scale(image[top : top + height, left : left + width], size_px, size_px)
 
 
 def _scale(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[3, H, W] uint8 scaled (bilinear, antialiased), lying HWC in memory.
+    """Scale an image [H, W, 3] uint8 (bilinear, antialiased).
 
-    By the operator behind `F.interpolate`, which itself would lay the result CHW: to turn that
-    takes longer than to scale.
+    By the operator behind `F.interpolate`, which itself returns CHW: transposing that takes longer
+    than scaling.
     """
-    in_rows = _in_rows(image)
-    if image.shape[1:] == (height, width):
-        return in_rows.transpose(2, 0, 1)
+    image = _contiguous(image)
+    if image.shape[:2] == (height, width):
+        return image
     out = torch.empty((1, height, width, 3), dtype=torch.uint8)
     torch.ops.aten._upsample_bilinear2d_aa.out(
-        torch.from_numpy(in_rows[None]).permute(0, 3, 1, 2),
+        torch.from_numpy(image[None]).permute(0, 3, 1, 2),
         [height, width], False, None, None, out=out.permute(0, 3, 1, 2),
     )  # fmt: skip
-    return out[0].numpy().transpose(2, 0, 1)
+    return out[0].numpy()
 
 
-def _in_rows(image: np.ndarray) -> np.ndarray:
-    """An image [3, H, W] as [H, W, 3], contiguous and writable (torch wants both)."""
-    if image.strides[0] == 1 and image.strides[2] != 3:  # turned or mirrored
-        rows = np.empty((*image.shape[1:], 3), dtype=np.uint8)
-        for channel, plane in enumerate(image):  # six times as fast as whole pixels
-            rows[..., channel] = plane
-        return rows
-    return np.require(image.transpose(1, 2, 0), requirements=["C", "W"])
+def _contiguous(image: np.ndarray) -> np.ndarray:
+    """`image` [H, W, 3], contiguous and writable, as torch needs it."""
+    if image.strides[2] == 1 and image.strides[1] != 3:  # turned or mirrored
+        copy = np.empty(image.shape, dtype=np.uint8)
+        for channel in range(3):  # six times as fast as whole pixels
+            copy[..., channel] = image[..., channel]
+        return copy
+    return np.require(image, requirements=["C", "W"])
 
 
 def channel_statistics(parts: Iterable[np.ndarray]) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel, in 0..1, of images [N, 3, H, W] uint8 in parts.
+    """Mean and deviation of each channel, in 0..1, of images [N, H, W, 3] uint8 in parts.
 
     Of whole-number histograms: exact, so the same on every machine and rank.
 
@@ -193,7 +193,7 @@ def channel_statistics(parts: Iterable[np.ndarray]) -> tuple[list[float], list[f
     """
     histogram = np.zeros((3, 256), dtype=np.int64)
     for images in parts:
-        histogram += [np.bincount(c.ravel(), minlength=256) for c in images.swapaxes(0, 1)]
+        histogram += [np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(images, -1, 0)]
     if not histogram.any():
         raise DataError("no image to take the mean of (--data.normalize auto) can be read")
     weight = histogram / histogram.sum(1, keepdims=True)

@@ -65,13 +65,13 @@ def recode(
         extension = "png"
     least_px = (OVERSAMPLING * short_side_px,) * 2 if short_side_px else None
     pixels = decode(data, encoding, least_px, limit)
-    is_scaled = short_side_px is not None and min(pixels.shape[1:]) > short_side_px
+    is_scaled = short_side_px is not None and min(pixels.shape[:2]) > short_side_px
     if encoding == "image" and not is_scaled and quality is None:
         return data, extension
     if is_scaled:
         assert short_side_px is not None
         pixels = scale_short_side(pixels, short_side_px)
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     if quality is None and extension != "jpg":
         png = io.BytesIO()
         image.save(png, "PNG")

@@ -271,7 +271,7 @@ class _Decoder:
                 out[row] = 0
                 continue
             try:
-                out[row] = self._pixels(i, raw, boxes[row]).transpose(1, 2, 0)
+                out[row] = self._pixels(i, raw, boxes[row])
                 if flips[row]:  # by torch: NumPy takes ten times as long to copy pixels backwards
                     out[row] = torch.from_numpy(out[row]).flip(1).numpy()
             except DataError as error:
@@ -293,8 +293,8 @@ class _Decoder:
         if task.resize:
             return decode_square(raw, encoding, task.size_px, task.limit)
         image = decode(raw, encoding, limit=task.limit)
-        if image.shape[1:] != (task.size_px, task.size_px):
-            expected = (3, task.size_px, task.size_px)
+        expected = (task.size_px, task.size_px, 3)
+        if image.shape != expected:
             raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))
         return image
 

@@ -25,7 +25,7 @@ TURNED = 6
 
 def seen(data: bytes) -> np.ndarray:
     """[H, W, 3] int."""
-    return decode.decode(data, "image").transpose(1, 2, 0).astype(int)
+    return decode.decode(data, "image").astype(int)
 
 
 def as_rgb(grey: np.ndarray) -> np.ndarray:
@@ -142,10 +142,10 @@ def test_a_large_turned_photograph_is_decoded_at_a_part_of_its_size(orientation)
     image = Image.fromarray(RGB).resize((280, 200), Image.Resampling.BICUBIC)
     data = saved(image, "JPEG", quality=95, exif=exif)
     whole = decode.decode(data, "image")
-    least = tuple(side // 2 for side in whole.shape[1:])
+    least = tuple(side // 2 for side in whole.shape[:2])
     part = decode.decode(data, "image", least)
-    assert part.shape[1:] == least
-    halves = whole.reshape(3, least[0], 2, least[1], 2).mean((2, 4))
+    assert part.shape[:2] == least
+    halves = whole.reshape(least[0], 2, least[1], 2, 3).mean((1, 3))
     assert np.abs(part - halves).max() < 8
 
 
@@ -211,7 +211,7 @@ def test_a_tiff_that_states_how_many_bits_it_uses_is_scaled_by_them():
 
 def tiff_of(order: str, pixels: bytes, width: int, bits: int, channels: int, packing: int) -> bytes:
     """A TIFF of one row, of a depth that Pillow does not write."""
-    kept = zlib.compress(resize) if packing == 8 else resize
+    kept = zlib.compress(pixels) if packing == 8 else pixels
     photometric = 2 if channels == 3 else 1
     tags = [(256, width), (257, 1), (258, bits), (259, packing), (262, photometric), (273, 14),
             (277, channels), (278, 1), (279, len(kept))]  # fmt: skip
@@ -290,11 +290,11 @@ def test_a_jpeg_above_the_bound_is_read_reduced(mode):
     whole = resize.decode_square(data, "image", 20).astype(int)
     for bound, size in ((96_000, (240, 400)), (30_000, (120, 200)), (1_500, (30, 50))):
         limit = PixelLimit(bound)
-        assert decode.decode(data, "image", (240, 400), limit).shape == (3, *size)
+        assert decode.decode(data, "image", (240, 400), limit).shape == (*size, 3)
         square = resize.decode_square(data, "image", 20, limit)
         assert np.abs(square - whole).mean() < 4
         box = resize.decode_box(data, "image", 20, np.zeros((10, 4)), 0.01, limit)
-        assert box.shape == (3, 20, 20)
+        assert box.shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(
@@ -341,15 +341,15 @@ def test_pack_reads_a_jpeg_above_the_bound_that_it_scales_and_refuses_others():
 @pytest.mark.parametrize("size_px", [16, 31, 64])
 def test_a_wide_image_is_cropped_before_it_is_scaled_and_looks_the_same(size, size_px):
     height, width = size
-    image = np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     whole = resize.scale_short_side(image, size_px)
-    top, left = (round((side - size_px) / 2) for side in whole.shape[1:])
-    expected = whole[:, top : top + size_px, left : left + size_px].astype(int)
+    top, left = (round((side - size_px) / 2) for side in whole.shape[:2])
+    expected = whole[top : top + size_px, left : left + size_px].astype(int)
     assert np.abs(resize.fit_square(image, size_px) - expected).max() <= 1
 
 
 def test_a_wide_image_takes_little_memory():
-    image = np.zeros((3, 1, 30_000), dtype=np.uint8)
+    image = np.zeros((1, 30_000, 3), dtype=np.uint8)
     tracemalloc.start()
     resize.fit_square(image, 224)
     assert tracemalloc.get_traced_memory()[1] < 2**24

@@ -177,7 +177,7 @@ def test_training_meets_the_same_pixels_as_without_packing(tmp_path: Path, folde
     manifest = layouts.scan(str(tmp_path / "to"))["train"]
     assert all(storage.base_name(file).endswith(".tar") for file in manifest.files)
     sizes = {pixels_of(data).shape for _, data in sample_reader.read_samples(manifest, range(18))}
-    assert sizes == {(3, 24, 32)}
+    assert sizes == {(24, 32, 3)}
     np.testing.assert_array_equal(
         sample_reader.decode_all(manifest, image_size_px=24)[0],
         sample_reader.decode_all(layouts.scan(folder)["train"], image_size_px=24)[0],
