@@ -158,8 +158,10 @@ def test_reading_the_index_opens_no_shard(store: str, monkeypatch) -> None:
         asked.extend(span.url for span in spans)
         return read_spans(spans, *args, **more)
 
-    monkeypatch.setattr(storage, "read_spans", spy_spans)
-    monkeypatch.setattr(storage, "open_binary", lambda url: asked.append(url) or open_binary(url))
+    monkeypatch.setattr("lightship.storage.api.read_spans", spy_spans)
+    monkeypatch.setattr(
+        "lightship.storage.api.open_binary", lambda url: asked.append(url) or open_binary(url)
+    )
     assert sum(len(manifest) for manifest in layouts.scan(root).values()) == len(FILES)
     assert asked == [storage.join(root, INDEX)]
 

@@ -420,9 +420,9 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path):
     root = put(str(tmp_path / "set"), images.parquet(FILES))
     (tmp_path / "pyarrow.py").write_text("raise ImportError('not here')")
     code = (
-        "from lightship.data import sources\n"
+        "from lightship.data.sources import layouts\n"
         "from lightship.errors import ConfigError\n"
-        f"try: sources.scan({root!r})\n"
+        f"try: layouts.scan({root!r})\n"
         "except ConfigError as error: print(error)"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])

@@ -265,7 +265,7 @@ def test_asked_to_stop(
         child.signal(number)
         assert child.wait(30) == 143, child.output
     name = signal.Signals(number).name
-    assert f"lightship: stopped by {name}; the same command goes on from here" in child.output
+    assert f"lightship: stopped by {name}; rerun the command to resume" in child.output
     assert "Traceback" not in child.output
     assert not list(scratch.iterdir()), "no shard is left in the temporary folder"
     if where == "local":

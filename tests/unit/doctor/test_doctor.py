@@ -583,7 +583,7 @@ def two_layers(classes: int) -> nn.Module:
 
 
 def test_memory_is_counted_to_the_byte() -> None:
-    command = cli.parse(["doctor", "--model.net=tests.unit.test_doctor:two_layers"])
+    command = cli.parse(["doctor", "--model.net=tests.unit.doctor.test_doctor:two_layers"])
     assert isinstance(command, Command)
     found = try_steps(command.config, 32, 10, torch.device("cpu"))
     numbers = 3072 * 1000 + 1000 + 1000 * 10 + 10

@@ -5,11 +5,18 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Callback
-from test_image_classifier import CLASSES, Loader, ProfiledSteps, batch_of, classifier, trainer
 from torch import nn
 
 from lightship.models.classifier import ImageClassifier
 from lightship.training.callbacks.ema import EMA
+from tests.unit.models.test_classifier import (
+    CLASSES,
+    Loader,
+    ProfiledSteps,
+    batch_of,
+    classifier,
+    trainer,
+)
 
 
 class WeightsAfterSteps(Callback):
@@ -67,7 +74,7 @@ def with_batch_norm(n: int) -> nn.Module:
 
 
 def batch_norm_classifier() -> ImageClassifier:
-    return classifier(net="test_ema:with_batch_norm", optim={"name": "adam", "lr": 1e-2})
+    return classifier(net=f"{__name__}:with_batch_norm", optim={"name": "adam", "lr": 1e-2})
 
 
 @pytest.mark.parametrize("parts", [1, 2])
