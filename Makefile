@@ -11,7 +11,7 @@ RESOLVE = $(VENV)-lock/bin/uv pip compile --universal --python-version 3.11 --ge
 	--no-header --quiet
 IMAGE := --extra parquet --extra gcs --extra hf --extra obstore
 
-.PHONY: help setup train test test-dist test-xla test-container chaos lint format bench pictures lock clean
+.PHONY: help setup train test test-dist test-xla test-container chaos lint format docs bench pictures lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ lint: $(READY) ## ruff (rules and format) and mypy
 format: $(READY) ## let ruff mend what it can
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+docs: $(READY) ## docs/settings.md, from src/lightship/config.py
+	$(BIN)/python -m tests.support.settings_page
 
 bench: $(READY) ## measure speed beside the peers (TABLES=some; CIFAR10=, IMAGENET=class folders)
 	$(BIN)/python -m benchmarks $(TABLES)

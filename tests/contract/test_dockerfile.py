@@ -3,11 +3,11 @@
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
+from lightship import __version__
 from tests.support.manifests import ROOT
 
 LOCKS = sorted(path.name for path in (ROOT / "docker/locks").glob("*.lock"))
@@ -29,8 +29,7 @@ def test_hadolint() -> None:
 
 
 def test_the_label_is_the_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'image.version="{version}"' in (ROOT / "docker/Dockerfile").read_text()
+    assert f'image.version="{__version__}"' in (ROOT / "docker/Dockerfile").read_text()
 
 
 def test_what_reaches_the_build_is_listed() -> None:

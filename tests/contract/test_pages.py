@@ -18,10 +18,11 @@ from lightship.storage.retry import Limits
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.start import start_tracking
 from lightship.training.callbacks.checkpointing import Checkpointing
+from tests.support import settings_page
 from tests.support.manifests import of_kind
 from tests.support.pages import PAGES, ROOT, examples_of
 
-MOST_LINES = {"README.md": 199, "docs/measurements.md": 400}
+MOST_LINES = {"README.md": 199, "docs/measurements.md": 400, "docs/settings.md": 999}
 """Of the others: 120."""
 MOST_PICTURE_BYTES = 300_000
 
@@ -79,6 +80,10 @@ def test_flags_and_variables_exist(name: str) -> None:
     sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     for variable in re.findall(r"\bLIGHTSHIP_[A-Z0-9_]+", page(name)):
         assert variable in sources, variable
+
+
+def test_the_settings_page_is_generated() -> None:
+    assert settings_page.PAGE.read_text() == settings_page.text(), "run `make docs`"
 
 
 @pytest.mark.parametrize("name", PAGES)
