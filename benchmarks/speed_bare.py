@@ -34,7 +34,7 @@ def main(root: str, steps: int, bf16: bool) -> None:
 
     torch.manual_seed(0)
     net = speednet(10, 32)
-    pixels = torch.from_numpy(images[:5000]).float() / 128 - 1
+    pixels = torch.from_numpy(images[:5000]).permute(0, 3, 1, 2).float() / 128 - 1
     net.init_from_images(pixels)
     net.to(device, memory_format=torch.channels_last)
     rest = SGDPart(lr=106, head_lr=1340)

@@ -83,17 +83,6 @@ def imports_at_top(tree: ast.Module) -> list[str]:
     return imports(ast.Module(list(top), []))
 
 
-def for_types_alone(tree: ast.Module) -> set[str]:
-    """Names imported under `if TYPE_CHECKING`."""
-    blocks = [node for node in tree.body if isinstance(node, ast.If)]
-    return {
-        name
-        for block in blocks
-        if "TYPE_CHECKING" in ast.unparse(block.test)
-        for name in imports(block)
-    }
-
-
 def room(module: str) -> str:
     return module.split("/")[0].removesuffix(".py")
 
@@ -119,12 +108,12 @@ def test_rooms_have_no_circle() -> None:
 
 
 def test_modules_have_no_circle() -> None:
-    """Neither by imports at the top nor by those within functions."""
+    """Neither by imports at the top, nor within functions, nor for types alone."""
     names = {module.removesuffix(".py").replace("/", "."): module for module in modules()}
     names = {name.removesuffix(".__init__"): module for name, module in names.items()}
     graph: dict[str, set[str]] = {module: set() for module in modules()}
     for module, tree in modules().items():
-        for name in set(imports(tree)) - for_types_alone(tree):
+        for name in imports(tree):
             parts = name.removeprefix("lightship.").split(".")
             candidates = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
             found = [names[name] for name in candidates if name in names]

@@ -1,7 +1,6 @@
 """Many samples at once: blocks of bytes from storage, and whole splits decoded by threads."""
 
 import gzip
-import os
 import shutil
 import tempfile
 import zlib
@@ -18,6 +17,7 @@ from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit, decode
 from lightship.data.images.resize import decode_square, fit_square
 from lightship.data.manifest import Manifest
 from lightship.data.sources.parquet_file import RowReader
+from lightship.distributed import comm
 from lightship.errors import DataError, LightshipError
 
 __all__ = ["decode", "decode_all", "fit_square", "read_samples"]
@@ -100,7 +100,7 @@ def decode_all(
     if not resize and image_size_px is not None:
         result.expect((image_size_px, image_size_px, 3))
         image_size_px = None
-    threads = threads or os.cpu_count() or 1
+    threads = threads or comm.cores()
     pool = ThreadPoolExecutor(threads)
     waiting: deque[tuple[list[int], Future[list[np.ndarray | DataError]]]] = deque()
     done, samples = 0, (sample for _, sample in read_samples(manifest, ids[order]))

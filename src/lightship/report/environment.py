@@ -12,6 +12,8 @@ def environment_facts() -> dict[str, Any]:
     """Versions, device, processors and git commit of this process, as plain values. Any rank."""
     import torch
 
+    from lightship.distributed import comm
+
     packages = ("lightship", "torch", "torchvision", "lightning")
     facts: dict[str, Any] = {"python": platform.python_version()}
     facts |= {package: importlib.metadata.version(package) for package in packages}
@@ -23,8 +25,7 @@ def environment_facts() -> dict[str, Any]:
         }
     else:
         facts["device"] = _processor_name()
-    has_affinity = hasattr(os, "sched_getaffinity")
-    facts["cpu_count"] = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    facts["cpu_count"] = comm.node_cores()
     facts["world_size"] = int(os.environ.get("WORLD_SIZE", "1"))
     facts["platform"] = platform.platform()
     facts["git_commit"] = git_commit()

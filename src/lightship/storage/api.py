@@ -18,7 +18,7 @@ from fsspec.core import strip_protocol
 
 from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.storage.archives import Archive
-from lightship.storage.backend import PIECE_BYTES, Backend, Data, FileInfo, length_of
+from lightship.storage.backend import PIECE_BYTES, Backend, Data, FileInfo, Selection, length_of
 from lightship.storage.errors import NotFound, StorageTimeout
 from lightship.storage.fsspec_backend import Async, Remote, file_system_class, url_options
 from lightship.storage.local import Local, copy_stream, whole_file
@@ -140,7 +140,8 @@ def list_files(
     Raises:
         NotFound: Nothing exists; also for an empty folder, as object stores have none.
     """
-    found = [file for file in _run(url, "files", max_files, skip) if special or not file.is_special]
+    listed = _run(url, "files", Selection(max_files, skip))
+    found = [file for file in listed if special or not file.is_special]
     if not found:
         raise NotFound(f"{redact(url)} is empty or does not exist")
     return sorted(found, key=lambda file: file.path)

@@ -26,6 +26,19 @@ class FileInfo:
     """Whether it is a pipe, a socket or a device, which must not be read."""
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which files a listing returns.
+
+    Attributes:
+        max_files: Stop when so many, or a few more, are found; None: all.
+        skip: Whether to skip a folder, by its path below the root; for local paths only.
+    """
+
+    max_files: int | None = None
+    skip: Callable[[str], bool] | None = None
+
+
 class Backend(Protocol):
     """One kind of storage: a single, blocking try of each call; api.py adds retries.
 
@@ -39,21 +52,8 @@ class Backend(Protocol):
     def connect(self, deadline: Deadline, path: str) -> None:
         """Open the connections that a first read needs."""
 
-    def files(
-        self,
-        deadline: Deadline,
-        path: str,
-        max_files: int | None = None,
-        skip: Callable[[str], bool] | None = None,
-    ) -> list[FileInfo]:
-        """All files under `path`, unsorted; for a file, one entry with an empty path.
-
-        Args:
-            deadline: Of the call.
-            path: The folder.
-            max_files: Stop when so many, or a few more, are found.
-            skip: Whether to skip a folder, by its path below `path`; for local paths only.
-        """
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+        """The files under `path`, unsorted; for a file, one entry with an empty path."""
 
     def size(self, deadline: Deadline, path: str) -> int | None:
         """Bytes of a file; None for a folder."""

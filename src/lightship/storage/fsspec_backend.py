@@ -2,14 +2,13 @@
 # ruff: noqa: D102 (see backend.Backend)
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fsspec.registry import get_filesystem_class
 
 from lightship.errors import ConfigError, DataError
-from lightship.storage.backend import Data, FileInfo, Source, length_of, wrong_length
+from lightship.storage.backend import Data, FileInfo, Selection, Source, length_of, wrong_length
 from lightship.storage.errors import WrongLength, http_answer
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.urls import redact
@@ -56,13 +55,8 @@ class Remote:
     def connect(self, deadline: Deadline, path: str) -> None:
         self.fs.exists(path)
 
-    def files(
-        self,
-        deadline: Deadline,
-        path: str,
-        max_files: int | None = None,
-        skip: Callable[[str], bool] | None = None,
-    ) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+        max_files = selection.max_files
         info = self.fs.info(path)
         if info["type"] != "directory":
             return [FileInfo("", size_of(info) or 0)]

@@ -6,11 +6,11 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lightship.storage.backend import PIECE_BYTES, FileInfo, Source, wrong_length
+from lightship.storage.backend import PIECE_BYTES, FileInfo, Selection, Source, wrong_length
 from lightship.storage.retry import Deadline, Limits
 
 _TEMPORARY = ".lightship-tmp"
@@ -24,13 +24,8 @@ class Local:
     def connect(self, deadline: Deadline, path: str) -> None:
         pass
 
-    def files(
-        self,
-        deadline: Deadline,
-        path: str,
-        max_files: int | None = None,
-        skip: Callable[[str], bool] | None = None,
-    ) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+        max_files, skip = selection.max_files, selection.skip
         if os.path.isfile(path):
             return [FileInfo("", os.path.getsize(path))]
         found: list[FileInfo] = []

@@ -5,11 +5,19 @@ Each page of a listing and each part of an upload has retries of its own.
 # ruff: noqa: D102 (see backend.Backend)
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
-from lightship.storage.backend import PIECE_BYTES, Data, FileInfo, Source, length_of, piece
+from lightship.storage.backend import (
+    PIECE_BYTES,
+    Data,
+    FileInfo,
+    Selection,
+    Source,
+    length_of,
+    piece,
+)
 from lightship.storage.fsspec_backend import Async
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.parallel import parallel_map
@@ -43,13 +51,8 @@ class S3(Async):
         if self.obstore:
             self.obstore.connect(path)
 
-    def files(
-        self,
-        deadline: Deadline,
-        path: str,
-        max_files: int | None = None,
-        skip: Callable[[str], bool] | None = None,
-    ) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+        max_files = selection.max_files
         bucket, key, _ = self.fs.split_path(path)
         prefix = key.rstrip("/") + "/" if key else ""
         found: Page = {}

@@ -14,8 +14,8 @@ from lightship.data.batch import NOT_COUNTED, Batch
 from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, ListedShare, TrainShare
+from lightship.data.streaming.messages import Decoded, Failed, Note, Task
 from lightship.data.streaming.prefetch import BatchRange
-from lightship.data.streaming.worker import Decoded, Failed, Note, Task
 from lightship.data.streaming.worker_process import Worker
 from lightship.errors import LightshipError, TimeoutExpired
 from lightship.storage import Limits

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from lightship.data.streaming.worker import Task
+    from lightship.data.streaming.messages import Task
 
 _LEAVE_S = 5.0
 _SETTINGS = re.compile(
@@ -63,7 +63,10 @@ def _settings() -> dict[str, str]:
     """What a worker takes over when it starts: the storage's variables and the working directory,
     against which relative paths are read."""
     settings = {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
-    return settings | {"": os.getcwd()}
+    try:
+        return settings | {"": os.getcwd()}
+    except FileNotFoundError:  # deleted: only absolute paths and URLs can be read
+        return settings | {"": ""}
 
 
 class Worker:
@@ -85,6 +88,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
+            cwd=self.settings[""] or "/",  # MKL does not load in a deleted directory
         )
         self.tasks: Connection = Connection(os.dup(self.control.fileno()))
         self.tasks.send(root)  # not an argument: it may hold credentials, and `ps` shows those

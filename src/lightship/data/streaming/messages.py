@@ -1,0 +1,91 @@
+"""What a rank and its data worker send each other."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightship.data.augment import Augment
+from lightship.data.images.decode import PixelLimit
+from lightship.data.manifest import Manifest
+from lightship.data.streaming.prefetch import BatchRange, Share
+from lightship.errors import DataError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker makes.
+
+    Attributes:
+        manifest: The split.
+        block_edges: Its blocks.
+        share: The rank's batches.
+        stretch: Which of them.
+        batch_size: Rows of each.
+        size_px: Side of the squares.
+        resize: Whether images are scaled to that, or must have it.
+        limit: Bound of an image that is decoded.
+        min_area: Least share of the image in a random box; 0: no boxes but the whole image.
+        flip: Mirrors those images that it would mirror, and does no more; None: nothing.
+        seed: The run's.
+        threads: That decode.
+        slots: Batches that the shared memory holds.
+        budget_bytes: Bound of what is read ahead.
+        mixed_bytes: See `Fetcher`.
+        cache_bytes: Of the block cache; 0: none.
+    """
+
+    manifest: Manifest
+    block_edges: np.ndarray
+    share: Share
+    stretch: BatchRange
+    batch_size: int
+    size_px: int
+    resize: bool
+    limit: PixelLimit
+    min_area: float
+    flip: Augment | None
+    seed: int
+    threads: int
+    slots: int
+    budget_bytes: int
+    mixed_bytes: int
+    cache_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the shared memory, uint8: [slots, B, S, S, 3]."""
+        return (self.slots, self.batch_size, self.size_px, self.size_px, 3)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Word of one batch whose pixels lie in a slot.
+
+    Attributes:
+        epoch: Its epoch.
+        batch: Its place in the epoch.
+        slot: Where; it is the reader's until that sends the number back.
+        ids: [B] int64, NOT_COUNTED in padding.
+        bad: Row -> why there is no image (the row is black).
+    """
+
+    epoch: int
+    batch: int
+    slot: int
+    ids: np.ndarray
+    bad: dict[int, DataError]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Word of what ended the worker: a LightshipError by name, else (None) a trace."""
+
+    exit_name: str | None
+    text: str
