@@ -61,6 +61,8 @@ class RunConfig:
     log_format: Literal["auto", "text", "json"] = free("auto")
     """Progress output: bars on a terminal, else timestamped lines (auto); timestamped lines (text);
     or JSON lines."""
+    log_level: Literal["debug", "info", "warning"] = free("info")
+    """Least severe messages that are shown; progress is shown at every level."""
     log_images: int = bounded(32, 0, 1024, "images", free=True)
     """Number of fixed validation images logged with their predictions; 0: none."""
     checkpoint_every_steps: int | None = bounded(None, 1, None, "steps", free=True)
@@ -267,6 +269,8 @@ class PackConfig:
     log_format: Literal["auto", "text", "json"] = "auto"
     """Progress output: a bar on a terminal, else timestamped lines (auto); timestamped lines
     (text); or JSON lines."""
+    log_level: Literal["debug", "info", "warning"] = "info"
+    """Least severe messages that are shown; progress is shown at every level."""
 
 
 @dataclass

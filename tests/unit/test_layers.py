@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "devices": {"errors"},
     "versions": {"errors", "config"},
     "console": {"errors"},
-    "distributed": {"errors", "config"},
+    "distributed": {"errors", "config", "console"},
     "storage": {"errors"},
     "checkpoint": {"errors", "devices", "storage", "versions"},
     "data": {"errors", "config", "devices", "distributed", "storage", "versions"},
@@ -53,7 +53,7 @@ SOLE_IMPORTERS = {
 WITHOUT_CONFIG = ["data/order.py", "data/augment.py", "models/nets", "models/optim"]
 """Modules and folders that take plain values."""
 SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
-WITHOUT_SLOW = ["cli", "commands/base.py", "config.py", "console/streams.py", "errors.py"]
+WITHOUT_SLOW = ["cli", "commands/base.py", "config.py", "console", "errors.py"]
 WITHOUT_SLOW += ["distributed/signals.py", "predict/table.py", "__init__.py", "__main__.py"]
 """What is imported before a command line is known to be right."""
 OPTIONAL = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn", "onnx"}

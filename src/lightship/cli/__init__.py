@@ -11,7 +11,8 @@ from types import FrameType
 from lightship.cli import host_environment
 from lightship.cli.command_line import parse
 from lightship.commands.base import Command
-from lightship.console import streams
+from lightship.console import log, streams
+from lightship.console.screen import Screen
 from lightship.distributed.signals import stop_signals
 from lightship.errors import EXIT_CODES, LightshipError
 
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 host_environment.provide_folders(of_run)
             from lightship.commands.dispatch import run  # heavy: not for a wrong command line
 
-            run(command, arguments)
+            with log.shown(Screen(command.log_format), command.log_level):
+                run(command, arguments)
         if command is None or (isinstance(command, Command) and command.name == "doctor"):
             streams.check_output()
     except LightshipError as error:

@@ -34,6 +34,11 @@ class Command:
         """Of its lines: auto, text or json."""
         return self.config.run.log_format
 
+    @property
+    def log_level(self) -> str:
+        """Of the messages that are shown: debug, info or warning."""
+        return self.config.run.log_level
+
 
 @dataclass(frozen=True)
 class PackCommand:
@@ -53,3 +58,8 @@ class PackCommand:
     def log_format(self) -> str:
         """Of its lines: auto, text or json."""
         return self.config.log_format
+
+    @property
+    def log_level(self) -> str:
+        """Of the messages that are shown: debug, info or warning."""
+        return self.config.log_level

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lightship.console import log
 from lightship.errors import LightshipError, PeerLost, TimeoutExpired
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
     global _store
     timeout = timedelta(seconds=timeout_s)
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]
+    log.set_rank(int(os.environ["RANK"]))
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))

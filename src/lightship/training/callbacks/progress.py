@@ -1,25 +1,26 @@
 """What a person sees while a run goes on: a bar in a terminal, timed lines or JSON elsewhere."""
 
-import json
+import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lightship.console.log_format import best, clock, duration_text, numbers, part_of, sentence
+from lightship.console import log
+from lightship.console.log_format import best, duration_text, numbers, part_of, sentence
+from lightship.console.screen import Screen
 
+logger = logging.getLogger(__name__)
 _LINE_EVERY_S = 5.0
 _VALIDATION_LINE_EVERY_S = 2.0
 _PACE_KNOWN_AFTER_S = 5.0
@@ -27,7 +28,7 @@ _FRAME_EVERY_S = 0.2
 
 
 def build_progress(
-    log_format: Literal["auto", "text", "json"],
+    log_format: str,
     monitor: str = "val/loss",
     stream: TextIO | None = None,
 ) -> "Progress":
@@ -36,14 +37,12 @@ def build_progress(
     Args:
         log_format: a bar if `stream` is a terminal, else lines (auto); lines; JSON lines.
         monitor: the metric that tells which validation was the best.
-        stream: where it goes; None: standard error.
+        stream: where it goes; None: where the command's log lines go.
     """
-    stream = stream or sys.stderr
-    if log_format == "json":
-        return JsonLines(stream, monitor)
-    if log_format == "auto" and Console(file=stream).is_interactive:
-        return Bar(stream, monitor)
-    return TextLines(stream, monitor)
+    screen = (None if stream else log.screen()) or Screen(log_format, stream)
+    if screen.is_json:
+        return JsonLines(screen, monitor)
+    return TextLines(screen, monitor) if screen.console is None else Bar(screen, monitor)
 
 
 class Progress(Callback):
@@ -60,29 +59,27 @@ class Progress(Callback):
 
     repeats_numbers = False
 
-    def __init__(self, stream: TextIO, monitor: str) -> None:
-        self._stream, self._monitor = stream, monitor
-        self._created_s = monotonic()
+    def __init__(self, screen: Screen, monitor: str) -> None:
+        self._screen, self._monitor = screen, monitor
+        self._created_s = screen.began_s
         self._due_s = self._validation_shown_s = -math.inf
         self._held_back = False
         self._shown_done = -1
         self._best: tuple[float, int] | None = None
         self._shown_numbers: float | None = None
         self._first_step = 0
-        self._train_began_s = self._first_batch_done_s = self._created_s
+        self._train_began_s = self._first_batch_done_s = screen.began_s
         self._batches = 0  # until the pace is told
         self._pace_is_told = False
         self._total_steps = math.inf
 
-    @rank_zero_only
     def note(self, text: str) -> None:
-        """Print one line of `text`, whole, whatever is on the screen."""
-        self._show_note(text)
+        """Log one line. Deprecated: use a logger (see console/log.py)."""
+        logger.info(text)
 
-    @rank_zero_only
     def done(self, text: str, numbers: dict[str, float]) -> None:
-        """Print how a run has ended: as `text`, or its numbers where lines are for programs."""
-        self._show_note(text)
+        """Show how a run has ended: as `text`, or its numbers where lines are for programs."""
+        logger.info(text)
 
     @contextmanager
     def of_work(self, unit: str) -> Iterator[Callable[[int, int], None]]:
@@ -259,20 +256,12 @@ class Progress(Callback):
     def _show(self, event: str, facts: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def _show_note(self, text: str) -> None:
-        raise NotImplementedError
-
 
 class JsonLines(Progress):
     """One JSON object a line: event (train, val, batch, pace, ..., note, done), time, facts."""
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"event": event, "time": now, **facts}, allow_nan=False)
-        print(line, file=self._stream, flush=True)
-
-    def _show_note(self, text: str) -> None:
-        self._show("note", {"text": text})
+        self._screen.event(event, facts)
 
     @rank_zero_only
     def done(self, text: str, numbers: dict[str, float]) -> None:
@@ -284,11 +273,7 @@ class TextLines(Progress):
     """One aligned line at a time."""
 
     def _show(self, event: str, facts: dict[str, Any]) -> None:
-        print(clock(facts["time_s"]) + sentence(event, facts), file=self._stream, flush=True)
-
-    def _show_note(self, text: str) -> None:
-        spent_s = monotonic() - self._created_s
-        print(clock(spent_s) + text, file=self._stream, flush=True)
+        self._screen.line(sentence(event, facts), time_s=facts["time_s"])
 
 
 _STYLE_OF_LINES = {
@@ -304,16 +289,15 @@ class Bar(Progress):
 
     repeats_numbers = True
 
-    def __init__(self, stream: TextIO, monitor: str) -> None:
-        super().__init__(stream, monitor)
-        self._console = Console(file=stream, highlight=False)
+    def __init__(self, screen: Screen, monitor: str) -> None:
+        super().__init__(screen, monitor)
         self._live: Live | None = None
 
     def _interval_s(self, now: float) -> float:
         return _FRAME_EVERY_S
 
     def _begin(self) -> None:
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live = Live(console=self._screen.console, auto_refresh=False, transient=True)
         self._live.start()
 
     def _end(self) -> None:
@@ -324,16 +308,11 @@ class Bar(Progress):
     def _show(self, event: str, facts: dict[str, Any]) -> None:
         style = _STYLE_OF_LINES.get(event)
         if style is not None:
-            line = Text(clock(facts["time_s"]), style="dim")
             # Without what the bar shows below it.
             said = sentence(event, {**facts, "train/loss": None, "left_s": None})
-            self._console.print(line.append(said, style=style), soft_wrap=True)
+            self._screen.line(said, style, facts["time_s"])
         if self._live is not None and "left_s" in facts:
             self._live.update(_frame(facts), refresh=True)
-
-    def _show_note(self, text: str) -> None:
-        line = Text(clock(monotonic() - self._created_s), style="dim")
-        self._console.print(line.append(text, style="none"), soft_wrap=True)
 
 
 def _frame(facts: dict[str, Any]) -> Group:

@@ -3,13 +3,17 @@
 import io
 import itertools
 import json
+import logging
 import re
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lightship.console import log
+from lightship.console import screen as screen_module
 from lightship.console.log_format import duration_text
+from lightship.console.screen import Screen
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.training.callbacks import progress as progress_module
 from lightship.training.callbacks.progress import Bar, JsonLines, TextLines, build_progress
@@ -22,7 +26,8 @@ class Clock(Callback):
 
     def __init__(self, monkeypatch, step_s):
         self.now_s, self.step_s = 0.0, step_s
-        monkeypatch.setattr(progress_module, "monotonic", lambda: self.now_s)
+        for module in (progress_module, screen_module):
+            monkeypatch.setattr(module, "monotonic", lambda: self.now_s)
 
     def on_train_batch_start(self, *args):
         self.now_s += self.step_s
@@ -36,13 +41,10 @@ class Terminal(io.StringIO):
 def test_json_lines_parse_and_carry_the_numbers(tmp_path, monkeypatch):
     stream, clock = io.StringIO(), Clock(monkeypatch, step_s=3)
     shown = build_progress("json", stream=stream)
-    shown.note('a "quoted"\nnote')
     table = MetricsCSV(str(tmp_path))
     fit([clock, Throughput(6, 1), shown], [table], train_batches=4, test=True)
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     kinds = [event["event"] for event in events]
-    assert kinds[0] == "note"
-    assert events[0]["text"] == 'a "quoted"\nnote'
     assert kinds.count("val") == 2
     assert kinds[-2:] == ["end", "test"]
     last_val = [event for event in events if event["event"] == "val"][-1]
@@ -64,7 +66,8 @@ def test_json_lines_parse_and_carry_the_numbers(tmp_path, monkeypatch):
 def test_how_a_run_ended_is_a_sentence_or_its_numbers():
     for log_format, expected in (("text", "done: 0.5"), ("json", '"event": "done"')):
         stream = io.StringIO()
-        build_progress(log_format, stream=stream).done("done: 0.5", {"test/acc": 0.5})
+        with log.shown(Screen(log_format, stream), "info"):
+            build_progress(log_format).done("done: 0.5", {"test/acc": 0.5})
         assert expected in stream.getvalue()
     assert json.loads(stream.getvalue())["test/acc"] == 0.5
 
@@ -211,14 +214,15 @@ def test_the_bar_is_for_terminals_and_notes_do_not_tear_it(tmp_path, monkeypatch
     assert isinstance(build_progress("text", stream=Terminal()), TextLines)
     assert isinstance(build_progress("json", stream=Terminal()), JsonLines)
     terminal, clock = Terminal(), Clock(monkeypatch, step_s=3)
-    shown = build_progress("auto", stream=terminal)
-    assert isinstance(shown, Bar)
 
     class Speaker(Callback):
         def on_train_epoch_end(self, trainer, *args):
-            shown.note(f"note [{trainer.current_epoch}] of the epoch")
+            logging.getLogger("lightship.any").info(f"note [{trainer.current_epoch}] of the epoch")
 
-    fit([clock, Throughput(6, 1), Speaker(), shown], [MetricsCSV(str(tmp_path))])
+    with log.shown(Screen("auto", terminal), "info"):
+        shown = build_progress("auto")
+        assert isinstance(shown, Bar)
+        fit([clock, Throughput(6, 1), Speaker(), shown], [MetricsCSV(str(tmp_path))])
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
     for epoch in (0, 1):
@@ -254,7 +258,8 @@ def test_work_without_a_trainer_is_few_lines_and_the_last_is_whole(
     monkeypatch, log_format: str
 ) -> None:
     now_s = itertools.count(0.0, 0.5)
-    monkeypatch.setattr(progress_module, "monotonic", lambda: next(now_s))
+    for module in (progress_module, screen_module):
+        monkeypatch.setattr(module, "monotonic", lambda: next(now_s))
     stream = io.StringIO()
     with build_progress(log_format, stream=stream).of_work("images") as show:
         for done in range(0, 1001, 10):
@@ -276,10 +281,12 @@ def test_work_without_a_trainer_is_few_lines_and_the_last_is_whole(
 
 def test_work_without_a_trainer_is_one_bar_in_a_terminal():
     stream = Terminal()
-    shown = build_progress("auto", stream=stream)
-    with shown.of_work("images") as show:
+    with (
+        log.shown(Screen("auto", stream), "info"),
+        build_progress("auto").of_work("images") as show,
+    ):
         show(0, 36)
-        shown.note("a line above")
+        logging.getLogger("lightship.any").info("a line above")
         show(36, 36)
     text = stream.getvalue()
     assert "36/36 images" in text

@@ -1,0 +1,82 @@
+"""The one logger: `logging.getLogger("lightship")`, shown as a run's lines while a command runs.
+
+How to log, in any module (torch is not imported):
+
+    logger = logging.getLogger(__name__)           # a child of "lightship"
+    logger.info(f"resuming from step {step}")      # a line for the user
+    logger.warning(f"{url} is damaged; skipping")  # the same, marked
+
+With `--run.log_format text` the two are `[   0:01] resuming from step 7` and
+`[   0:01] warning: ... is damaged; skipping`; with json, events `note` and `warning` with a `text`.
+They appear above the progress bar, whichever thread logs. Level: `--run.log_level`. Ranks other
+than 0 show warnings only, with their rank. `cli.main` installs the handler for the time of the
+command; in a program that uses lightship as a library, standard logging applies. Tests read the
+lines by capsys (through `cli.main`) or caplog (without).
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightship.console.screen import Screen
+
+_LOGGER = logging.getLogger("lightship")
+_EVENTS = {logging.INFO: "note"}
+"""Level -> JSON event, where that is not the level's name."""
+
+
+class ScreenHandler(logging.Handler):
+    """Shows records on a screen.
+
+    Attributes:
+        screen: Where they go.
+        rank: Of this process; others than 0 show warnings only.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen, self.rank = screen, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
+        if self.rank and record.levelno < logging.WARNING:
+            return
+        try:
+            text = f"rank {self.rank}: " * bool(self.rank) + self.format(record)
+            level = record.levelname.lower()
+            if self.screen.is_json:
+                self.screen.event(_EVENTS.get(record.levelno, level), {"text": text})
+            else:
+                self.screen.line(text if level == "info" else f"{level}: {text}")
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def shown(screen: Screen, level: str) -> Iterator[None]:
+    """Show what lightship's loggers log at `level` (debug, info or warning) and above."""
+    handler, before = ScreenHandler(screen), _LOGGER.level
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(level.upper())
+    _LOGGER.propagate = False  # a library that configures the root logger would show lines twice
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.setLevel(before)
+        _LOGGER.propagate = True
+
+
+def screen() -> Screen | None:
+    """The screen that records are shown on; None outside a command."""
+    return next((handler.screen for handler in _handlers()), None)
+
+
+def set_rank(rank: int) -> None:
+    """Tell the handler, if there is one, this process's global rank."""
+    for handler in _handlers():
+        handler.rank = rank
+
+
+def _handlers() -> list[ScreenHandler]:
+    return [handler for handler in _LOGGER.handlers if isinstance(handler, ScreenHandler)]
