@@ -23,7 +23,6 @@ MEAN_BYTES, DEVIATION_BYTES, LEAST_BYTES, MOST_BYTES = 118_000, 28_000, 50_000, 
 QUALITIES = range(70, 97)
 _PHOTOGRAPHS = {  # package -> its colour photographs
     "sklearn": "datasets/images/china.jpg datasets/images/flower.jpg",
-    "matplotlib": "mpl-data/sample_data/grace_hopper.jpg",
     "skimage": "data/astronaut.png data/chelsea.png data/coffee.png data/motorcycle_left.png "
     "data/motorcycle_right.png data/rocket.jpg",
 }

@@ -46,7 +46,7 @@ def test_sound(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "it left something"
 
 
-def test_the_first_failure_is_told_last(tmp_path: Path) -> None:
+def test_the_first_failure_is_the_last_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     flags = ("--run.tracking=none", "--data.root=nowhere", "--run.output=file/run")
     code, lines = doctor(tmp_path, *flags)
@@ -67,21 +67,21 @@ def test_an_invalid_configuration_still_has_a_table(tmp_path: Path) -> None:
     assert len(rows) == CHECKS
     assert [row["status"] for row in rows if row["check"] == "configuration"] == ["fail"]
     skipped = [row["found"] for row in rows if row["check"] == "data"]
-    assert skipped == ["the configuration is not valid"]
+    assert skipped == ["the configuration is invalid"]
 
 
-def test_under_torchrun_all_ranks_exchange_and_one_tells(tmp_path: Path) -> None:
+def test_under_torchrun_all_ranks_all_reduce_and_one_prints(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     flags = ("--run.tracking=none", "--trainer.accelerator=cpu", "--run.output=run")
     code, lines = doctor(tmp_path, *flags, launcher=launcher, OMP_NUM_THREADS="1")
     assert code == 0, lines
-    assert sum("2 processes by gloo have the right sum" in line for line in lines) == 1
+    assert sum("all-reduce OK (gloo, 2 ranks)" in line for line in lines) == 1
     assert len(statuses(lines)) == CHECKS
 
 
 @pytest.fixture
 def silence() -> Iterator[int]:
-    """A port that takes every connection and never says a word."""
+    """A port that accepts every connection and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(256)

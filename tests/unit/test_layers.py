@@ -52,11 +52,11 @@ SOLE_IMPORTERS = {
 }  # fmt: skip
 WITHOUT_CONFIG = ["data/order.py", "data/augment.py", "models/nets", "models/optim"]
 """Modules and folders that take plain values."""
-SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "fsspec", "PIL", "numpy"}
+SLOW = {"torch", "lightning", "torchvision", "torchmetrics", "fsspec", "PIL", "numpy"}
 WITHOUT_SLOW = ["cli", "commands/base.py", "config.py", "console", "errors.py"]
 WITHOUT_SLOW += ["distributed/signals.py", "predict/table.py", "__init__.py", "__main__.py"]
 """What is imported before a command line is known to be right."""
-OPTIONAL = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "matplotlib", "sklearn", "onnx"}
+OPTIONAL = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "sklearn", "onnx"}
 OPTIONAL |= {"onnxscript", "onnxruntime"}
 
 

@@ -51,8 +51,6 @@ def provide_folders(output: str | None) -> None:
         if not os.path.exists(cache_path) and not os.access(_nearest(cache_path), os.W_OK):
             cache_path = _own_folder(Path(path))
             os.environ["XDG_CACHE_HOME"] = str(cache_path)
-            # Or Matplotlib says at each start that it has made a folder of its own.
-            os.environ.setdefault("MPLCONFIGDIR", str(cache_path / "matplotlib"))
 
 
 def _made_temporary(output: str | None) -> str:

@@ -26,9 +26,9 @@ def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
 
         pack(command)
     elif command.name == "doctor":
-        from lightship.commands.doctor import examine
+        from lightship.commands.doctor import doctor
 
-        examine(command, is_worker=launcher.is_worker())
+        doctor(command, is_worker=launcher.is_worker())
     elif command.name == "export":  # one process is enough, however many trained
         from lightship.commands.export import export
 

@@ -1,7 +1,7 @@
 """One rank of the all-reduce: `python -m lightship.doctor.allreduce_worker TIMEOUT_S BACKEND`.
 
-Joins as torchrun's variables say, sums once to see that the sum is right, then for the time, which
-rank 0 prints. It opens the group as ranks.py does, but without importing Lightning.
+Joins the group that torchrun's variables name, checks one sum and times larger ones; rank 0 prints
+the best time. It opens the group as distributed/comm.py does, but without importing Lightning.
 """
 
 import os
@@ -17,7 +17,7 @@ _ROUNDS = 3
 
 
 def main(timeout_s: float, backend: str) -> None:
-    """Exchange once; ends with a trace if it fails. Blocks."""
+    """All-reduce once; a failure exits with a traceback. Blocks."""
     on_cuda = backend == "nccl"
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_cuda else torch.device("cpu")
@@ -35,12 +35,12 @@ def main(timeout_s: float, backend: str) -> None:
     numbers = torch.ones(_NUMBERS, device=device)
     times_s = []
     for _ in range(_ROUNDS):
-        begun_s = time.perf_counter()
+        started_s = time.perf_counter()
         dist.all_reduce(numbers)
         numbers[0].item()  # waits for the device
-        times_s.append(time.perf_counter() - begun_s)
+        times_s.append(time.perf_counter() - started_s)
     if rank == 0:
-        print(min(times_s), flush=True)
+        print("seconds", min(times_s), flush=True)
     dist.destroy_process_group()
 
 

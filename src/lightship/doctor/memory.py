@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from lightship.config import Config
-from lightship.doctor.check import Finding
-from lightship.doctor.dry_run import Trial
+from lightship.doctor import container, samples
+from lightship.doctor.checks import Finding, skipped
+from lightship.doctor.context import Context
+from lightship.doctor.dry_run import StepCost, step_cost
+from lightship.doctor.rendezvous import count_ranks
+from lightship.errors import LightshipError
 
 _GIB = 2**30
 # Fitted to the peaks of litcnn, resnet18 and mobilenet_v3_small on a CPU (within 10 %).
@@ -16,12 +22,12 @@ _TIGHT = 0.9
 
 @dataclass(frozen=True)
 class Room:
-    """What there is.
+    """Available memory.
 
     Attributes:
         processes: On this node.
         ranks: Of the job.
-        host_bytes: Memory of this node, or the container's limit; None: not known.
+        host_bytes: Memory of this node, or the container's limit; None: unknown.
         gpu_bytes: Of one GPU; None: training on the CPU.
     """
 
@@ -31,48 +37,78 @@ class Room:
     gpu_bytes: int | None
 
 
-def estimate(config: Config, trial: Trial, room: Room, data_bytes: int) -> Finding:
-    """The step's and the data's memory against the GPU's, or the container's.
+def model_memory(context: Context) -> Finding:
+    """The memory of a training or evaluation step against that of GPU or node. Blocks.
+
+    Raises:
+        ConfigError: The net cannot be built.
+    """
+    if context.config.trainer.is_on_tpu:
+        return skipped("--trainer.accelerator tpu: XLA plans the chips' memory itself")
+    cost = context.once(step_cost).result()
+    if cost is None:
+        return skipped("the images' size is unknown, see data")
+    gpu = torch.cuda.get_device_properties(0).total_memory if context.on_gpus else None
+    host = container.usable_memory_bytes(container.read_limits())
+    room = Room(context.processes_or_one, count_ranks(context), host, gpu)
+    return estimate(context.config, cost, room, _data_bytes(context))
+
+
+def _data_bytes(context: Context) -> int:
+    """What a process holds of the data where training runs; 0 where that is unknown."""
+    data = context.config.data
+    try:
+        first = context.once(samples.first_samples).result()
+        size_px = first.size_px(data)
+    except LightshipError:
+        return 0
+    decoded = 3 * size_px**2 * first.count if size_px and first.count else 0
+    if samples.is_streamed(data) or decoded > data.resident_gib * _GIB:
+        return 0 if context.on_gpus else int(data.prefetch_gib * _GIB)
+    return decoded
+
+
+def estimate(config: Config, cost: StepCost, room: Room, data_bytes: int) -> Finding:
+    """The same, of these numbers.
 
     Args:
         config: Of the fit.
-        trial: What a step takes.
-        room: What there is.
-        data_bytes: What a process holds of the data (decoded set, or what is read ahead).
+        cost: Of a step.
+        room: Available memory.
+        data_bytes: What a process holds of the data (decoded set, or what is prefetched).
     """
-    data = config.data
-    batch = max(1, data.global_batch_size // room.ranks // config.trainer.accumulate_grad_batches)
-    training = int(_BACKWARD * batch * trial.image_bytes)
-    evaluation = data.eval_batch_size * trial.eval_image_bytes
-    is_training = training >= evaluation
-    step = trial.fixed_bytes + max(training, evaluation)
-    if room.gpu_bytes is not None:
-        needed, there, where = _CONTEXT_BYTES + step + data_bytes, room.gpu_bytes, "GPU"
+    data, parts = config.data, config.trainer.accumulate_grad_batches
+    batch = max(1, data.global_batch_size // room.ranks // parts)
+    training = int(_BACKWARD * batch * cost.image_bytes)
+    evaluation = data.eval_batch_size * cost.eval_image_bytes
+    largest = max(training, evaluation)
+    needed, where = _CONTEXT_BYTES + cost.fixed_bytes + largest + data_bytes, "GPU"
+    if room.gpu_bytes is None:
+        each = _PROCESS_BYTES + cost.fixed_bytes + largest + data_bytes
+        needed, where = room.processes * each, "node"
+    available = room.gpu_bytes or room.host_bytes
+    if available is None:
+        return skipped(f"about {needed / _GIB:.1f} GiB needed; available memory is unknown")
+    if training >= evaluation:
+        batches = f"training batch of {batch}"
+        smaller = (
+            f"--trainer.accumulate_grad_batches {2 * parts} or more, or a smaller "
+            "--data.global_batch_size"
+        )
     else:
-        needed, where = room.processes * (_PROCESS_BYTES + step + data_bytes), "node"
-        if room.host_bytes is None:
-            return Finding(
-                "skipped", f"about {needed / _GIB:.1f} GiB are needed; what there is is not known"
-            )
-        there = room.host_bytes
-    widest = f"training batch of {batch}" if is_training else f"evaluation {data.eval_batch_size}"
-    told = (
-        f"about {needed / _GIB:.1f} of {there / _GIB:.1f} GiB a {where}: "
-        f"{trial.parameters / 1e6:.2f} M parameters and their state "
-        f"{trial.fixed_bytes / _GIB:.2f}, {widest} {max(training, evaluation) / _GIB:.2f}, "
-        f"data {data_bytes / _GIB:.2f}"
+        batches = f"evaluation batch of {data.eval_batch_size}"
+        eval_batch_size = max(1, data.eval_batch_size // 4)
+        smaller = f"--data.eval_batch_size {eval_batch_size} (results do not change)"
+    found = (
+        f"about {needed / _GIB:.1f} of {available / _GIB:.1f} GiB per {where}: "
+        f"{cost.parameters / 1e6:.2f} M parameters and their state {cost.fixed_bytes / _GIB:.2f}, "
+        f"{batches} {largest / _GIB:.2f}, data {data_bytes / _GIB:.2f}"
     )
     if room.processes > 1 and room.gpu_bytes is None:
-        told += f" ({room.processes} processes)"
-    smaller = (
-        f"--trainer.accumulate_grad_batches {2 * config.trainer.accumulate_grad_batches} or more, "
-        "or a smaller --data.global_batch_size"
-        if is_training
-        else f"--data.eval_batch_size {max(1, data.eval_batch_size // 4)} (results do not change)"
-    )
-    fix = f"{smaller}; or raise the memory limit, a smaller --data.image_size_px, another net"
-    if needed > there:
-        return Finding("fail", told, "the fit is killed, or ends out of memory", fix)
-    if needed > _TIGHT * there:
-        return Finding("warn", told, "tight: an estimate is right to a fifth or so", fix)
-    return Finding("ok", told, "there is room")
+        found += f" ({room.processes} processes)"
+    fix = f"{smaller}; or a higher memory limit, a smaller --data.image_size_px, another net"
+    if needed > available:
+        return Finding("fail", found, "fit is killed, or runs out of memory", fix)
+    if needed > _TIGHT * available:
+        return Finding("warn", found, "tight: the estimate is within about 20 %", fix)
+    return Finding("ok", found, "enough memory")

@@ -1,4 +1,4 @@
-"""Whether the nodes can find each other: the rendezvous's name and its port."""
+"""Whether the nodes can reach each other: the rendezvous's name and its port."""
 
 import contextlib
 import os
@@ -8,19 +8,22 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightship.doctor.check import Finding, skipped
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-_TRY_S = 2.0
-_PAUSE_S = 0.3
+from lightship.distributed.elastic_agent import launch_settings
+from lightship.doctor.checks import Finding, skipped
+from lightship.doctor.context import Context
+
+_WAIT_S, _CONNECT_S, _PAUSE_S = 10.0, 2.0, 0.3
 _FIX_ALL_NODES = (
-    "start the doctor on all nodes at once (it listens on node 0), give PET_RDZV_ENDPOINT (or "
-    "MASTER_ADDR and MASTER_PORT) the name and port of node 0, and let the port through firewall "
-    "and NetworkPolicy"
+    "start the doctor on all nodes at once (it listens on node 0), set PET_RDZV_ENDPOINT (or "
+    "MASTER_ADDR and MASTER_PORT) to the name and port of node 0, and allow the port through "
+    "firewall and NetworkPolicy"
 )
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Endpoint:
     """Where the nodes meet.
 
     Attributes:
@@ -28,26 +31,25 @@ class Meeting:
         port: Of the rendezvous.
         nodes: Of the job.
         is_host: Whether this is node 0; None: its name tells.
-        told_by: The variables that say so.
+        variable: The variable that sets it.
     """
 
     host: str
     port: int
     nodes: int
     is_host: bool | None
-    told_by: str
+    variable: str
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port} ({self.variable})"
 
 
-def find_meeting() -> Meeting | None:
+def find_endpoint() -> Endpoint | None:
     """What the PET_* variables say, read as a fit reads them; None for one node.
 
     Raises:
-        ConfigError: They do not fit together.
+        ConfigError: They contradict each other.
     """
-    from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
-
-    from lightship.distributed.elastic_agent import launch_settings
-
     settings = launch_settings(1, Path(tempfile.gettempdir()), is_resumable=True)
     if settings.max_nodes == 1:
         return None
@@ -55,110 +57,117 @@ def find_meeting() -> Meeting | None:
     is_host = settings.rdzv_configs.get("is_host")
     if settings.rdzv_backend == "static":
         is_host = settings.rdzv_configs.get("rank") == 0
-    told_by = "PET_RDZV_ENDPOINT" if "PET_RDZV_ENDPOINT" in os.environ else "PET_MASTER_ADDR"
-    return Meeting(host, port, settings.min_nodes, is_host, told_by)
+    variable = "PET_RDZV_ENDPOINT" if "PET_RDZV_ENDPOINT" in os.environ else "PET_MASTER_ADDR"
+    return Endpoint(host, port, settings.min_nodes, is_host, variable)
 
 
-def under_a_launcher() -> Finding:
-    """For a process that a launcher has started: whether MASTER_ADDR has an address."""
+def count_ranks(context: Context) -> int:
+    """Processes of the whole job. Raises ConfigError."""
+    if context.is_worker:
+        return int(os.environ["WORLD_SIZE"])
+    endpoint = find_endpoint()
+    return context.processes * (endpoint.nodes if endpoint else 1)
+
+
+def rendezvous(context: Context) -> Finding:
+    """Whether the nodes reach node 0. Blocks for 10 s at most."""
+    if not context.is_worker:
+        return meet(find_endpoint())
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    addresses = _addresses(host, "MASTER_ADDR", _TRY_S)
+    addresses = _resolve(host, "MASTER_ADDR", _CONNECT_S)
     if isinstance(addresses, Finding):
         return addresses
     return Finding("ok", f"MASTER_ADDR {host} is {addresses[0]}", f"port {port}: see all-reduce")
 
 
-def meet(meeting: Meeting | None, wait_s: float = 10.0) -> Finding:
-    """On node 0 listen for the others, on these knock there. Blocks for `wait_s` at most.
+def meet(endpoint: Endpoint | None, wait_s: float = _WAIT_S) -> Finding:
+    """On node 0 listen for the others, on these connect to it. Blocks for `wait_s` at most.
 
-    The doctor listens where the fit's own rendezvous will, so that a port that is taken or closed
-    shows while no GPU waits for it.
+    It listens on the port of the fit's own rendezvous, so that a port that is taken or closed shows
+    while no GPU waits for it.
     """
-    if meeting is None:
-        return skipped("one node: nobody to meet (PET_NNODES)")
-    addresses = _addresses(meeting.host, meeting.told_by, wait_s / 2)
+    if endpoint is None:
+        return skipped("one node: no rendezvous (PET_NNODES)")
+    addresses = _resolve(endpoint.host, endpoint.variable, wait_s / 2)
     if isinstance(addresses, Finding):
         return addresses
-    is_host = any(map(_is_here, addresses)) if meeting.is_host is None else meeting.is_host
-    look = _listen if is_host else _knock
-    return look(meeting, addresses[0], wait_s)
+    is_host = endpoint.is_host
+    if any(map(_is_local, addresses)) if is_host is None else is_host:
+        return _listen(endpoint, addresses[0], wait_s)
+    return _connect(endpoint, addresses[0], wait_s)
 
 
-def _addresses(host: str, variable: str, wait_s: float) -> list[str] | Finding:
+def _resolve(host: str, variable: str, wait_s: float) -> list[str] | Finding:
     """A name's addresses; a pod's name may take a moment to appear."""
-    until = time.monotonic() + wait_s
+    until_s = time.monotonic() + wait_s
     while True:
         try:
             return sorted({info[4][0] for info in socket.getaddrinfo(host, None)})  # type: ignore[misc]
         except (OSError, UnicodeError) as error:
-            if time.monotonic() > until:
+            if time.monotonic() > until_s:
                 return Finding(
                     "fail",
                     f"{variable}: the name {host} does not resolve ({error})",
-                    "no node finds node 0",
+                    "the nodes cannot find node 0",
                     f"correct {variable}; in Kubernetes it is POD.SERVICE of a headless Service "
                     "with publishNotReadyAddresses: true, and egress to port 53 must be allowed",
                 )
             time.sleep(_PAUSE_S)
 
 
-def _is_here(address: str) -> bool:
-    """Whether an address is one of this machine's: only then can it be bound."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _listen(meeting: Meeting, address: str, wait_s: float) -> Finding:
-    at, others = f"{meeting.host}:{meeting.port} ({meeting.told_by})", meeting.nodes - 1
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as server:
+def _is_local(address: str) -> bool:
+    """Whether an address is one of this machine's: only those can be bound."""
+    with socket.socket(_family(address)) as probe, contextlib.suppress(OSError):
+        probe.bind((address, 0))
+        return True
+    return False
+
+
+def _listen(endpoint: Endpoint, address: str, wait_s: float) -> Finding:
+    others, port = endpoint.nodes - 1, endpoint.port
+    connected: set[str] = set()
+    with socket.socket(_family(address)) as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            server.bind(("", meeting.port))
+            server.bind(("", port))
         except OSError as error:
             return Finding(
                 "fail",
-                f"this is node 0, and port {meeting.port} cannot be had here ({error.strerror})",
+                f"cannot bind port {port} on node 0, this node ({error.strerror})",
                 "the rendezvous cannot be hosted",
-                f"stop what listens on port {meeting.port} (an earlier run?), or give another port "
-                f"in {meeting.told_by} on all nodes",
+                f"stop the process that listens on port {port} (an earlier run?), or set another "
+                f"port in {endpoint.variable} on all nodes",
             )
         server.listen(others)
-        came: set[str] = set()
-        until = time.monotonic() + wait_s
-        while len(came) < others and (left_s := until - time.monotonic()) > 0:
+        until_s = time.monotonic() + wait_s
+        while len(connected) < others and (left_s := until_s - time.monotonic()) > 0:
             server.settimeout(left_s)
             with contextlib.suppress(TimeoutError):
                 connection, peer = server.accept()
                 connection.close()
-                came.add(peer[0] if not peer[0].startswith("127.") else f"{peer[0]}:{peer[1]}")
-    told = f"this is node 0: {at} is free here; {len(came)} of {others} other nodes came"
-    if len(came) < others:
-        return Finding("warn", told, "not known whether the others reach this node", _FIX_ALL_NODES)
-    return Finding("ok", told, "the others reach this node")
+                connected.add(f"{peer[0]}:{peer[1]}" if peer[0].startswith("127.") else peer[0])
+    found = f"node 0 (this node): {endpoint} is free; {len(connected)} of {others} nodes connected"
+    if len(connected) < others:
+        return Finding("warn", found, "the others may not reach this node", _FIX_ALL_NODES)
+    return Finding("ok", found, "the other nodes reach this node")
 
 
-def _knock(meeting: Meeting, address: str, wait_s: float) -> Finding:
-    until = time.monotonic() + wait_s
+def _connect(endpoint: Endpoint, address: str, wait_s: float) -> Finding:
+    until_s = time.monotonic() + wait_s
     while True:
-        left_s = until - time.monotonic()
+        limit_s = max(0.1, min(_CONNECT_S, until_s - time.monotonic()))
         try:
-            socket.create_connection((address, meeting.port), max(0.1, min(_TRY_S, left_s))).close()
+            socket.create_connection((address, endpoint.port), limit_s).close()
         except OSError as error:
-            if time.monotonic() < until:
+            if time.monotonic() < until_s:
                 time.sleep(_PAUSE_S)
                 continue
-            why = "silence" if isinstance(error, TimeoutError) else (error.strerror or repr(error))
-            return Finding(
-                "fail",
-                f"{meeting.host}:{meeting.port} ({meeting.told_by}), {address}: {why}",
-                "this node cannot join node 0",
-                _FIX_ALL_NODES,
-            )
-        told = f"{meeting.host}:{meeting.port} ({meeting.told_by}) answers at {address}"
-        return Finding("ok", told, "this node reaches node 0")
+            is_silent = isinstance(error, TimeoutError)
+            why = "no answer" if is_silent else (error.strerror or repr(error))
+            found = f"{endpoint}, {address}: {why}"
+            return Finding("fail", found, "this node cannot join node 0", _FIX_ALL_NODES)
+        return Finding("ok", f"{endpoint} answers at {address}", "this node reaches node 0")

@@ -1,4 +1,4 @@
-"""What a report tells, as plain values, and the tables and curves drawn from it."""
+"""The contents of a report as plain values, and the tables and curves made from them."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-MAX_LABELLED_CLASSES = 30
-"""Up to so many classes a confusion matrix has its names and counts written in it."""
 WORST_PAIRS = 20
 _CURVE_POINTS = 300
 _CURVES = (
@@ -17,13 +15,15 @@ _CURVES = (
     ("Learning rate", ".3g", (("rate", "lr"),)),
     ("Images per second", ",.0f", (("images/s", "throughput/images_per_s"),)),
     ("Data wait", ".1%", (("share of time", "throughput/data_wait"),)),
-    ("Memory", ".3g", (("most GiB", "memory/max_gib"),)),
+    ("Memory", ".3g", (("peak GiB", "memory/max_gib"),)),
 )
+Point = tuple[float, float]
+"""Step and value."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One evaluated image and what the model made of it."""
+    """One evaluated image and its prediction."""
 
     image: np.ndarray
     """[H, W, 3] uint8, RGB."""
@@ -33,23 +33,23 @@ class Shown:
     """Of the guess."""
     loss: float | None = None
     path: str = ""
-    """Where the image lies under data.root."""
+    """Relative to data.root."""
 
 
 @dataclass(frozen=True)
 class Confused:
-    """Samples of one class taken for another."""
+    """Samples of one class predicted as another."""
 
     true: str
     guess: str
     count: int
     examples: Sequence[Shown]
-    """A few of them, the surest first."""
+    """A few of them, the most confident first."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How sure the model was against how often it was right, in bins of equal width.
+    """Confidence against accuracy, in bins of equal width.
 
     Guo et al. 2017 (arXiv 1706.04599), section 2.
 
@@ -72,7 +72,7 @@ class Calibration:
 
 @dataclass
 class ReportData:
-    """All that a report tells, as plain values; what is empty is left out of it."""
+    """The contents of a report as plain values; empty ones are left out of the page."""
 
     title: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -96,11 +96,11 @@ class ReportData:
     """The most confused pairs of classes, with images."""
     calibration: Calibration | None = None
     starts: Sequence[dict[str, Any]] = ()
-    """The starts that the run took (lightship.run.restarts)."""
+    """The first start and the restarts of the run (lightship.run.restarts)."""
     environment: dict[str, Any] = field(default_factory=dict)
     """`environment_facts()`."""
     skipped: Sequence[str] = ()
-    """Samples left out, one line each."""
+    """Skipped samples, one line each."""
 
     def __post_init__(self) -> None:
         if self.confusion is not None:
@@ -137,8 +137,8 @@ def most_confused(confusion: np.ndarray, count: int) -> list[tuple[int, int, int
     ]
 
 
-def _points(rows: Iterable[dict[str, float]], key: str) -> list[tuple[float, float]]:
-    """(step, value) where there is a finite value, thinned evenly to what a chart can show."""
+def _points(rows: Iterable[dict[str, float]], key: str) -> list[Point]:
+    """The finite values, thinned evenly to as many as a chart can show."""
     points = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
     if len(points) <= _CURVE_POINTS:
         return points
@@ -146,26 +146,21 @@ def _points(rows: Iterable[dict[str, float]], key: str) -> list[tuple[float, flo
     return [points[index] for index in kept]
 
 
-def curves(data: ReportData) -> list[tuple[str, str, dict[str, list[tuple[float, float]]]]]:
-    """(title, number format, points by line name) of each chart with something in it."""
+def curves(data: ReportData) -> list[tuple[str, str, dict[str, list[Point]]]]:
+    """(title, number format, points by line name) of each chart that has points."""
     charts = []
-    for title, style, lines in _CURVES:
+    for title, number_format, lines in _CURVES:
         found = {name: points for name, key in lines if (points := _points(data.rows, key))}
         if found:
-            charts.append((title, style, found))
+            charts.append((title, number_format, found))
     return charts
 
 
 def mistakes_first(data: ReportData) -> list[Shown]:
-    """Predictions: the wrong ones, surest first, then the right ones, least sure first."""
+    """Predictions: wrong ones by falling confidence, then right ones by rising confidence."""
 
     def rank(shown: Shown) -> tuple[bool, float]:
         is_right = shown.true == shown.guess
         return is_right, shown.probability if is_right else -shown.probability
 
     return sorted(data.predictions, key=rank)
-
-
-def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Each count as a share of its true class."""
-    return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)

@@ -1,4 +1,4 @@
-"""Each check of the doctor fails when its fault is there, and says how to mend that very fault."""
+"""Each check of the doctor fails on its fault, and names the fix of that fault."""
 
 import base64
 import contextlib
@@ -9,7 +9,6 @@ import re
 import socket
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,13 @@ from lightship import cli, storage
 from lightship.commands.base import Command
 from lightship.commands.doctor import import_fit
 from lightship.config import DataConfig
-from lightship.doctor import container, data_set, python_and_torch, render, rendezvous
-from lightship.doctor.check import Check, Finding, Once, run, skipped
-from lightship.doctor.dry_run import Trial, try_steps
-from lightship.doctor.first_samples import FirstSamples, find_first_samples
+from lightship.doctor import container, data, dry_run, gpus, packages, render, rendezvous
+from lightship.doctor.checks import CHECKS, Check, Finding, skipped
+from lightship.doctor.context import Context
+from lightship.doctor.dry_run import StepCost
 from lightship.doctor.memory import Room, estimate
-from lightship.doctor.rows import Examination
+from lightship.doctor.runner import run
+from lightship.doctor.samples import FirstSamples, find_first_samples
 from lightship.errors import LightshipError
 from tests.support.faults import FaultProxy
 from tests.support.images import (
@@ -48,8 +48,10 @@ GIB = 2**30
 NET = "--model.net=tests.support.own_nets:pooled_linear"
 
 
-def examination(command: Command) -> Examination:
-    return Examination(command.config, command.wrong, False, import_fit)
+def context(*flags: str, load: Callable[[], None] = lambda: None) -> Context:
+    command = cli.parse(["doctor", *flags])
+    assert isinstance(command, Command)
+    return Context(command.config, command.wrong, False, load)
 
 
 @dataclass
@@ -68,15 +70,13 @@ class Lab:
 
     def finding(self, name: str, *flags: str) -> Finding:
         """What the check of that name finds for `lightship doctor FLAGS`."""
-        command = cli.parse(["doctor", f"--run.output={self.path}/run", *flags])
-        assert isinstance(command, Command)
-        checks = [c for c in examination(command).checks() if c.name == name]
-        [(_, finding)] = run(checks, lambda: None)
+        checks = [check for check in CHECKS if check.name == name]
+        [(_, finding)] = run(checks, context(f"--run.output={self.path}/run", *flags))
         return finding
 
     def answer(self, look: Callable[[], Finding]) -> Finding:
-        """What a check of its own finds, its errors included."""
-        [(_, finding)] = run([Check("x", look, "it means harm", "mend it")], lambda: None)
+        """What any function finds as a check, its errors included."""
+        [(_, finding)] = run([Check("x", lambda _: look(), "harm", "fix it")], context())
         return finding
 
 
@@ -99,11 +99,11 @@ def package(folder: Path, name: str, version: str, needs: str = "") -> None:
     )
 
 
-def packages(lab: Lab, torch: str, needs: str) -> Finding:
+def installed(lab: Lab, torch: str, needs: str) -> Finding:
     for name, version in (("torch", torch), ("lightning", "2.6.0")):
         package(lab.path, name, version)
     package(lab.path, "torchvision", "0.24.0", needs)
-    return python_and_torch.packages([str(lab.path)])
+    return packages.compare_packages([str(lab.path)])
 
 
 def gpu_device(lab: Lab) -> str:
@@ -146,9 +146,9 @@ def port_taken(lab: Lab) -> Finding:
         return lab.finding("rendezvous")
 
 
-def meeting(host: str, is_host: bool | None, port: int | None = None) -> rendezvous.Meeting:
+def endpoint(host: str, is_host: bool | None, port: int | None = None) -> rendezvous.Endpoint:
     port = port or free_ports(1)[0]
-    return rendezvous.Meeting(host, port, 2, is_host, "PET_RDZV_ENDPOINT")
+    return rendezvous.Endpoint(host, port, 2, is_host, "PET_RDZV_ENDPOINT")
 
 
 def silent_interface(lab: Lab) -> Finding:
@@ -207,7 +207,7 @@ def unreadable_kinds(lab: Lab) -> Finding:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return data_set.examine(DataConfig(root=f"{lab.path}/images.tar"), time.monotonic() + 9)
+    return data.examine(DataConfig(root=f"{lab.path}/images.tar"), 9)
 
 
 class Wandb(http.server.BaseHTTPRequestHandler):
@@ -250,12 +250,10 @@ def nobodys_wandb(lab: Lab) -> Finding:
     return lab.finding("W&B key")
 
 
-def memory(lab: Lab, trial: Trial, gib: float, *flags: str, on_gpu: bool = False) -> Finding:
-    command = cli.parse(["doctor", *flags])
-    assert isinstance(command, Command)
+def memory(lab: Lab, cost: StepCost, gib: float, *flags: str, on_gpu: bool = False) -> Finding:
     limit = int(gib * GIB)
     room = Room(1, 1, None if on_gpu else limit, limit if on_gpu else None)
-    return estimate(command.config, trial, room, 0)
+    return estimate(context(*flags).config, cost, room, 0)
 
 
 def another_run(lab: Lab) -> Finding:
@@ -265,31 +263,31 @@ def another_run(lab: Lab) -> Finding:
     return lab.finding("run at output", "--optim.lr=0.5")
 
 
-WIDE = Trial(10**6, 16 * 10**6, 100 * 2**20, 2**20, 100.0)
-WIDE_IN_EVALUATION = Trial(10**6, 16 * 10**6, 2**20, 100 * 2**20, 100.0)
+WIDE = StepCost(10**6, 16 * 10**6, 100 * 2**20, 2**20, 100.0)
+WIDE_IN_EVALUATION = StepCost(10**6, 16 * 10**6, 2**20, 100 * 2**20, 100.0)
 
 # Name -> (the fault, status, what is found, the fix).
 FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "torchvision for another torch": (
-        lambda lab: packages(lab, "2.8.0", "torch==2.9.0"), "fail", "torch 2.8.0",
+        lambda lab: installed(lab, "2.8.0", "torch==2.9.0"), "fail", "torch 2.8.0",
         r"pip install 'torch==2.9.\*' 'torchvision==0.24.0'"),
     "torchvision for a newer torch": (
-        lambda lab: packages(lab, "2.8.0+cu126", "torch (>=2.9.0)"), "fail", "torch 2.8.0",
+        lambda lab: installed(lab, "2.8.0+cu126", "torch (>=2.9.0)"), "fail", "torch 2.8.0",
         r"pip install 'torch==2.9.\*'"),
     "no torch": (
-        lambda lab: python_and_torch.packages([str(lab.path)]), "fail", "no package torch",
+        lambda lab: packages.compare_packages([str(lab.path)]), "fail", "no package torch",
         "pip install lightship"),
     "driver too old": (
-        lambda lab: python_and_torch.driver("auto", "13.0", (12, 4), str(lab.path)), "fail",
+        lambda lab: gpus.compare_cuda("auto", "13.0", (12, 4), str(lab.path)), "fail",
         "CUDA 13.0; the driver runs up to 12.4", "update the driver to one of CUDA 13"),
     "GPU without driver": (
-        lambda lab: python_and_torch.driver("auto", "12.6", None, gpu_device(lab)), "fail",
+        lambda lab: gpus.compare_cuda("auto", "12.6", None, gpu_device(lab)), "fail",
         "no NVIDIA driver answers", "--gpus all"),
     "torch without CUDA": (
-        lambda lab: python_and_torch.driver("auto", None, None, gpu_device(lab)), "warn",
+        lambda lab: gpus.compare_cuda("auto", None, None, gpu_device(lab)), "warn",
         "built without CUDA; 1 GPUs", "download.pytorch.org/whl/cu"),
     "torch without CUDA, GPU asked for": (
-        lambda lab: python_and_torch.driver("gpu", None, None, str(lab.path)), "fail",
+        lambda lab: gpus.compare_cuda("gpu", None, None, str(lab.path)), "fail",
         "built without CUDA", "download.pytorch.org/whl/cu"),
     "more processes than GPUs": (
         lambda lab: lab.finding("GPUs", "--trainer.accelerator=gpu", "--trainer.devices=999"),
@@ -299,41 +297,41 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
                      lab.finding("GPUs", "--trainer.devices=2"))[1],
         "fail", "PET_NPROC_PER_NODE is 3", "unset PET_NPROC_PER_NODE"),
     "memory limit, cgroup v2": (
-        lambda lab: container.memory(v2(lab, memoryDOTmax="268435456"), 1), "fail",
+        lambda lab: container.compare_memory(v2(lab, memoryDOTmax="268435456"), 1), "fail",
         r"limit 0.25 GiB \(cgroup v2\)", "resources.limits.memory, docker run --memory"),
     "memory limit of the cgroup above": (
-        lambda lab: container.memory(
+        lambda lab: container.compare_memory(
             v2(lab, "/pod/box", pod__memoryDOTmax="268435456", pod__box__memoryDOTmax="max"), 1),
         "fail", "limit 0.25 GiB", "resources.limits.memory"),
     "memory limit, cgroup v1": (
-        lambda lab: container.memory(
+        lambda lab: container.compare_memory(
             v1(lab, "/box", memory__box__memoryDOTlimit_in_bytes="268435456",
                memory__memoryDOTlimit_in_bytes="9223372036854771712"), 1),
         "fail", r"limit 0.25 GiB \(cgroup v1\)", "resources.limits.memory"),
     "CPU limit, cgroup v2": (
-        lambda lab: container.cpu(v2(lab, cpuDOTmax="50000 100000"), 1, 0), "warn",
+        lambda lab: container.compare_cpu(v2(lab, cpuDOTmax="50000 100000"), 1, 0), "warn",
         r"limit 0.5 \(cgroup v2\); 1 processes", r"CPU limit \(resources.limits.cpu"),
     "CPU limit, cgroup v1": (
-        lambda lab: container.cpu(
+        lambda lab: container.compare_cpu(
             v1(lab, cpuCOMMAcpuacct__cpuDOTcfs_quota_us="150000",
                cpuCOMMAcpuacct__cpuDOTcfs_period_us="100000"), 2, 0),
         "warn", r"limit 1.5 \(cgroup v1\)", "raise the CPU limit .* to 2"),
     "threads beyond the CPU limit": (
-        lambda lab: container.cpu(v2(lab, cpuDOTmax="200000 100000"), 1, 64), "warn",
-        "64 decoding threads", "--data.decode_threads 2 and OMP_NUM_THREADS=2"),
+        lambda lab: container.compare_cpu(v2(lab, cpuDOTmax="200000 100000"), 1, 64), "warn",
+        "64 decoding threads per process", "--data.decode_threads 2 and OMP_NUM_THREADS=2"),
     "too small /dev/shm": (
-        lambda lab: lab.answer(lambda: container.shared(2, "/proc")), "fail",
+        lambda lab: lab.answer(lambda: container.check_shared(2, "/proc")), "fail",
         "/proc has 0 MiB free; 2 GPUs on one node need 256 MiB: docker run --shm-size=256m", ""),
-    "port taken": (port_taken, "fail", "this is node 0, and port .* cannot be had",
-                   r"stop what listens on port \d+ .* or give another port in PET_RDZV_ENDPOINT"),
+    "port taken": (port_taken, "fail", "cannot bind port .* on node 0, this node",
+                   r"stop the process that listens .* or set another port in PET_RDZV_ENDPOINT"),
     "port refuses": (
-        lambda lab: rendezvous.meet(meeting("127.0.0.1", False), 1.0), "fail",
+        lambda lab: rendezvous.meet(endpoint("127.0.0.1", False), 1.0), "fail",
         "127.0.0.1:.*refused", "start the doctor on all nodes at once"),
     "nobody came": (
-        lambda lab: rendezvous.meet(meeting("localhost", True), 0.5), "warn",
-        "0 of 1 other nodes came", "start the doctor on all nodes at once"),
+        lambda lab: rendezvous.meet(endpoint("localhost", True), 0.5), "warn",
+        "0 of 1 nodes connected", "start the doctor on all nodes at once"),
     "name without address": (
-        lambda lab: rendezvous.meet(meeting("node-0.nowhere.invalid", None), 1.0), "fail",
+        lambda lab: rendezvous.meet(endpoint("node-0.nowhere.invalid", None), 1.0), "fail",
         "PET_RDZV_ENDPOINT: the name node-0.nowhere.invalid does not resolve",
         "correct PET_RDZV_ENDPOINT; in Kubernetes it is POD.SERVICE"),
     "no rendezvous": (
@@ -353,13 +351,13 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         "fail", r"1 .txt file; looked for class folders", "correct --data.root"),
     "a damaged image": (
         lambda lab: lab.finding("data", images(lab, damage=True), "--data.image_size_px=8"),
-        "fail", "image|truncated|damaged", "mend the file it names"),
+        "fail", "image|truncated|damaged", "fix the file that is named"),
     "images that are not square": (
         lambda lab: lab.finding(
             "data", f"--data.root={put(str(lab.path / 'wide'), little_set(size_px=(8, 12)))}", NET),
-        "fail", "12x8 px, which is not square: set --data.image_size_px", "mend"),
+        "fail", "12x8 px, which is not square: set --data.image_size_px", "fix the file"),
     "an empty class folder": (
-        empty_class, "fail", "class folder train/dog/ has no image", "mend the data as told"),
+        empty_class, "fail", "class folder train/dog/ has no image", "fix the data that is named"),
     "no train split": (
         lambda lab: lab.finding(
             "data set", f"--data.root={put(str(lab.path), little_set(('test',)))}", NET),
@@ -367,12 +365,12 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "an image that cannot be read among many": (
         lambda lab: lab.finding(
             "data set", images_of(lab, {"train/cat/page.jpg": b"<html>"}), NET),
-        "fail", r"103 train images in 3 classes \(ant, bee, cat\); 1 of 103 looked at cannot be "
+        "fail", r"103 train images in 3 classes \(ant, bee, cat\); 1 of 103 examined cannot be "
         "read, such as (train/)?cat/page.jpg", "--data.on_error skip"),
     "an empty file to be left out": (
         lambda lab: lab.finding("data set", images_of(lab, {"train/cat/none.jpg": b""}), NET,
                                 "--data.on_error=skip"),
-        "warn", "1 of 103 looked at cannot be read, such as .*none.jpg", "mend or remove"),
+        "warn", "1 of 103 examined cannot be read, such as .*none.jpg", "fix or remove"),
     "too many to be left out": (
         lambda lab: lab.finding("data set", images_of(lab, {"train/cat/none.jpg": b""}), NET,
                                 "--data.on_error=skip", "--data.max_bad_fraction=0.001"),
@@ -380,7 +378,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "a slow store": (slow_store, "fail", r"images/s.*training takes",
                      "lightship pack .* --data.cache_gib"),
     "output denied": (denied_output, "fail", "access denied",
-                      "the rights to read, write and delete"),
+                      "permission to read, write and delete"),
     "output below a file": (below_a_file, "fail", "cannot be written", "on a writable volume"),
     "clock an hour ahead": (
         lambda lab: behind_proxy(
@@ -399,7 +397,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "a W&B key with quotes": (lambda lab: wandb_key(lab, "'" + "a" * 40 + "'"), "fail",
                               "characters other than", "set WANDB_API_KEY"),
     "a W&B key that is refused": (lambda lab: wandb_key(lab, "b" * 40), "fail",
-                                  r"refuses the key \(401\)", "make a key"),
+                                  r"rejects the key \(401\)", "create a key"),
     "a project that W&B refuses": (
         lambda lab: lab.finding("W&B key", "--run.project=a/b"), "fail", "--run.project: .*'a/b'",
         "correct the WANDB"),
@@ -409,31 +407,31 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
                       "HTTPS_PROXY.*WANDB_BASE_URL.*--run.tracking offline"),
     "batch larger than the GPU": (
         lambda lab: memory(lab, WIDE, 4, "--data.global_batch_size=128", on_gpu=True), "fail",
-        "of 4.0 GiB a GPU.*training batch of 128 18.75", "--trainer.accumulate_grad_batches 2"),
+        "of 4.0 GiB per GPU.*training batch of 128 18.75", "--trainer.accumulate_grad_batches 2"),
     "evaluation larger than memory": (
         lambda lab: memory(lab, WIDE_IN_EVALUATION, 4), "fail",
-        "of 4.0 GiB a node.*evaluation 512 50.00", "--data.eval_batch_size 128"),
+        "of 4.0 GiB per node.*evaluation batch of 512 50.00", "--data.eval_batch_size 128"),
     "a real net that fits nowhere": (
         lambda lab: lab.finding("model memory", "--model.net=tests.support.own_nets:bulky",
                                 "--data.eval_batch_size=1048576", "--data.image_size_px=64"),
-        "fail", "bulky|evaluation 1048576", "--data.eval_batch_size 262144"),
+        "fail", "bulky|evaluation batch of 1048576", "--data.eval_batch_size 262144"),
     "no such net": (
         lambda lab: lab.finding("model memory", "--model.net=resnet81"), "fail", "did you mean",
         "change --model.net"),
     "value out of range": (
         lambda lab: lab.finding("configuration", "--data.global_batch_size=0"), "fail",
-        "--data.global_batch_size is 0", "change the flag"),
+        "--data.global_batch_size is 0", "change the named flag"),
     "batch that does not divide": (
         lambda lab: lab.finding("configuration", "--data.global_batch_size=33",
                                 "--trainer.devices=2", "--trainer.accelerator=cpu"),
-        "fail", "33 is not divisible by 2", "change the flag"),
+        "fail", "33 is not divisible by 2", "change the named flag"),
     "odd batch to mix": (
         lambda lab: lab.finding("configuration", "--data.global_batch_size=33",
                                 "--data.mixup_alpha=0.2"),
-        "fail", "must be even", "change the flag"),
+        "fail", "must be even", "change the named flag"),
     "precision unknown to Lightning": (
         lambda lab: lab.finding("configuration", "--trainer.precision=17"), "fail",
-        "--trainer.precision 17", "change the flag"),
+        "--trainer.precision 17", "change the named flag"),
     "disk too small": (
         lambda lab: lab.finding("cache disk", "--data.root=s3://b/x", "--data.cache_gib=1000000"),
         "fail", "--data.cache_gib 1e.06 needs 1000000.0 GiB",
@@ -442,7 +440,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found_and_its_fix_told(fault: str, lab: Lab) -> None:
+def test_a_fault_is_found_with_its_fix(fault: str, lab: Lab) -> None:
     inject, status, found, fix = FAULTS[fault]
     finding = inject(lab)
     assert finding.status == status, finding
@@ -452,11 +450,8 @@ def test_a_fault_is_found_and_its_fix_told(fault: str, lab: Lab) -> None:
 
 
 def test_every_check_has_a_fault_of_its_own() -> None:
-    """Those found by name above, and the rooms that are asked directly."""
-    command = cli.parse(["doctor"])
-    assert isinstance(command, Command)
-    names = {check.name for check in examination(command).checks()}
-    assert names == {
+    """Those found by name above, and the functions that are called directly."""
+    assert {check.name for check in CHECKS} == {
         "configuration", "packages", "imports", "GPU driver", "GPUs", "CPU", "memory limit",
         "/dev/shm", "rendezvous", "all-reduce", "data", "data set", "output", "run at output",
         "clock", "W&B key", "model memory", "cache disk",
@@ -465,8 +460,8 @@ def test_every_check_has_a_fault_of_its_own() -> None:
 
 def test_a_listing_that_takes_too_long_is_no_fault(monkeypatch) -> None:
     listed = threading.Event()
-    monkeypatch.setattr(data_set, "scan", lambda *_: listed.wait(60) and {})
-    found = data_set.examine(DataConfig(root="somewhere"), time.monotonic() + 3.5)
+    monkeypatch.setattr(data, "scan", lambda *_: listed.wait(60) and {})
+    found = data.examine(DataConfig(root="somewhere"), 3.5)
     listed.set()
     assert found.status == "skipped"
     assert "not listed within" in found.found
@@ -480,9 +475,9 @@ def test_an_unreadable_first_image_is_left_out_where_a_fit_does(lab: Lab) -> Non
 
 
 def test_sound_things_are_ok(lab: Lab) -> None:
-    assert packages(lab, "2.9.0", "torch==2.9.0").status == "ok"
-    assert python_and_torch.driver("gpu", "12.6", (12, 4), "/nowhere").status == "ok"
-    assert container.memory(container.Limits(None, 8 * GIB, "cgroup v2"), 2).status == "ok"
+    assert installed(lab, "2.9.0", "torch==2.9.0").status == "ok"
+    assert gpus.compare_cuda("gpu", "12.6", (12, 4), "/nowhere").status == "ok"
+    assert container.compare_memory(container.Limits(None, 8 * GIB, "cgroup v2"), 2).status == "ok"
     assert memory(lab, WIDE, 80, on_gpu=True).status == "ok"
     assert lab.finding("data", images(lab), NET).status == "ok"
     assert lab.finding("data set", images(lab), NET).status == "ok"
@@ -496,19 +491,19 @@ def test_sound_things_are_ok(lab: Lab) -> None:
 def test_ranks_exchange(lab: Lab) -> None:
     finding = lab.finding("all-reduce", "--trainer.devices=2", "--trainer.accelerator=cpu")
     assert finding.status == "ok", finding
-    assert "2 processes by gloo have the right sum" in finding.found
+    assert "all-reduce OK (gloo, 2 ranks)" in finding.found
 
 
 def test_nodes_that_run_the_doctor_meet(lab: Lab) -> None:
-    there = meeting("127.0.0.1", True)
+    there = endpoint("127.0.0.1", True)
     found: list[Finding] = []
     host = threading.Thread(target=lambda: found.append(rendezvous.meet(there, 20.0)))
     host.start()
-    knocked = rendezvous.meet(meeting("127.0.0.1", False, there.port), 20.0)
+    knocked = rendezvous.meet(endpoint("127.0.0.1", False, there.port), 20.0)
     host.join()
     assert knocked.status == "ok", knocked
     assert found[0].status == "ok", found
-    assert "1 of 1 other nodes came" in found[0].found
+    assert "1 of 1 nodes connected" in found[0].found
 
 
 def first_samples(root: str, **options: Any) -> FirstSamples:
@@ -545,7 +540,7 @@ LAYOUTS: dict[str, tuple[Callable[[Lab], str], str, bool]] = {
 def test_first_samples_of_every_layout(layout: str, lab: Lab) -> None:
     make, told, has_images = LAYOUTS[layout]
     first = first_samples(make(lab))
-    assert first.told.startswith(told)
+    assert first.layout.startswith(told)
     assert first.size_px(DataConfig(root="")) == (8 if has_images else None)
     assert sum(len(data) for data in storage.read_spans(first.spans) if isinstance(data, bytes))
     if first.whole_bytes is None:
@@ -560,7 +555,7 @@ def test_an_archive_that_is_fetched_whole_is_not_fetched(lab: Lab) -> None:
     lab.env.setenv("LIGHTSHIP_CACHE", str(lab.path / "cache"))
     url = put(lab.s3.url("x"), {"set.tar": tarred(little_set())}) + "/set.tar"
     first = first_samples(url, root_md5="0" * 32)
-    assert first.told == "an archive"
+    assert first.layout == "an archive"
     assert first.whole_bytes == storage.size_bytes(url)
     assert not (lab.path / "cache").exists()
 
@@ -583,9 +578,8 @@ def two_layers(classes: int) -> nn.Module:
 
 
 def test_memory_is_counted_to_the_byte() -> None:
-    command = cli.parse(["doctor", "--model.net=tests.unit.doctor.test_doctor:two_layers"])
-    assert isinstance(command, Command)
-    found = try_steps(command.config, 32, 10, torch.device("cpu"))
+    config = context(f"--model.net={__name__}:two_layers").config
+    found = dry_run.measure(config, 32, 10, torch.device("cpu"))
     numbers = 3072 * 1000 + 1000 + 1000 * 10 + 10
     assert found.parameters == numbers
     assert found.image_bytes == 4 * (3072 + 1000)  # each layer's input
@@ -609,51 +603,67 @@ def test_a_doctor_leaves_nothing(lab: Lab) -> None:
 def test_a_check_that_hangs_or_breaks_does_not_take_the_others_with_it(capsys) -> None:
     never = threading.Event()
 
-    def hang() -> Finding:
+    def hang(_: Context) -> Finding:
         never.wait()
         return Finding("ok", "too late")
 
-    def refuse() -> Finding:
+    def refuse(_: Context) -> Finding:
         raise LightshipError("no")
 
     checks = [
-        Check("hangs", hang, "harm", "mend it", deadline_s=0.2),
-        Check("late is no harm", hang, "harm", "mend it", deadline_s=0.2, if_late="warn"),
-        Check("breaks", lambda: Finding(1 / 0), "harm", "mend it"),  # type: ignore[arg-type]
-        Check("refuses", refuse, "harm", "mend it"),
-        Check("is well", lambda: Finding("ok", "fine"), "", ""),
+        Check("hangs", hang, "harm", "fix it", deadline_s=0.2),
+        Check("late is no harm", hang, "harm", "fix it", deadline_s=0.2, if_late="warn"),
+        Check("late is skipped", hang, "harm", "fix it", deadline_s=0.2, if_late="skipped"),
+        Check("breaks", lambda _: Finding(1 / 0), "harm", "fix it"),  # type: ignore[arg-type]
+        Check("refuses", refuse, "harm", "fix it"),
+        Check("is well", lambda _: Finding("ok", "fine"), "", ""),
     ]
-    findings = {check.name: finding for check, finding in run(checks, lambda: None)}
-    assert findings["hangs"] == Finding("fail", "no answer within 0.2 s", "harm", "mend it")
-    assert findings["late is no harm"].status == "warn"
+    findings = {check.name: finding for check, finding in run(checks, context())}
+    late = "no answer within 0.2 s"
+    assert findings["hangs"] == Finding("fail", late, "harm", "fix it")
+    assert findings["late is no harm"] == Finding("warn", late, "if it fails: harm", "fix it")
+    assert findings["late is skipped"] == skipped(late)
     assert findings["breaks"].status == "fail"
     assert "ZeroDivisionError" in findings["breaks"].found
     assert "Traceback" in capsys.readouterr().err
-    assert findings["refuses"] == Finding("fail", "no", "harm", "mend it")
+    assert findings["refuses"] == Finding("fail", "no", "harm", "fix it")
     assert findings["is well"] == Finding("ok", "fine")
     never.set()
 
 
 def test_what_cannot_be_imported_is_a_reason_to_skip() -> None:
-    def imports() -> None:
+    def load() -> None:
         raise ImportError("libcudart.so.12: cannot open shared object file")
 
-    checks = [Check("x", lambda: Finding("ok", "fine"), "", "")]
-    [(_, finding)] = run(checks, imports)
+    checks = [Check("x", lambda _: Finding("ok", "fine"), "", "")]
+    [(_, finding)] = run(checks, context(load=load))
     assert finding.status == "skipped"
     assert "libcudart" in finding.found
 
 
-def test_once_is_worked_out_once_for_all_threads() -> None:
+def test_all_that_a_fit_imports_is_imported() -> None:
+    checks = [check for check in CHECKS if check.name == "imports"]
+    [(_, finding)] = run(checks, context(load=import_fit))
+    assert finding.status == "ok"
+
+
+def test_a_fact_is_computed_once_for_all_threads() -> None:
     calls: list[int] = []
-    once = Once(lambda: calls.append(1) or len(calls))
-    threads = [threading.Thread(target=once) for _ in range(8)]
+
+    def count(_: Context) -> int:
+        calls.append(1)
+        return len(calls)
+
+    shared = context()
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(shared.once(count).result())) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert once() == 1
-    assert calls == [1]
+    assert found == [1] * 8
 
 
 FINDINGS = {"short": Finding("ok", "this", "that"), "a longer name": Finding("fail", "x", "y", "z"),

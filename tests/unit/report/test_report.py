@@ -1,4 +1,4 @@
-"""The report: whole in itself, safe with hostile names, and its pictures show something."""
+"""The report: self-contained, safe with hostile names, and its charts show the numbers."""
 
 import base64
 import io
@@ -12,6 +12,7 @@ from PIL import Image
 
 from lightship import storage
 from lightship.report import Calibration, Confused, ReportData, Shown, write_report
+from lightship.report.charts import ticks
 from lightship.report.environment import environment_facts, git_commit
 
 HOSTILE = ["<script>alert(1)</script>", '" onload="alert(2)', "$\\frac{", "a\nb", "犬" * 40]
@@ -116,19 +117,44 @@ def test_the_page_needs_nothing_else_and_escapes_every_name(tmp_path):
     assert picture.size == (12, 12)
 
 
-@pytest.mark.parametrize("count", [5, 40])
-def test_the_pictures_show_something(tmp_path, count):
-    names = HOSTILE + [f"class {i}" for i in range(count - len(HOSTILE))]
-    page, _, folder = write(tmp_path, report_data(names))
-    for name in ("curves.png", "confusion.png", "predictions.png"):
-        picture = Image.open(folder / name).convert("RGB")
-        assert min(picture.size) > 200
-        assert len(picture.getcolors(2**24)) > 20
-    assert {"svg", "polyline"} <= set(page.tags)
-    inlined = [value for value in page.values("class") if value == "drawn"]
-    assert len(inlined) == (1 if count > 30 else 0)
+def test_curves_and_worst_pairs_are_in_the_page(tmp_path):
+    page, _, _ = write(tmp_path, report_data(HOSTILE))
+    assert len(page.values("points")) == 5  # loss, accuracy (both splits), rate, images a second
     worst = page.text.partition("Most confused")[2]
-    assert worst.index(names[0]) < worst.index(names[1]) < worst.index("19")
+    assert worst.index(HOSTILE[0]) < worst.index(HOSTILE[1]) < worst.index("19")
+
+
+def test_many_classes_have_a_picture_of_the_confusion_matrix(tmp_path):
+    data = report_data([f"class {i}" for i in range(40)])
+    page, html, _ = write(tmp_path, data)
+    assert 'class="heat"' not in html
+    (place,) = [i for i, (_, value) in enumerate(page.attributes) if value == "heat-map tiny"]
+    uri = page.attributes[place + 1][1]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    shares = data.confusion / data.confusion.sum(1, keepdims=True)
+    np.testing.assert_array_equal(pixels[..., 3], (255 * np.sqrt(shares)).astype(np.uint8))
+    of_wrong, of_right = pixels[~np.eye(40, dtype=bool)], pixels[np.eye(40, dtype=bool)]
+    assert len(np.unique(of_wrong[:, :3], axis=0)) == len(np.unique(of_right[:, :3], axis=0)) == 1
+    assert (of_wrong[0, :3] != of_right[0, :3]).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "whole", "expected"),
+    [
+        (0.0, 1.0, False, [0, 0.25, 0.5, 0.75, 1]),
+        (0.97, 0.9934, False, [0.97, 0.98, 0.99, 1]),
+        (-3.0, 5.0, False, [-4, -2, 0, 2, 4, 6]),
+        (0.0, 1e-5, False, [0, 0.25e-5, 0.5e-5, 0.75e-5, 1e-5]),
+        (0.0, 0.0, False, [0, 0.25]),  # one value
+        (0.7, 0.7, False, [0.6, 0.8]),
+        (1.0, 1 + 1e-15, False, [1, 1.25]),  # no interval of so few digits
+        (0.0, 1.0, True, [0, 1]),
+        (0.0, 10.0, True, [0, 5, 10]),
+        (0.0, 123456.0, True, [0, 50000, 100000, 150000]),
+    ],
+)
+def test_ticks_are_round_numbers_around_the_values(low, high, whole, expected):
+    assert ticks(low, high, 4, whole) == pytest.approx(expected)
 
 
 def test_the_numbers_are_plain_json(tmp_path):
@@ -155,7 +181,7 @@ def test_the_numbers_are_plain_json(tmp_path):
     assert numbers["config"]["data"]["root"] is None
 
 
-def test_restarts_and_calibration_are_told(tmp_path):
+def test_restarts_and_calibration_are_shown(tmp_path):
     page, html, _ = write(tmp_path, report_data(HOSTILE))
     assert "1 restart" in page.text
     assert "2026-01-02 03:04:05" in page.text
@@ -179,8 +205,8 @@ def test_what_is_empty_is_left_out(tmp_path):
 def test_one_point_and_one_class_are_drawn(tmp_path):
     rows = [{"step": 0, "train/loss": 0.0}]
     data = ReportData("little", rows=rows, class_names=["one"], confusion=np.array([[3]]))
-    page, _, folder = write(tmp_path, data)
-    assert (folder / "curves.png").exists()
+    page, _, _ = write(tmp_path, data)
+    assert page.values("points") == ["52.0,192.0"]
     assert "100.0%" in page.text
     assert not [value for value in page.values("points") if "nan" in value]
 

@@ -20,9 +20,10 @@ from lightship.data.sources.layouts import NAMED_ROOTS, scan
 from lightship.data.sources.listing import nothing_there, without_runs
 from lightship.data.sources.parquet import scan_parquet
 from lightship.data.sources.parts import is_ignored, is_image, seen
+from lightship.doctor.context import Context
 from lightship.errors import DataError
 
-_LISTED = 256
+_MAX_LISTED = 256
 _SPANS_BYTES = 16 * 2**20
 _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
@@ -33,11 +34,11 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 
 @dataclass(frozen=True)
 class FirstSamples:
-    """What a look at the first files shows.
+    """What the first files show.
 
     Attributes:
-        told: What the images lie in.
-        spans: What to read to learn the speed; at most about 16 MiB.
+        layout: What holds the images.
+        spans: What to read to measure the speed; at most about 16 MiB.
         image_bytes: Mean size of a stored image; None: not known.
         images: A few images' bytes, to be decoded.
         encoding: Of these (`Manifest.encoding`).
@@ -46,7 +47,7 @@ class FirstSamples:
         whole_bytes: Size of an archive that is fetched whole before anything else.
     """
 
-    told: str
+    layout: str
     spans: list[storage.Span]
     image_bytes: float | None = None
     images: list[bytes] = field(default_factory=list)
@@ -58,7 +59,7 @@ class FirstSamples:
     @property
     def is_read_whole(self) -> bool:
         """Whether only reading all of it tells what is in it."""
-        return self.whole_bytes is not None or self.told == _TAR
+        return self.whole_bytes is not None or self.layout == _TAR
 
     def size_px(self, data: DataConfig) -> int | None:
         """Side of the images as a fit takes them; None if there is none to look at.
@@ -79,8 +80,18 @@ class FirstSamples:
         return None
 
 
+def is_streamed(data: DataConfig) -> bool:
+    """Whether the settings alone say that the set is streamed."""
+    return data.mode == "streaming" or bool(data.crop_min_area)
+
+
+def first_samples(context: Context) -> FirstSamples:
+    """Look at the first files at --data.root. Blocks."""
+    return find_first_samples(context.config.data)
+
+
 def find_first_samples(data: DataConfig) -> FirstSamples:
-    """Look at the first files, a few hundred of a listing at most. Blocks.
+    """The same, of a data section; a few hundred files of a listing at most.
 
     Raises:
         LightshipError: Nothing is there, or it is no data set.
@@ -101,7 +112,7 @@ def find_first_samples(data: DataConfig) -> FirstSamples:
 
 def _listed(url: str) -> FirstSamples:
     try:
-        files = storage.list_files(url, _LISTED, skip=is_ignored)
+        files = storage.list_files(url, _MAX_LISTED, skip=is_ignored)
     except storage.NotFound as error:
         raise nothing_there(url) from error
     if [file.path for file in files] == [""]:
@@ -145,9 +156,9 @@ def _indexed(url: str) -> FirstSamples:
     return _of_manifest(replace(manifests[split], root=url), "packed shards")
 
 
-def _of_manifest(manifest: Manifest, told: str) -> FirstSamples:
-    most = int(np.searchsorted(np.cumsum(manifest.length), _SPANS_BYTES)) + 1
-    ids = np.arange(min(most, len(manifest)))
+def _of_manifest(manifest: Manifest, layout: str) -> FirstSamples:
+    count = int(np.searchsorted(np.cumsum(manifest.length), _SPANS_BYTES)) + 1
+    ids = np.arange(min(count, len(manifest)))
     in_place = ids[np.lexsort((manifest.offset[ids], manifest.file_index[ids]))]
     images = []
     for _, data in read_samples(manifest, ids[:_DECODED]):
@@ -155,7 +166,7 @@ def _of_manifest(manifest: Manifest, told: str) -> FirstSamples:
             raise data
         images.append(data)
     return FirstSamples(
-        told,
+        layout,
         [span for span, _ in plan_spans(manifest, in_place)],
         float(manifest.length[ids].mean()),
         images,

@@ -1,0 +1,56 @@
+"""Whether Python and its packages fit together, and can be imported."""
+
+import re
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from lightship.doctor.checks import Finding
+from lightship.doctor.context import Context
+
+_OLDEST_PYTHON = (3, 11)
+
+
+def packages(context: Context) -> Finding:
+    """Python's version, and whether torchvision was built for the torch beside it."""
+    return compare_packages(sys.path)
+
+
+def compare_packages(path: Sequence[str]) -> Finding:
+    """The same, of the packages in these folders."""
+    found = {
+        name: next(iter(metadata.distributions(name=name, path=list(path))), None)
+        for name in ("torch", "torchvision", "lightning")
+    }
+    versions = {name: package.version for name, package in found.items() if package}
+    if missing := [name for name in found if name not in versions]:
+        fix = "pip install lightship in this environment"
+        return Finding("fail", f"no package {', '.join(missing)}", "fit cannot start", fix)
+    seen = f"Python {sys.version.split()[0]}" + "".join(f", {n} {v}" for n, v in versions.items())
+    if sys.version_info < _OLDEST_PYTHON:
+        means = "lightship does not support this Python"
+        return Finding("fail", seen, means, "install Python 3.11 or newer")
+    needs = [need for need in found["torchvision"].requires or [] if re.match(r"torch\b", need)]  # type: ignore[union-attr]
+    if wanted := re.search(r"([=>~]=) *(\d+\.\d+)", needs[0] if needs else ""):
+        have, want = major_minor(versions["torch"]), major_minor(wanted[2])
+        if have < want or (wanted[1] == "==" and have != want):
+            return Finding(
+                "fail",
+                seen,
+                f"torchvision was built for torch {wanted[2]}: its operators fail to load",
+                f"pip install 'torch=={wanted[2]}.*' 'torchvision=={versions['torchvision']}', "
+                "both from the same index",
+            )
+    return Finding("ok", seen, "compatible versions")
+
+
+def imports(context: Context) -> Finding:
+    """Whether all that a fit needs can be imported."""
+    context.loaded.result()
+    return Finding("ok", "all modules of a fit", "they import without errors")
+
+
+def major_minor(version: str) -> tuple[int, int]:
+    """The first two numbers of a version."""
+    numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
+    return numbers[0], numbers[1] if len(numbers) > 1 else 0

@@ -1,0 +1,111 @@
+"""Whether Weights & Biases accepts this run."""
+
+import base64
+import json
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from lightship.config import RunConfig
+from lightship.doctor.checks import Finding, skipped
+from lightship.doctor.context import Context
+from lightship.tracking.key import find_key
+from lightship.tracking.settings import read_settings
+from lightship.tracking.start import run_id, start_tracking
+
+_REQUEST_S = 5.0
+_MIN_KEY_LENGTH = 40
+_JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
+_NEW_KEY = "create a key at the server's /authorize page and set WANDB_API_KEY to it"
+_WRITABLE = (
+    "set WANDB_DIR, WANDB_CACHE_DIR, WANDB_DATA_DIR and TMPDIR to writable folders, or set "
+    "--run.tracking none"
+)
+_OFFLINE = "the run is kept offline, to upload with wandb sync"
+
+
+def wandb(context: Context) -> Finding:
+    """Whether the key is valid, and a run starts as a fit starts it. Blocks for seconds.
+
+    Raises:
+        ConfigError: wandb is not installed, or one of its settings is invalid.
+    """
+    run = context.config.run
+    key = _check_key(run.tracking)
+    if run.tracking == "none" or os.environ.get("WANDB_MODE") == "disabled" or key.status == "fail":
+        return key
+    if problems := _start_and_finish(run):
+        return Finding("warn", problems, "the run continues without tracking", _WRITABLE)
+    return key
+
+
+def _start_and_finish(run: RunConfig) -> str:
+    """Start and finish an offline run in a temporary folder; its problems, or ''."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
+        tracker = start_tracking(
+            "offline", run.project, run_id(), str(run.output), {}, Path(folder), note=lines.append
+        )
+        if tracker:
+            tracker.log_metrics({"doctor": 1.0}, 1)
+            tracker.finish(0)
+    return "; ".join(line for line in lines if not line.startswith("W&B offline"))
+
+
+def _check_key(mode: str) -> Finding:
+    """Whether there is a key, in W&B's format, that the server accepts. Blocks for seconds."""
+    if mode != "auto":
+        return skipped(f"--run.tracking {mode}: no key needed")
+    settings = read_settings(mode)
+    if settings.mode in ("disabled", "offline", "dryrun"):
+        return skipped(f"WANDB_MODE is {settings.mode}: no key needed")
+    key, missing = find_key(settings.base_url, settings.api_key or settings.identity_token_file)
+    if missing:
+        fix = f"{_NEW_KEY}, or set --run.tracking offline or none"
+        return Finding("warn", missing, _OFFLINE, fix)
+    if key == settings.identity_token_file:
+        return Finding("ok", f"an identity token in {key}", "wandb exchanges it for a key")
+    secret = key.partition("-")[2] or key
+    if not _JWT.fullmatch(key):  # the rules of wandb 0.31 (wbauth)
+        if not re.fullmatch(r"[\w-]+", secret):
+            found = "the key has characters other than letters, digits and _ (a newline, a quote?)"
+            return Finding("fail", found, _OFFLINE, _NEW_KEY)
+        if len(secret) < _MIN_KEY_LENGTH:
+            found = f"the key has {len(secret)} characters; W&B's have {_MIN_KEY_LENGTH} or more"
+            return Finding("fail", found, _OFFLINE, _NEW_KEY)
+    return _ask_server(settings.base_url, key)
+
+
+def _ask_server(server: str, key: str) -> Finding:
+    """Have the server name the key's owner."""
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    request = urllib.request.Request(
+        f"{server.rstrip('/')}/graphql",
+        data=json.dumps({"query": "query { viewer { username } }"}).encode(),
+        headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_REQUEST_S) as reply:
+            answer = json.loads(reply.read(2**16))
+    except (OSError, ValueError) as error:
+        why = str(error)
+        if isinstance(error, urllib.error.HTTPError):
+            why = f"status {error.code}"
+            if error.code in (401, 403):
+                found = f"{server} rejects the key ({error.code})"
+                return Finding("fail", found, _OFFLINE, _NEW_KEY)
+        return Finding(
+            "warn",
+            f"{server} does not answer as W&B does ({why})",
+            _OFFLINE,
+            "allow HTTPS to it (HTTPS_PROXY, NetworkPolicy), correct WANDB_BASE_URL, or set "
+            "--run.tracking offline",
+        )
+    viewer = ((answer or {}).get("data") or {}).get("viewer")
+    if not viewer:
+        return Finding("fail", f"{server} knows no user with this key", _OFFLINE, _NEW_KEY)
+    found = f"{server} accepts the key of {viewer.get('username')}"
+    return Finding("ok", found, "the run is online")
