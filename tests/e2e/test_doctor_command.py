@@ -73,7 +73,10 @@ def test_an_invalid_configuration_still_has_a_table(tmp_path: Path) -> None:
 def test_under_torchrun_all_ranks_all_reduce_and_one_prints(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     flags = ("--run.tracking=none", "--trainer.accelerator=cpu", "--run.output=run")
-    code, lines = doctor(tmp_path, *flags, launcher=launcher, OMP_NUM_THREADS="1")
+    for _ in range(3):
+        code, lines = doctor(tmp_path, *flags, launcher=launcher, OMP_NUM_THREADS="1")
+        if not any("still importing torch" in line for line in lines):
+            break  # else the machine is too busy to tell, as the row says
     assert code == 0, lines
     assert sum("all-reduce OK (gloo, 2 ranks)" in line for line in lines) == 1
     assert len(statuses(lines)) == CHECKS

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TextIO
 
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
@@ -18,6 +19,7 @@ _MIB = 16  # of the all-reduce that is timed
 _MAX_RANKS_ON_CPU = 2  # more would show no more, and take their time to import torch
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 _MEANS = "the first step fails, or hangs until --trainer.timeout_s"
+_BUSY = "run doctor again when the processors and the disk are less busy"
 _FIX = (
     "correct GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (this node's network interface), give "
     "containers a larger /dev/shm, and see NCCL_DEBUG=INFO"
@@ -77,8 +79,7 @@ def _run(
             if any(process.poll() for process in running):
                 break  # the others wait for the one that failed
             if time.monotonic() > until_s:
-                found = f"all-reduce {group}: no result within {timeout_s:g} s"
-                return Finding("fail", found, _MEANS, _FIX)
+                return _late(f"all-reduce {group}: no result within {timeout_s:g} s", outputs)
             time.sleep(0.05)
         for process, output in zip(running, outputs, strict=True):
             if process.poll():
@@ -90,6 +91,18 @@ def _run(
         seconds = re.search(r"^seconds (.+)$", outputs[0].read(), re.MULTILINE)
         speed = f", {_MIB / float(seconds[1]):,.0f} MiB/s" if seconds else ""
         return Finding("ok", f"all-reduce OK {group}{speed}", "the ranks reach each other")
+
+
+def _late(found: str, outputs: Sequence[TextIO]) -> Finding:
+    """A failure, unless ranks that have not started yet explain it. See allreduce_worker.py."""
+    for output in outputs:
+        output.seek(0)
+        progress = output.read()
+        waits = "connected" in progress and "all started" not in progress
+        if waits or "imported" not in progress:
+            means = "unknown whether the ranks reach each other"
+            return Finding("warn", f"{found}: a rank is still importing torch", means, _BUSY)
+    return Finding("fail", found, _MEANS, _FIX)
 
 
 def _interfaces() -> str:

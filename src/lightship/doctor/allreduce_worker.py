@@ -1,7 +1,8 @@
 """One rank of the all-reduce: `python -m lightship.doctor.allreduce_worker TIMEOUT_S BACKEND`.
 
-Joins the group that torchrun's variables name, checks one sum and times larger ones; rank 0 prints
-the best time. It opens the group as distributed/comm.py does, but without importing Lightning.
+Joins the group that torchrun's variables name, checks one sum and times larger ones. Prints how far
+it is (imported, connected, all started), and rank 0 the best time. It opens the group as
+distributed/comm.py does, but without importing Lightning.
 """
 
 import os
@@ -11,6 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 _NUMBERS = 4 * 2**20  # 16 MiB
 _ROUNDS = 3
@@ -18,14 +20,21 @@ _ROUNDS = 3
 
 def main(timeout_s: float, backend: str) -> None:
     """All-reduce once; a failure exits with a traceback. Blocks."""
-    on_cuda = backend == "nccl"
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    print("imported", flush=True)
+    on_cuda, timeout = backend == "nccl", timedelta(seconds=timeout_s)
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    print("connected", flush=True)
+    store.add("started", 1)
+    while store.add("started", 0) < world_size:
+        time.sleep(0.05)
+    print("all started", flush=True)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout_s)
-    )
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=store, rank=rank, world_size=world_size, timeout=timeout,
+    )  # fmt: skip
     for kind in {torch.device("cpu"), device}:
         numbers = torch.full((1024,), float(rank + 1), device=kind)
         dist.all_reduce(numbers)
