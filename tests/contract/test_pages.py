@@ -56,9 +56,19 @@ def test_pages_are_short(name: str) -> None:
     assert len(page(name).splitlines()) <= MOST_LINES.get(name, 120)
 
 
-def test_every_page_is_found_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/\w[\w-]*\.md)\)", page("README.md")))
-    assert linked == set(PAGES[1:])
+def test_every_page_is_in_the_table_of_contents() -> None:
+    assert "](docs/index.md)" in page("README.md")
+    linked = set(re.findall(r"^\| \[.*?\]\((.*?)\)", page("docs/index.md"), re.MULTILINE))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert linked == pages | {"../CONTRIBUTING.md", "../CHANGELOG.md"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_that_are_named_exist(name: str) -> None:
+    """From the root, or from the package: `data/order.py`."""
+    named = re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.py|(?:\w+/)+[\w.-]+\.(?:yaml|lock))`", page(name))
+    for path in named:
+        assert any((ROOT / folder / path).exists() for folder in ("", "src/lightship")), path
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -1,4 +1,4 @@
-"""Documentation that runs: each command and snippet of README.md and docs/, or it says why not.
+"""Documentation that runs: each command and snippet of the pages, or it says why not.
 
 What stands in a page is done in its order on one desk: a folder as a reader would have it, with the
 same images in a bucket. Only what NOT_HERE names is not done, and then as much of it is checked as
@@ -29,7 +29,10 @@ _TPU = "a TPU; tests/xla runs the same on XLA's CPU runtime"
 # What a line lacks here, and the test that shows what can be shown -> the lines.
 NOT_HERE = {
     "minutes; tests/e2e/test_digits.py runs this very command": ["make train"],
-    "this very run": ["make test"],
+    "this very run": ["make test", "python -m pytest tests/unit/data -x -q"],
+    "an environment of its own; it is the one that runs this": [
+        "make setup", "source .venv/bin/activate",
+    ],
     "an environment of its own or hours; these are test runs": [
         "make test-xla", "make test-dist", "make test-container", "make chaos",
     ],
@@ -127,7 +130,9 @@ def test_the_list_of_what_is_not_done_is_exact() -> None:
 
 def test_every_block_is_of_a_kind_that_is_read() -> None:
     kinds = {example.kind for example in EXAMPLES}
-    assert kinds <= {*READABLE, "yaml", "json", "text"}, "another kind needs its own test"
+    assert kinds <= {*READABLE, "yaml", "json", "text", "mermaid"}, (
+        "another kind needs its own test"
+    )
     for example in EXAMPLES:
         if example.kind == "yaml":
             assert example.file, f"{example}: the first line must name the file, to be used here"

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -105,6 +106,25 @@ def test_rooms_import_only_what_lies_below() -> None:
 def test_rooms_have_no_circle() -> None:
     order = [*TopologicalSorter(ALLOWED).static_order()]
     assert {room(module) for module in modules()} == set(order)
+
+
+def test_the_picture_of_the_architecture_is_current() -> None:
+    """Its arrows are `ALLOWED` between folders, less those that follow from other arrows."""
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    below: dict[str, set[str]] = {}
+    expected = {}
+    for name in TopologicalSorter(ALLOWED).static_order():
+        direct = ALLOWED[name] & folders
+        implied = set().union(*(below[other] for other in direct))
+        below[name] = direct | implied
+        if name in folders and direct - implied:
+            expected[name] = direct - implied
+    page = (ROOT.parents[1] / "docs/architecture.md").read_text()
+    [picture] = re.findall(r"^```mermaid\nflowchart TD\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    arrows = dict(line.strip().split(" --> ") for line in picture.splitlines())
+    assert {name: set(others.split(" & ")) for name, others in arrows.items()} == expected
+    described = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert described == folders | {"recipes"}
 
 
 def test_modules_have_no_circle() -> None:
