@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.table import machine, print_table, run_json, spread
 from lightship.checkpoint.store import CheckpointStore
+from lightship.distributed.signals import StopRequest
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.training.callbacks.checkpointing import Checkpointing
-from lightship.training.callbacks.preemption import StopRequest
 from tests.support.s3 import S3Server
 
 RUNS = int(os.environ.get("RUNS", "3"))

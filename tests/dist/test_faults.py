@@ -104,7 +104,7 @@ def test_a_stopped_job_leaves_no_data_worker(job) -> None:
     assert len(data_workers) == 2
     os.killpg(os.getpgid(run.worker(0)), signal.SIGTERM)
     assert agent.wait() == 143, agent.said
-    assert f"step {run.committed()} is saved" in agent.said
+    assert f"checkpoint saved at step {run.committed()};" in agent.said
     until(lambda: not any(map(is_alive, data_workers)), "the data workers' end", bound_s=5)
 
 
@@ -142,7 +142,7 @@ def test_told_to_stop(job, reference, measured, whom: str) -> None:
     os.kill(run.worker(1) if whom == "rank 1" else agent.pid, signal.SIGTERM)
     with measured(f"SIGTERM to the {whom}: saved and gone"):
         assert agent.wait() == 143, agent.said
-    assert f"step {run.committed()} is saved" in agent.said
+    assert f"checkpoint saved at step {run.committed()};" in agent.said
     assert run.committed() < 20
     finish(run)
     same(run, reference)

@@ -251,7 +251,7 @@ def test_told_to_stop(run: str, tmp_path: Path, number: int) -> None:
         child.signal(number)
         assert child.wait() == 143
     assert "Traceback" not in child.output
-    assert "run the same command to go on" in child.output
+    assert "rerun the command to resume" in child.output
     kept = len(list(parts.glob("*-*.jsonl")))
     assert 1 <= kept < 4
 

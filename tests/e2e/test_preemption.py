@@ -81,7 +81,7 @@ def test_one_signal_loses_nothing(moment: str, images: str, undisturbed, tmp_pat
         assert "Traceback" not in child.output
         assert len([li for li in child.output.splitlines() if li.startswith("lightship: ")]) == 1
         assert f"stopped by {number.name}" in child.output
-        assert "run the same command" in child.output
+        assert "rerun" in child.output
         assert len(child.steps()) == saved_steps, "the step in hand is the last"
     newest = job.newest()
     assert (newest.step if newest else 0) == saved_steps

@@ -2,19 +2,17 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from types import FrameType
 
 from lightship.cli import host_environment
 from lightship.cli.command_line import parse
 from lightship.commands.base import Command
 from lightship.console import log, streams
 from lightship.console.screen import Screen
-from lightship.distributed.signals import stop_signals
-from lightship.errors import EXIT_CODES, LightshipError
+from lightship.distributed.signals import Phase, StopRequest
+from lightship.errors import LightshipError
 
 __all__ = ["main", "parse"]
 
@@ -29,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a thread that spins keeps out the one that it waits for; docs/measurements.md has numbers.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        for number in stop_signals():
-            # The imports take seconds, and a container's first process ignores what is not handled.
-            signal.signal(number, _stop_at_once)
+        # The imports take seconds, and a container's first process ignores what is not handled.
+        StopRequest(Phase.COMMAND).install()
     command = None
     try:
         command = parse(arguments)
@@ -59,9 +56,3 @@ def _tell(error: LightshipError, log_format: str) -> None:
         facts = {"event": "error", "exit_code": error.exit_code, "text": str(error)}
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts})
     print(line, file=sys.stderr, flush=True)
-
-
-def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """End the process where nothing has to be saved."""
-    streams.write_error(f"lightship: stopped by {signal.Signals(number).name}\n")
-    os._exit(EXIT_CODES["preempted"].code)

@@ -14,6 +14,7 @@ from lightship.config import Config
 from lightship.data.manifest import refuse_one_class
 from lightship.data.module import ImageData
 from lightship.distributed import comm
+from lightship.distributed.signals import StopRequest
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
 from lightship.models.nets.build import check_training
@@ -31,7 +32,6 @@ from lightship.training.callbacks.divergence import Divergence
 from lightship.training.callbacks.early_stopping import EarlyStopping
 from lightship.training.callbacks.ema import EMA
 from lightship.training.callbacks.image_predictions import ImagePredictionLogger
-from lightship.training.callbacks.preemption import StopRequest
 from lightship.training.callbacks.schedule_change import ScheduleChange
 from lightship.training.callbacks.seeding import StepSeeding
 from lightship.training.callbacks.sync_buffers import SyncBuffers
@@ -135,7 +135,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     progress.note(_first_line(config, data, model, environment, start.step if start else None))
     trainer.fit(model, datamodule=data, ckpt_path=start.url if start else None)
     store.wait()
-    stop.act_at_once()
+    stop.end_training()
 
     comm.broadcast_from_rank_0(store.check_fence)
     best = comm.broadcast_from_rank_0(store.best)

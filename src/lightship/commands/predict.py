@@ -17,12 +17,12 @@ from lightship.config import Config, DataConfig
 from lightship.data.batch import NOT_COUNTED
 from lightship.data.module import ImageData
 from lightship.distributed import comm
+from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, DataError
 from lightship.models.classifier import ImageClassifier
 from lightship.predict.shards import Division, Parts, Unreadable
 from lightship.predict.table import Prediction, Table, check_format
 from lightship.predict.writer import ShardWriter
-from lightship.training.callbacks.preemption import StopRequest
 from lightship.training.callbacks.progress import Progress
 from lightship.training.trainer import build_data, build_trainer, start_progress
 
@@ -34,7 +34,7 @@ def predict(command: Command) -> None:
 
     Goes on from the parts that are there.
     """
-    with StopRequest():  # never deferred: what is written is durable, what is not is made again
+    with StopRequest(Phase.PREDICT):
         _predict(command)
 
 

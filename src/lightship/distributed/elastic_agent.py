@@ -42,7 +42,7 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
 from lightship.distributed import comm
-from lightship.distributed.signals import stop_signals
+from lightship.distributed.signals import RESPONSES, Phase, stop_signals
 from lightship.errors import (
     EXIT_CODES,
     ConfigError,
@@ -131,8 +131,7 @@ def run_agent(processes: int, arguments: Sequence[str], goes_on_from: str | None
             raise logs.told(result)
         is_over = True
     except SignalException as error:
-        name = signal.Signals(error.sigval).name
-        raise Preempted(logs.message(0) or f"stopped by {name}") from None
+        raise Preempted(logs.message(0) or RESPONSES[Phase.AGENT].text(error.sigval)) from None
     except RendezvousTimeoutError:
         raise TimeoutExpired(
             f"fewer than {settings.min_nodes} nodes (PET_NNODES) came to {settings.rdzv_endpoint} "

@@ -10,11 +10,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 
 from lightship.config import TrainerConfig
 from lightship.distributed import shared_memory, slurm
-from lightship.distributed.signals import stop_signals
+from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, Diverged, LightshipError, PeerLost, Preempted
 
 _AGENT_PID = "LIGHTSHIP_AGENT_PID"
@@ -52,8 +51,7 @@ def launch(
         if processes == 1 and os.environ.get("PET_NNODES", "1") in ("1", "1:1"):
             work()
             return
-        for number in stop_signals():
-            signal.signal(number, _stopped_early)
+        StopRequest(Phase.LAUNCH).install()
         from lightship.distributed.elastic_agent import run_agent
 
         if is_on_gpus(trainer.accelerator):
@@ -159,10 +157,6 @@ def processes_here(trainer: TrainerConfig) -> int:
     if gpus and int(wanted) > gpus:
         raise ConfigError(f"--trainer.devices {wanted}: there are {gpus} GPUs on this node")
     return int(wanted)
-
-
-def _stopped_early(number: int, frame: FrameType | None) -> None:
-    raise Preempted(f"stopped by {signal.Signals(number).name} before anything was started")
 
 
 def _die_with_launcher() -> None:

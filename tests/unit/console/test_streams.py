@@ -2,14 +2,10 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-
-from lightship.training.callbacks.preemption import StopRequest
 
 _SET_UP = "import os, sys; from lightship.console import streams; streams.set_up(); "
 
@@ -24,14 +20,6 @@ def python(code: str, shell: str = "", **options):
         timeout=60,
         **options,
     )
-
-
-@pytest.fixture
-def hangup_as_in_a_terminal() -> Iterator[None]:
-    """SIGHUP is not ignored, even if the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 def closed_pipe() -> int:
@@ -116,24 +104,3 @@ def test_a_warning_is_one_line_without_its_source():
     assert [(e["event"], e["text"]) for e in map(json.loads, lines)] == [
         ("warning", "not read")
     ] * 2
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP on Windows")
-@pytest.mark.parametrize(("start", "expected"), [("", True), ("trap '' HUP; ", False)])
-def test_a_hangup_asks_to_stop_unless_nohup_ignores_it(hangup_as_in_a_terminal, start, expected):
-    code = "import signal; from lightship.distributed.signals import stop_signals as s; "
-    code += "print(signal.SIGHUP in s(), signal.SIGTERM in s())"
-    done = subprocess.run(
-        ["bash", "-c", f'{start}exec "$0" -c "$1"', sys.executable, code],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert done.stdout == f"{expected} True\n"
-
-
-def test_a_hangup_in_training_waits_for_the_save(hangup_as_in_a_terminal):
-    before = signal.getsignal(signal.SIGHUP)
-    with StopRequest() as stop:
-        stop.defer()
-        signal.raise_signal(signal.SIGHUP)
-        assert stop.signal_name == "SIGHUP"
-    assert signal.getsignal(signal.SIGHUP) == before

@@ -10,9 +10,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightship.checkpoint.policy import CheckpointPolicy
 from lightship.checkpoint.store import CheckpointStore
+from lightship.distributed.agreement import Agreement
+from lightship.distributed.signals import RESPONSES, Phase, StopRequest
 from lightship.errors import Preempted
 from lightship.tracking.metrics_csv import MetricsCSV
-from lightship.training.callbacks.preemption import Agreement, StopRequest
 
 
 class Checkpointing(Checkpoint):
@@ -74,7 +75,7 @@ class Checkpointing(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and from here on let signals wait for a save."""
-        self.stop.defer()
+        self.stop.begin_training()
         self.agreement.open()
         epochs = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.completed:
@@ -193,10 +194,8 @@ class Checkpointing(Checkpoint):
     def _leave(self, trainer: Trainer) -> None:
         self.store.wait()
         trainer.strategy.barrier("saved")  # or the first to leave takes the writer with it
-        raise Preempted(
-            f"stopped by {self.stop.signal_name or 'a peer'}: step {trainer.global_step} is saved; "
-            "run the same command to go on"
-        )
+        response = RESPONSES[Phase.TRAINING]
+        raise Preempted(response.text(self.stop.number, trainer.global_step))
 
 
 def _settle(fit_loop: dict[str, Any]) -> int:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightship.checkpoint.policy import CheckpointPolicy
+from lightship.distributed.signals import StopRequest
 from lightship.errors import EXIT_CODES, Diverged
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.training.callbacks.checkpointing import Checkpointing
 from lightship.training.callbacks.divergence import Divergence
-from lightship.training.callbacks.preemption import StopRequest
 from lightship.training.callbacks.throughput import Throughput
 from tests.support.little_fit import classifier, fit
 
