@@ -43,10 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run(command, arguments)
         if command is None or (isinstance(command, Command) and command.name == "doctor"):
             streams.check_output()
+        code = 0
     except LightshipError as error:
         _tell(error, "text" if command is None else command.log_format)
-        return error.exit_code
-    return 0
+        code = error.exit_code
+    if argv is None and command is not None:
+        _leave_calls_behind(code)
+    return code
+
+
+def _leave_calls_behind(code: int) -> None:
+    """End the process at once if calls to storage, or checks, that were given up still run.
+
+    At a regular exit Python unwinds their threads; within native code that aborts the process.
+    """
+    from lightship.storage.parallel import calls_in_flight  # heavy, as above
+
+    if calls_in_flight():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _tell(error: LightshipError, log_format: str) -> None:

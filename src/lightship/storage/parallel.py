@@ -15,6 +15,7 @@ from lightship.storage.retry import Deadline
 
 T = TypeVar("T")
 R = TypeVar("R")
+_running: "set[Future[Any]]" = set()
 _GRACE_S = 1.0
 """Wait this much longer, so that the deadline within a call can name the cause."""
 
@@ -115,6 +116,7 @@ class Executor:
             if self._waiting and self._idle:
                 self._turn.notify()  # there may be room for one more
         if future.set_running_or_notify_cancel():
+            _running.add(future)
             try:
                 result = call()
             except BaseException as error:  # the future's owner gets it
@@ -123,6 +125,7 @@ class Executor:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+            _running.discard(future)
         with self._turn:
             self._bytes -= size_bytes
         if self.deadline:
@@ -135,6 +138,11 @@ class Executor:
             return False
         total_bytes = self._bytes + self._waiting[0][2]
         return not self._bytes or self.max_bytes is None or total_bytes <= self.max_bytes
+
+
+def calls_in_flight() -> int:
+    """Calls that run now, by all executors of this process."""
+    return len(_running)
 
 
 def parallel_map(

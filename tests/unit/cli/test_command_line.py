@@ -235,3 +235,33 @@ def test_an_error_is_json_where_the_log_is(capsys, tmp_path: Path) -> None:
 def test_a_path_that_is_not_utf8_is_refused_in_a_line(arguments):
     with pytest.raises(ConfigError, match=r"^caf\\xe9 is not UTF-8; rename it$"):
         parse(arguments)
+
+
+def test_a_call_that_was_given_up_does_not_abort_the_process() -> None:
+    """A thread that Python ends within native code calls std::terminate."""
+    code = """
+import sys, threading
+from torch._subclasses.fake_tensor import FakeTensorMode
+import torch
+from lightship import cli
+from lightship.commands import dispatch
+from lightship.storage.parallel import in_daemon
+
+runs = threading.Event()
+
+def endless():
+    with FakeTensorMode():
+        while True:
+            torch.ones(3) + 1
+            runs.set()
+
+def run(command, arguments):
+    in_daemon(endless)
+    runs.wait()
+
+dispatch.run = run
+sys.argv = ["lightship", "doctor"]
+raise SystemExit(cli.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
