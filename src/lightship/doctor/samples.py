@@ -17,7 +17,8 @@ from lightship.data.sample_reader import plan_spans, read_samples
 from lightship.data.shards.index import INDEX
 from lightship.data.sources.cifar import ENCODING, cifar_files
 from lightship.data.sources.layouts import NAMED_ROOTS, scan
-from lightship.data.sources.listing import nothing_there, without_runs
+from lightship.data.sources.listing import nothing_there
+from lightship.data.sources.own_files import without_runs
 from lightship.data.sources.parquet import scan_parquet
 from lightship.data.sources.parts import is_ignored, is_image, seen
 from lightship.doctor.context import Context

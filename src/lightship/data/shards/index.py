@@ -21,6 +21,8 @@ INDEX = "lightship-index.npz"
 WORK = ".packing"
 """The folder at that root that is there while packing, or after it was stopped."""
 UNFINISHED = f"{WORK}/unfinished"
+PLAN, SKIPPED = "pack.json", "skipped.txt"
+"""Files at that root: what is packed (`plan.Plan`), and which images were skipped."""
 _MEMBER_BYTES = 2 * tarfile.BLOCKSIZE  # a header and at most one block of content: KEY.cls
 
 

@@ -18,8 +18,8 @@ from lightship import storage
 from lightship.config import PackConfig
 from lightship.data.manifest import Manifest, save_manifests
 from lightship.data.sample_reader import read_samples
-from lightship.data.shards.index import INDEX, UNFINISHED, WORK, load_index
-from lightship.data.shards.plan import PLAN, Plan, Shard, ShardRecord
+from lightship.data.shards.index import INDEX, PLAN, SKIPPED, UNFINISHED, WORK, load_index
+from lightship.data.shards.plan import Plan, Shard, ShardRecord
 from lightship.data.shards.write import SCRATCH, Packing, stored_form
 from lightship.data.sources import layouts
 from lightship.data.sources.parts import is_ignored
@@ -27,7 +27,6 @@ from lightship.errors import ConfigError, DataError, LightshipError
 
 _REMOVED_AT_ONCE = 16
 _PROBED = 64
-_SKIPPED = "skipped.txt"
 
 
 def pack(
@@ -78,7 +77,7 @@ def pack(
     left_out = sum(len(bad.told) for bad in packing.bad.values())
     say(
         f"packed {kept:,} images, {size_mib:,.1f} MiB: {storage.redact(url)}"
-        + (f"; {left_out:,} could not be read and are listed in {_SKIPPED}" * bool(left_out))
+        + (f"; {left_out:,} could not be read and are listed in {SKIPPED}" * bool(left_out))
     )
 
 
@@ -232,9 +231,9 @@ def _finish(
     skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.told.items())]
     if skipped:
         text = "".join(f"{line}\n" for line in skipped)
-        storage.write_bytes(storage.join(url, _SKIPPED), text.encode())
-    elif _SKIPPED in held:
-        storage.remove(storage.join(url, _SKIPPED))
+        storage.write_bytes(storage.join(url, SKIPPED), text.encode())
+    elif SKIPPED in held:
+        storage.remove(storage.join(url, SKIPPED))
     packed = {}
     for split, manifest in manifests.items():
         full = [s for s in shards if s.split == split and packing.records[s].size]

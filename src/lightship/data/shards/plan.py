@@ -10,10 +10,9 @@ import numpy as np
 
 from lightship import storage, versions
 from lightship.data.manifest import Manifest
-from lightship.data.shards.index import WORK, sample_bytes
+from lightship.data.shards.index import PLAN, WORK, sample_bytes
 from lightship.errors import ConfigError
 
-PLAN = "pack.json"
 _FORMAT = "pack.json"
 _COLUMNS = ("ids", "offset", "length", "crc32")
 

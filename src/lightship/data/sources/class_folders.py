@@ -1,6 +1,6 @@
 """Class folders: how the paths of images name splits and classes, and which layouts are refused."""
 
-import warnings
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from lightship.data.sources.parts import is_ignored, seen, some
 from lightship.data.sources.splits import SPLITS, split_of_name, template
 from lightship.errors import DataError
 
+logger = logging.getLogger(__name__)
 _MOST_BESIDE = 0.1
 
 Pieces = Sequence[Sequence[str]]
@@ -63,10 +64,9 @@ def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
         raise _no_class_folder(paths, root)
     outside = [path for path, pair in zip(paths, found.assigned, strict=True) if pair is None]
     if outside:
-        warnings.warn(
+        logger.warning(
             f"{root}: {len(outside)} images outside the class folders are not used, "
-            f"such as {outside[0]}",
-            stacklevel=2,
+            f"such as {outside[0]}"
         )
     return found
 

@@ -3,8 +3,8 @@
 import codecs
 import importlib.resources
 import json
+import logging
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +15,7 @@ from lightship.data.shards.index import INDEX, load_index
 from lightship.data.sources.cifar import cifar_files, scan_cifar
 from lightship.data.sources.class_folders import check_no_empty_class, read_class_folders
 from lightship.data.sources.listing import Listing, list_root
+from lightship.data.sources.own_files import without_own
 from lightship.data.sources.parquet import scan_parquet
 from lightship.data.sources.parts import (
     Found,
@@ -30,6 +31,7 @@ from lightship.data.sources.tar import scan_tars
 from lightship.errors import DataError
 from lightship.storage.urls import split
 
+logger = logging.getLogger(__name__)
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 NAMED_ROOTS = {
     "cifar10": (_CIFAR + "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
@@ -96,9 +98,8 @@ def scan_images(root: str, root_md5: str | None = None, leave_out: Sequence[str]
 
 def _warn_of_shadowed_folder(root: str) -> None:
     if (root == "digits" or root in NAMED_ROOTS) and os.path.lexists(root):
-        warnings.warn(
-            f"--data.root {root} is the data set of that name; for the local {root} give ./{root}",
-            stacklevel=3,
+        logger.warning(
+            f"--data.root {root} is the data set of that name; for the local {root} give ./{root}"
         )
 
 
@@ -204,7 +205,8 @@ def _find(url: str, root: str, listing: Listing, labelled: bool) -> Found:
         found = scan_tars(url, chosen, kind == "gzipped tar", root, labelled)
         used |= {path for path in paths if path.rpartition("/")[2] in _CLASS_LISTS}
         found.class_names = found.class_names or _listed_classes(url, paths, chosen[0], root)
-    found.not_read += [path for path in paths if path not in used] + listing.not_read
+    unread = (path for path in paths if path not in used)
+    found.not_read += without_own(unread, listing.sizes, url) + listing.not_read
     found.ignored += listing.ignored
     return found
 

@@ -2,20 +2,17 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from lightship import storage
 from lightship.data.shards.index import INDEX, UNFINISHED, WORK
+from lightship.data.sources.own_files import folders_without_images, run_folders, without_runs
 from lightship.data.sources.parts import is_ignored, system_folder
 from lightship.errors import DataError
 from lightship.storage.archives import plain_names
 from lightship.storage.urls import relative_to, split
-
-_MARKS_OF_RUNS = ("/checkpoints/attempt", "/logs/starts.json")
-_DONE, _SETTINGS = "/DONE", "/config.yaml"
-_PARTS_OF_TABLE = ".parts/parts.json"
 
 
 @dataclass
@@ -65,47 +62,22 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
             f"which goes on where it stopped, or remove {WORK}/ to take the shards that are there"
         )
     own = {path for each in leave_out if (path := relative_to(each, url))}
-    runs = _run_folders(found.sizes)
-    found.ignored += [f"{run}/ (output of a run)" for run in sorted(runs)]
+    runs = run_folders(found.sizes)
+    found.ignored += [
+        f"{run}/ (output of a run)" if run else "the output of a run at the root"
+        for run in sorted(runs)
+    ]
     kept = {
         path: size
         for path, size in sorted(found.sizes.items())
         if path == "" or (not is_ignored(path) and path not in own)
     }
     found.sizes = without_runs(kept)
-    without_images = runs | {above for run in runs for above in _folders_of(run)}
-    folders_in = found.folders_in
+    without_images, folders_in = folders_without_images(runs), found.folders_in
     found.folders_in = lambda folder: [
         name for name in folders_in(folder) if f"{folder}/{name}".lstrip("/") not in without_images
     ]
     return found
-
-
-def without_runs(sizes: dict[str, int]) -> dict[str, int]:
-    """The files that lie in no folder that a fit or predict of lightship has written."""
-    runs = _run_folders(sizes)
-    return {p: size for p, size in sizes.items() if not runs or runs.isdisjoint(_folders_of(p))}
-
-
-def _run_folders(paths: Collection[str]) -> set[str]:
-    runs = {
-        path.removesuffix(mark) for path in paths for mark in _MARKS_OF_RUNS if path.endswith(mark)
-    }
-    runs |= {
-        folder
-        for path in paths
-        if path.endswith(_DONE) and f"{(folder := path.removesuffix(_DONE))}{_SETTINGS}" in paths
-    }
-    tables = (path.rpartition("/")[0] for path in paths if path.endswith(_PARTS_OF_TABLE))
-    return {run for run in (runs | set(tables)) if run}
-
-
-def _folders_of(path: str) -> Iterator[str]:
-    """The folders that a path lies in."""
-    at = path.find("/")
-    while at >= 0:
-        yield path[:at]
-        at = path.find("/", at + 1)
 
 
 def _list(url: str) -> Listing:

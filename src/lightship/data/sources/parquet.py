@@ -1,7 +1,7 @@
 """Parquet files with images in a column, as the Hugging Face Hub lays them out."""
 
+import logging
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from lightship.data.sources.parts import Found, Label, Part, some
 from lightship.data.sources.splits import split_of_name, split_words, splits_of_files
 from lightship.errors import DataError
 
+logger = logging.getLogger(__name__)
 _SCAN_THREADS = 8
 
 
@@ -123,10 +124,8 @@ def _check_same_column(what: str, columns: dict[str, list[str]], root: str) -> N
                 f"in {_shown(each[0])}; give files of one kind"
             )
     if others := {_shown(c) for each in columns.values() for c in each[1:]} - {_shown(taken)}:
-        warnings.warn(
-            f"{root}: the {what} are taken from the column {_shown(taken)}, not from "
-            f"{some(others)}",
-            stacklevel=3,
+        logger.warning(
+            f"{root}: the {what} are taken from the column {_shown(taken)}, not from {some(others)}"
         )
 
 
@@ -153,20 +152,18 @@ def _match_class_names(scanned: Iterable[_Scanned], root: str) -> list[str] | No
                 f"{root}: {without[0].name} names no classes, and the lists of classes in the "
                 "other files differ: what its numbers stand for is unknown"
             )
-        warnings.warn(
+        logger.warning(
             f"{root}: {without[0].name} ({len(without)} such files) names no classes; its numbers "
-            f"are taken to mean the same as in {with_names[0].name}",
-            stacklevel=3,
+            f"are taken to mean the same as in {with_names[0].name}"
         )
     elif len(lists) > 1 or not all(map(_is_numbered, filled)):
         for each in with_names:
             each.labels = _as_names(each, root)
     if len(lists) > 1:
         one, other = list(lists.values())[:2]
-        warnings.warn(
+        logger.warning(
             f"{root}: {one.name} and {other.name} have different lists of classes, which are "
-            f"matched by name: {len(union)} classes in all",
-            stacklevel=3,
+            f"matched by name: {len(union)} classes in all"
         )
     return union
 
@@ -211,10 +208,9 @@ def _check_one_configuration(files: Sequence[str], splits: Sequence[str] | None,
             f"{min(filter(None, folders))}, or move the files into one folder"
         )
     if len(prefixes := {before for file in files if (before := _prefix(file)) is not None}) > 1:
-        warnings.warn(
+        logger.warning(
             f"{root}: the names of the Parquet files begin differently ({some(prefixes)}); all of "
-            "them are taken as one data set",
-            stacklevel=3,
+            "them are taken as one data set"
         )
 
 

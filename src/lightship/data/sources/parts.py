@@ -1,6 +1,6 @@
 """What the scanners hand over (parts), and how parts become manifests: splits, classes, checks."""
 
-import warnings
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +12,7 @@ from lightship.data.manifest import Manifest
 from lightship.data.names import check_class_names, check_file_names, normal_form, printable
 from lightship.errors import DataError
 
+logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp"}
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "pnm"}
 _SYSTEM_FOLDERS = {
@@ -120,7 +121,7 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
     }
     for split, values in labels.items():
         if values and all(value is None for value in values):
-            warnings.warn(f"{root}: the split {split} has no labels; not used", stacklevel=2)
+            logger.warning(f"{root}: the split {split} has no labels; not used")
             labels[split] = []
         elif None in values:
             raise DataError(f"{root}: {values.count(None)} of {len(values)} samples of {split} "
@@ -176,7 +177,7 @@ def _not_read(found: Found, root: str) -> str:
     lines = [f"not read: {told}, such as {printable(found.not_read[0])}"] if told else []
     lines += [f"ignored: {some(found.ignored)}"] if found.ignored else []
     if lines:
-        warnings.warn(f"{root}: {'; '.join(lines)}", stacklevel=3)
+        logger.warning(f"{root}: {'; '.join(lines)}")
     return told
 
 
@@ -271,10 +272,9 @@ def _names_of_numbers(numbers: set[int], root: str) -> list[str]:
         )
     empty = sorted(set(range(count)) - numbers)
     if empty and min(numbers) >= 0:
-        warnings.warn(
+        logger.warning(
             f"{root}: {len(empty)} of {count} classes have no image: no label is "
-            f"{some(map(str, empty))}; labels count from 0",
-            stacklevel=2,
+            f"{some(map(str, empty))}; labels count from 0"
         )
     return [str(i) for i in range(count)]
 

@@ -1,7 +1,7 @@
 """Tar files: WebDataset shards, class folders in a tar, a CIFAR archive; plain or gzipped."""
 
 import json
-import warnings
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from lightship.data.sources.splits import splits_of_files
 from lightship.data.sources.tar_members import TarMembers, is_label, read_members
 from lightship.errors import DataError
 
+logger = logging.getLogger(__name__)
 _SCAN_THREADS = 8
 _MAX_DIGITS = 20  # of a number that an int64 may hold, with its sign
 
@@ -59,10 +60,9 @@ def _warn_of_unreadable(files: Sequence[str], shards: list[TarMembers], root: st
     if why:
         first, shard = next(pair for pair in zip(files, shards, strict=True) if pair[1].unreadable)
         path, reason = next(iter(shard.unreadable.items()))
-        warnings.warn(
+        logger.warning(
             f"{root}: {why.total()} images in the tars cannot be read, such as "
-            f"{f'{first}: ' if first else ''}{printable(path)} ({reason})",
-            stacklevel=2,
+            f"{f'{first}: ' if first else ''}{printable(path)} ({reason})"
         )
 
 
@@ -160,10 +160,9 @@ def _find_webdataset(
         split = splits[i] if splits else "train"
         parts.append(_part(split, files[i], shard, paths, [label_of[key] for key in keys]))
     if without:
-        warnings.warn(
+        logger.warning(
             f"{root}: {len(without)} samples have a label and no image and are not used, such as "
-            f"{printable(without[0])}",
-            stacklevel=2,
+            f"{printable(without[0])}"
         )
     return Found(parts)
 

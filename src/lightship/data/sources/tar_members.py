@@ -1,9 +1,9 @@
 """The members of one tar, plain or gzipped: where the bytes of each lie, links followed."""
 
 import gzip
+import logging
 import posixpath
 import tarfile
-import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from lightship import storage
 from lightship.data.sources.parts import is_ignored, is_image, suffix
 from lightship.errors import DataError, LightshipError
 
+logger = logging.getLogger(__name__)
 _MAX_LINKS = 40  # as Linux's own limit
 _MAX_PADDING_BYTES = 2**20  # the largest record that tars are usually padded to
 _CHUNK_BYTES = 2**20
@@ -105,9 +106,7 @@ def _check_end(source: _LastRead, end: int, name: str) -> None:
         raise DataError(f"{name} is not a whole tar: no header at byte {end} but something else")
     second = source.read(tarfile.BLOCKSIZE)
     if not second:
-        warnings.warn(
-            f"{name} ends in one block of zeros, not two: cut near its end?", stacklevel=2
-        )
+        logger.warning(f"{name} ends in one block of zeros, not two: cut near its end?")
     at, block = end + tarfile.BLOCKSIZE, second
     while block and not any(block):
         at += len(block)
@@ -122,10 +121,7 @@ def _check_end(source: _LastRead, end: int, name: str) -> None:
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
-        warnings.warn(
-            f"{name}: what follows the end of the tar, from byte {at} on, is not used",
-            stacklevel=2,
-        )
+        logger.warning(f"{name}: what follows the end of the tar, from byte {at} on, is not used")
     else:
         raise DataError(
             f"{name}: another tar follows at byte {at}, after the end of the first; unpack both "

@@ -1,17 +1,22 @@
 """What of a root is listed: nothing is left out unsaid, and no run's output becomes a class."""
 
 import os
+import re
 import socket
-import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from lightship import storage
+from lightship.config import PackConfig
 from lightship.data import sample_reader
+from lightship.data.shards.index import INDEX
+from lightship.data.shards.pack import pack
 from lightship.data.sources import layouts
+from lightship.data.sources.own_files import PREDICTION_COLUMNS
 from lightship.errors import ConfigError, DataError
+from lightship.predict.table import COLUMNS, Prediction, Table
 from tests.support import images
 from tests.support.images import Files, little_set, put
 
@@ -34,23 +39,23 @@ def classes_and_sizes(root: str) -> dict[str, tuple[list[str], int]]:
 
 @pytest.mark.parametrize("suffix", [".HEIC", ".jxl", ".jpg_large", ".png.bak", ""])
 @pytest.mark.parametrize("scan", [layouts.scan, layouts.scan_images])
-def test_files_that_no_reader_takes_are_counted_by_suffix(tmp_path, suffix, scan):
+def test_files_that_no_reader_takes_are_counted_by_suffix(tmp_path, suffix, scan, caplog):
     put(str(tmp_path), {**FLAT, **{f"cat/x{i}{suffix}": b"x" * 9 for i in range(7)}})
     last = suffix.rpartition(".")[2].lower()
     kind = f".{last}" if last else "extensionless"
-    with pytest.warns(UserWarning, match=f"not read: 7 {kind} files, such as cat/x0") as warned:
-        found = scan(str(tmp_path))
-    assert len(warned) == 1
+    found = scan(str(tmp_path))
+    assert re.search(f"not read: 7 {kind} files, such as cat/x0", caplog.text)
+    assert len(caplog.messages) == 1
     manifest = found["train"] if isinstance(found, dict) else found
     assert manifest.not_read == f"7 {kind} files"
     assert len(manifest) == len(FLAT)
 
 
-def test_a_small_other_kind_beside_shards_is_counted_too(tmp_path):
+def test_a_small_other_kind_beside_shards_is_counted_too(tmp_path, caplog):
     files = {**images.webdataset(little_set(per_class=40)), "logo.png": b"x", "notes.md": b"x"}
     put(str(tmp_path), {**files, "classes.txt": b"ant\nbee\ncat\n"})
-    with pytest.warns(UserWarning, match=r"not read: 1 \.png file, 1 \.md file"):
-        layouts.scan(str(tmp_path))
+    layouts.scan(str(tmp_path))
+    assert re.search(r"not read: 1 \.png file, 1 \.md file", caplog.text)
 
 
 def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
@@ -63,43 +68,87 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
         sample_reader.decode_all(manifest)
 
 
-def test_pipes_and_sockets_are_not_read_and_said(tmp_path, monkeypatch):
+def test_pipes_and_sockets_are_not_read_and_said(tmp_path, monkeypatch, caplog):
     put(str(tmp_path), FLAT)
     os.mkfifo(tmp_path / "cat" / "pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(tmp_path)  # a socket's path is short
         server.bind("cat/socket.png")
-        with pytest.warns(UserWarning, match=r"not read: 2 \.png files, such as cat/pipe\.png"):
-            manifest = layouts.scan(str(tmp_path))["train"]
+        manifest = layouts.scan(str(tmp_path))["train"]
+        assert re.search(r"not read: 2 \.png files, such as cat/pipe\.png", caplog.text)
     assert len(manifest) == len(FLAT)
 
 
 @pytest.mark.parametrize("form", ["local", "memory", "zip"])
 @pytest.mark.parametrize("where", ["runs/1", "set-1a2b", "deep/er/runs/x"])
-def test_the_output_of_a_run_is_no_class(tmp_path, form, where):
+def test_the_output_of_a_run_is_no_class(tmp_path, form, where, caplog):
     files = {**FLAT, **below(where, RUN)}
     if form == "zip":
         (tmp_path / "x.zip").write_bytes(images.zipped(files))
         root = str(tmp_path / "x.zip")
     else:
         root = put(str(tmp_path) if form == "local" else f"memory://{tmp_path.name}{where}", files)
-    with pytest.warns(UserWarning, match=rf"ignored: {where}/ \(output of a run\)"):
-        assert classes_and_sizes(root) == {"train": (["ant", "bee", "cat"], len(FLAT))}
+    assert classes_and_sizes(root) == {"train": (["ant", "bee", "cat"], len(FLAT))}
+    assert re.search(rf"ignored: {where}/ \(output of a run\)", caplog.text)
 
 
 @pytest.mark.parametrize("left", ["DONE", "checkpoints/attempt", "logs/starts.json"])
-def test_a_run_is_known_by_any_of_its_marks(tmp_path, left):
+def test_a_run_is_known_by_any_of_its_marks(tmp_path, left, caplog):
     put(str(tmp_path), {**FILES, **below("runs/1", {"config.yaml": b"", left: b"", "x.png": PNG})})
-    with pytest.warns(UserWarning, match="output of a run"):
-        assert set(classes_and_sizes(str(tmp_path))) == {"train", "test"}
+    assert set(classes_and_sizes(str(tmp_path))) == {"train", "test"}
+    assert re.search("output of a run", caplog.text)
 
 
-def test_a_table_under_the_root_is_no_part_of_the_set(tmp_path):
+def test_a_table_under_the_root_is_no_part_of_the_set(tmp_path, caplog):
     put(str(tmp_path), {**FLAT, "t.parquet": b"x" * 10**6, "t.parquet.parts/parts.json": b"{}"})
-    with pytest.warns(UserWarning, match=r"ignored: t\.parquet\.parts/"):
-        manifest = layouts.scan_images(str(tmp_path), leave_out=[str(tmp_path / "t.parquet")])
+    manifest = layouts.scan_images(str(tmp_path), leave_out=[str(tmp_path / "t.parquet")])
+    assert re.search(r"ignored: t\.parquet\.parts/", caplog.text)
     assert len(manifest) == len(FLAT)
     assert manifest.not_read == ""
+
+
+def test_a_run_at_the_root_itself_is_no_class(tmp_path, caplog):
+    files = {**FLAT, **RUN, "data/manifest-0123.npz": b"x", "predictions.csv": b"x"}
+    put(str(tmp_path), files)
+    assert classes_and_sizes(str(tmp_path)) == {"train": (["ant", "bee", "cat"], len(FLAT))}
+    assert caplog.messages == [f"{tmp_path}: ignored: the output of a run at the root"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "unread"),
+    [
+        ([], None),
+        ([INDEX], "1 .md file"),
+        ([INDEX, "classes.txt"], "1 .md file, 1 .json file, 1 .txt file"),
+    ],
+)
+def test_files_of_a_pack_are_not_called_unread(tmp_path, missing, unread, caplog):
+    """Unless nothing shows that they belong to a pack."""
+    source = put(str(tmp_path / "from"), {**FILES, "train/ant/bad.png": b"x"})
+    options = PackConfig(on_error="skip", max_bad_fraction=0.5)
+    to = tmp_path / "to"
+    pack(source, str(to), options, lambda line: None, lambda done, total: None)
+    put(str(to), {"notes.md": b"x"})
+    assert (to / "skipped.txt").exists()
+    for name in missing:
+        (to / name).unlink()
+    layouts.scan_images(str(to))
+    line = f"{to}: not read: {unread}, such as notes.md"
+    assert caplog.messages == ([line] if unread else [])
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_predictions_are_not_called_unread(tmp_path, ending, caplog):
+    """Nor is a table of the user's taken for one."""
+    assert PREDICTION_COLUMNS == COLUMNS
+    files = little_set(("train",), size_px=(64, 64))
+    put(str(tmp_path), {**files, f"other.{ending}": b"path,class\n"})
+    with Table(tmp_path / "t", f"t.{ending}") as table:
+        table.add([Prediction("ant/000.png", [("ant", 1.0)])])
+    (tmp_path / "t").rename(tmp_path / f"t.{ending}")
+    layouts.scan(str(tmp_path))
+    line = f"{tmp_path}: not read: 1 .{ending} file, such as other.{ending}"
+    assert caplog.messages == [line]
 
 
 SYSTEM = [
@@ -114,27 +163,25 @@ SYSTEM = [
 
 @pytest.mark.parametrize("name", SYSTEM)
 @pytest.mark.parametrize("form", ["local", "zip"])
-def test_folders_of_the_system_are_ignored_and_said_once(tmp_path, name, form):
+def test_folders_of_the_system_are_ignored_and_said_once(tmp_path, name, form, caplog):
     files = {**FLAT, f"{name}/a/x.png": PNG, f"{name}/y.png": PNG}
     root = put(str(tmp_path / "set"), files)
     if form == "zip":
         root = str(tmp_path / "x.zip")
         Path(root).write_bytes(images.zipped(files))
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        assert classes_and_sizes(root) == {"train": (["ant", "bee", "cat"], len(FLAT))}
-    assert [str(w.message) for w in warned] == [f"{root}: ignored: {name}/"]
+    assert classes_and_sizes(root) == {"train": (["ant", "bee", "cat"], len(FLAT))}
+    assert caplog.messages == [f"{root}: ignored: {name}/"]
 
 
-def test_folders_of_the_system_are_not_entered(tmp_path, monkeypatch):
+def test_folders_of_the_system_are_not_entered(tmp_path, monkeypatch, caplog):
     put(str(tmp_path), {**FLAT, "lost+found/x.png": PNG, ".Trashes/x.png": PNG})
     entered = []
     scandir = os.scandir
     monkeypatch.setattr(
         os, "scandir", lambda path: entered.append(Path(path).name) or scandir(path)
     )
-    with pytest.warns(UserWarning, match=r"ignored: lost\+found/"):
-        layouts.scan(str(tmp_path))
+    layouts.scan(str(tmp_path))
+    assert re.search(r"ignored: lost\+found/", caplog.text)
     assert "cat" in entered
     assert not {"lost+found", ".Trashes"} & set(entered), "they may not be readable"
 
@@ -217,13 +264,13 @@ def test_a_backslash_in_a_name_stays_where_slashes_separate(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_a_folder_named_as_a_known_set_is_said(tmp_path, monkeypatch, name):
+def test_a_folder_named_as_a_known_set_is_said(tmp_path, monkeypatch, name, caplog):
     monkeypatch.chdir(tmp_path)
     known = inside_zip(tmp_path / "known.zip")
     monkeypatch.setitem(layouts.NAMED_ROOTS, "cifar10", known)
     put(f"./{name}", FILES)
-    with pytest.warns(UserWarning, match=rf"{name} is the data set of that name.* give \./{name}"):
-        assert len(layouts.scan(name)["train"]) != 6
+    assert len(layouts.scan(name)["train"]) != 6
+    assert re.search(rf"{name} is the data set of that name.* give \./{name}", caplog.text)
     assert len(layouts.scan(f"./{name}")["train"]) == 6
 
 
