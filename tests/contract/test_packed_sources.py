@@ -45,9 +45,8 @@ def store(request, tmp_path) -> str:
 
 
 def packed(source: str, destination: str, **options) -> str:
-    """Pack; what was said is of no interest here."""
     options = {"shard_mib": SHARD_MIB, **options}
-    pack(source, destination, PackConfig(**options), lambda line: None, lambda done, total: None)
+    pack(source, destination, PackConfig(**options), lambda done, total: None)
     return destination
 
 

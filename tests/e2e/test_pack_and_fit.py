@@ -211,7 +211,7 @@ def test_killed_at_each_point(
         with job.start(point, nth) as child:
             job.killed(child, before)
     said = job.finish()
-    assert "packed already: 240 images" in said
+    assert "already packed: 240 images" in said
     assert everything(url) == unkilled
     most = Counter(job.written()).most_common(1)[0][1]
     assert most <= 3, "only what a kill hit was written again"

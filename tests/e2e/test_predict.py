@@ -273,7 +273,7 @@ def test_other_images_start_anew(
     table = f"{tmp_path}/t.csv"
     storage.write_bytes(f"{table}.parts/000000-0123456789ab.jsonl", b"of another table")
     rows = predict(run, root, table)
-    assert "starting anew" in capfd.readouterr().err
+    assert "starting over" in capfd.readouterr().err
     assert len(rows) == len(NEW)
     assert not Path(f"{table}.parts").exists()
 

@@ -10,4 +10,4 @@ def pack(command: PackCommand) -> None:
     """Write the shards, or the rest of them. Blocks."""
     progress = build_progress(command.config.log_format)
     with StopRequest(Phase.PACK), progress.of_work("images") as show:
-        pack_shards(command.source, command.destination, command.config, progress.note, show)
+        pack_shards(command.source, command.destination, command.config, show)

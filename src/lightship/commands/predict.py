@@ -60,7 +60,7 @@ def _predict(command: Command) -> None:
         "model": _fingerprint(checkpoint["hyper_parameters"], model),
         "precision": config.trainer.precision,
     }
-    parts = Parts(url, plan, division, progress.note)
+    parts = Parts(url, plan, division)
     done = comm.broadcast_from_rank_0(parts.open)
     told = f"{len(manifest)} images of {storage.redact(config.data.root)} to {storage.redact(url)}"
     kept = sum(len(division.ids(number)) for number in done)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from lightship.data.streaming.prefetch import BatchRange
 from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError
 
+logger = logging.getLogger(__name__)
 _STATISTICS_IMAGES, _STATISTICS_AT_ONCE = 1024, 128
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -42,16 +44,13 @@ class ImageData(LightningDataModule):
         config: The data section.
         seed: The run's seed (order, augmentation).
         accumulate: Parts each device's share of a global batch is cut into.
-        say: Prints a line for the user.
     """
 
     supports_fast_loop = True  # see quiet.py: keep it so
 
-    def __init__(
-        self, config: DataConfig, seed: int, accumulate: int, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: DataConfig, seed: int, accumulate: int) -> None:
         super().__init__()
-        self.config, self.seed, self.accumulate, self.say = config, seed, accumulate, say
+        self.config, self.seed, self.accumulate = config, seed, accumulate
         self.manifests: dict[str, Manifest] = {}
         self.image_size_px = config.image_size_px or 0
         self._limit = PixelLimit(config.max_image_pixels)
@@ -86,7 +85,7 @@ class ImageData(LightningDataModule):
                 try:
                     return load_manifests(url)
                 except DataError as error:  # the data themselves tell all that was in it
-                    self.say(f"{error}; scanning --data.root again")
+                    logger.warning(f"{error}; scanning --data.root again")
             found = layouts.scan(config.root, config.root_md5)
             if url:
                 save_manifests(url, found)
@@ -161,7 +160,7 @@ class ImageData(LightningDataModule):
     def _show_bad_samples(self) -> None:
         for split, bad in self._bad.items():
             if line := bad.take_line():
-                self.say(f"{split}: {line}")
+                logger.info(f"{split}: {line}")
 
     def state_dict(self) -> dict[str, Any]:
         """The bad samples so far, so that a restart counts on. Every rank; blocks."""
@@ -277,7 +276,7 @@ class ImageData(LightningDataModule):
         if not manifest.is_small:
             order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
         if order.dropped_per_epoch:
-            self.say(
+            logger.info(
                 f"train: {order.steps_per_epoch} batches of {config.global_batch_size} an epoch; "
                 f"the last, incomplete one ({order.dropped_per_epoch} of {order.num_samples} "
                 "images, others every time) is left out"
@@ -392,7 +391,6 @@ class ImageData(LightningDataModule):
                     bad=self._bad[split],
                     device=device,
                     limit=self._limit,
-                    say=self.say,
                 )
             self._splits[split] = source
         return self._splits[split]

@@ -8,9 +8,10 @@ for one of these, not even one that a forgotten process still writes.
 
 import hashlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from lightship import storage, versions
 from lightship.errors import DataError, LightshipError
 from lightship.predict.table import Prediction
 
+logger = logging.getLogger(__name__)
 PART_IMAGES = 1024
 _PLAN = "parts.json"
 _FORMAT = "prediction parts"
@@ -90,7 +92,6 @@ class Parts:
         table_url: Of the table to be.
         plan: What makes a part what it is, as plain values by the names that the user knows.
         division: Which images lie in which part; belongs to the plan too.
-        say: Prints a line for the user.
     """
 
     def __init__(
@@ -98,9 +99,8 @@ class Parts:
         table_url: str,
         plan: Mapping[str, Any],
         division: Division,
-        say: Callable[[str], None],
     ) -> None:
-        self.url, self.division, self.say = f"{table_url}.parts", division, say
+        self.url, self.division = f"{table_url}.parts", division
         sizes = {"batch size": division.batch_size, "part size": division.part_size}
         self.plan = {**plan, **sizes}
         text = json.dumps(self.plan, sort_keys=True)
@@ -125,9 +125,9 @@ class Parts:
             others = [name for name in names if name not in done and name != _PLAN]
             if others:
                 changed = [key for key, value in self.plan.items() if before.get(key) != value]
-                self.say(
+                logger.info(
                     f"{len(others)} parts in {storage.redact(self.url)} are of another table "
-                    f"({', '.join(changed)} differ): starting anew"
+                    f"({', '.join(changed)} differ): starting over"
                 )
                 self._remove(others)
             plan = {**self.plan, "version": versions.VERSIONS[_FORMAT]}
@@ -142,9 +142,9 @@ class Parts:
             if rows is None or len(rows) != len(self.division.ids(number))
         ]
         if damaged:
-            names = [self._name(number) for number in damaged]
-            self.say(
-                f"{len(names)} parts in {storage.redact(self.url)} are damaged and made again: "
+            names, url = [self._name(number) for number in damaged], storage.redact(self.url)
+            logger.warning(
+                f"{len(names)} parts in {url} are damaged and predicted again: "
                 f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             )
             self._remove(names)

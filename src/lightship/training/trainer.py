@@ -35,7 +35,7 @@ def start_progress(config: Config) -> Progress:
 def build_data(config: Config, progress: Progress) -> ImageData:
     """The images, not read yet."""
     parts = config.trainer.accumulate_grad_batches
-    return ImageData(config.data, config.run.seed, parts, progress.note)
+    return ImageData(config.data, config.run.seed, parts)
 
 
 def build_trainer(

@@ -20,7 +20,7 @@ def parts_of(folder: Path, num_parts: int, bad: int = 0) -> tuple[Parts, str]:
     """All parts of a table, whose first `bad` images could not be read, and the table's URL."""
     url = str(folder / "table")
     division = Division(num_parts * PART_IMAGES, PART_IMAGES)
-    parts = Parts(url, {}, division, print)
+    parts = Parts(url, {}, division)
     parts.open()
     for number in range(num_parts):
         rows: list[Row] = [
@@ -74,7 +74,7 @@ def test_unreadable_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_outputs_that_are_not_finite_have_no_class(tmp_path: Path, ending: str) -> None:
     url = str(tmp_path / f"table{ending}")
-    parts = Parts(url, {}, Division(2, PART_IMAGES), print)
+    parts = Parts(url, {}, Division(2, PART_IMAGES))
     parts.open()
     parts.write(0, [Prediction("good.png", TOP5), Prediction("none.png", [])])
     assert _make_table(url, parts, DataConfig()) == (2, [], ["none.png"])
@@ -90,7 +90,7 @@ def test_outputs_that_are_not_finite_have_no_class(tmp_path: Path, ending: str) 
 
 
 def test_a_table_without_any_class_is_refused(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path / "t.csv"), {}, Division(1, PART_IMAGES), print)
+    parts = Parts(str(tmp_path / "t.csv"), {}, Division(1, PART_IMAGES))
     parts.open()
     parts.write(0, [Prediction("none.png", [])])
     with pytest.raises(ConfigError, match=r"not finite for any image.*--ckpt_path"):

@@ -46,8 +46,7 @@ def test_an_output_that_is_not_finite_is_the_least_sure_and_the_worst() -> None:
 
 def test_it_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     put(str(tmp_path), little_set(["train"], per_class=6, size_px=(16, 16)))
-    data = ImageData(DataConfig(root=str(tmp_path), global_batch_size=4, val_fraction=0.0), 0, 1,
-                     print)  # fmt: skip
+    data = ImageData(DataConfig(root=str(tmp_path), global_batch_size=4, val_fraction=0.0), 0, 1)
     data.load_manifests(None, need="train")
     data.prepare("train")
     names = data.class_names

@@ -32,6 +32,11 @@ def test_every_image_once(num_images: int, batch_size: int, world_size: int) -> 
         assert [n for n in mine if n is not None] == sorted(n for n in mine if n is not None)
 
 
+@pytest.fixture(autouse=True)
+def lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightship")
+
+
 def rows_of(division: Division, number: int) -> list[Prediction | Unreadable]:
     return [
         Unreadable(f"{i}.png", f"{i}.png is empty")
@@ -42,16 +47,13 @@ def rows_of(division: Division, number: int) -> list[Prediction | Unreadable]:
 
 
 class Place:
-    """A table's place, and what was said of its parts."""
+    """A table's place."""
 
     def __init__(self) -> None:
-        self.url, self.said = f"memory://{uuid.uuid4().hex}/table.csv", ""
+        self.url = f"memory://{uuid.uuid4().hex}/table.csv"
 
     def parts(self, num_images: int = 2500, batch_size: int = 512, **plan: str) -> Parts:
-        def say(text: str) -> None:
-            self.said += text
-
-        return Parts(self.url, {**PLAN, **plan}, Division(num_images, batch_size), say)
+        return Parts(self.url, {**PLAN, **plan}, Division(num_images, batch_size))
 
     def files(self) -> list[str]:
         try:
@@ -60,7 +62,7 @@ class Place:
             return []
 
 
-def test_what_is_written_is_found_and_read() -> None:
+def test_what_is_written_is_found_and_read(caplog: pytest.LogCaptureFixture) -> None:
     place = Place()
     parts = place.parts()
     assert parts.open() == set()
@@ -72,7 +74,7 @@ def test_what_is_written_is_found_and_read() -> None:
     assert list(place.parts().read()) == [rows_of(parts.division, number) for number in range(3)]
     parts.remove()
     assert place.files() == []
-    assert place.said == ""
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,15 @@ def test_what_is_written_is_found_and_read() -> None:
         ({"batch_size": 100}, "batch size, part size"),
     ],
 )
-def test_another_plan_starts_anew_and_says_so(changed: dict, named: str) -> None:
+def test_another_plan_starts_anew_and_says_so(
+    changed: dict, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
     place = Place()
     parts = place.parts()
     parts.open()
     parts.write(0, rows_of(parts.division, 0))
     assert place.parts(**changed).open() == set()
-    assert f"({named} differ): starting anew" in place.said
+    assert f"({named} differ): starting over" in caplog.text
     # A forgotten process of the first plan still writes: nobody takes its part.
     parts.write(1, rows_of(parts.division, 1))
     assert place.parts(**changed).open() == set()
@@ -108,7 +112,7 @@ def test_a_torn_plan_loses_no_parts(spoilt: bytes) -> None:
 
 
 def test_a_local_folder_of_parts_is_gone_with_them(tmp_path) -> None:
-    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 2), print)
+    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 2))
     parts.open()
     parts.write(0, rows_of(parts.division, 0))
     parts.remove()
@@ -127,7 +131,7 @@ def test_a_local_folder_of_parts_is_gone_with_them(tmp_path) -> None:
         lambda data: b"1,2\n" * 1024,
     ],
 )
-def test_a_damaged_part_is_made_again(damage) -> None:
+def test_a_damaged_part_is_made_again(damage, caplog: pytest.LogCaptureFixture) -> None:
     place = Place()
     parts = place.parts()
     parts.open()
@@ -140,7 +144,7 @@ def test_a_damaged_part_is_made_again(damage) -> None:
         list(place.parts().read())
     storage.write_bytes(url, damage(json.dumps(["a", "b"]).encode()))
     assert place.parts().open() == {0, 2}
-    assert f"1 parts in {place.url}.parts are damaged and made again: {name}" in place.said
+    assert f"1 parts in {place.url}.parts are damaged and predicted again: {name}" in caplog.text
     assert place.parts().open() == {0, 2}
 
 

@@ -7,6 +7,7 @@ the source and the plan alone, so, killed or not and in whatever order, the same
 """
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from lightship.data.sources import layouts
 from lightship.data.sources.parts import is_ignored
 from lightship.errors import ConfigError, DataError, LightshipError
 
+logger = logging.getLogger(__name__)
 _REMOVED_AT_ONCE = 16
 _PROBED = 64
 
@@ -33,7 +35,6 @@ def pack(
     source: str,
     destination: str,
     options: PackConfig,
-    say: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> None:
     """Write the images at a source as shards, or the rest of them. One process; blocks.
@@ -44,7 +45,6 @@ def pack(
         source: All that `sources.scan` takes.
         destination: URL of a folder: new, empty, or an earlier pack of the same source.
         options: See its fields.
-        say: Prints a line for the user.
         progress: Called several times a second with the images done and all images.
 
     Raises:
@@ -63,19 +63,20 @@ def pack(
         raise ConfigError(
             f"DST {storage.redact(url)} holds {min(strange)}, which is not of this pack; remove it"
         )
-    if INDEX in held and _is_finished(url, held, say):
+    if INDEX in held and _is_finished(url, held):
         return
     records = _load_records(url, shards, plan.key, held)
     _begin(url, plan, manifests, held)
-    said = f"packing {sum(map(len, manifests.values())):,} images in {len(shards):,} shards"
-    say(said + (f"; {len(records):,} of them are written already" if records else ""))
+    done = f"; {len(records):,} of them are written already" if records else ""
+    images = sum(map(len, manifests.values()))
+    logger.info(f"packing {images:,} images in {len(shards):,} shards{done}")
     packing = Packing(url, manifests, plan, options, records)
     packing.write([shard for shard in shards if shard not in records], progress)
     _finish(url, manifests, shards, packing, held)
     size_mib = sum(record.size for record in records.values()) / 2**20
     kept = sum(len(record.ids) for record in records.values())
     left_out = sum(len(bad.told) for bad in packing.bad.values())
-    say(
+    logger.info(
         f"packed {kept:,} images, {size_mib:,.1f} MiB: {storage.redact(url)}"
         + (f"; {left_out:,} could not be read and are listed in {SKIPPED}" * bool(left_out))
     )
@@ -171,17 +172,17 @@ def _growth(manifest: Manifest, options: PackConfig) -> float:
     return round(after / before, 4) if before else 1.0
 
 
-def _is_finished(url: str, held: Mapping[str, int], say: Callable[[str], None]) -> bool:
+def _is_finished(url: str, held: Mapping[str, int]) -> bool:
     told = storage.redact(url)
     try:
         manifests = load_index(url, f"DST {told}", lambda files: held)
     except DataError as error:
-        say(f"packing anew: {error}")
+        logger.warning(f"packing again: {error}")
         return False
     _remove(url, [path for path in held if path.startswith(f"{WORK}/")])
     images = sum(map(len, manifests.values()))
     shards = sum(len(manifest.files) for manifest in manifests.values())
-    say(f"packed already: {images:,} images in {shards:,} shards: {told}")
+    logger.info(f"already packed: {images:,} images in {shards:,} shards: {told}")
     return True
 
 

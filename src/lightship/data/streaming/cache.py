@@ -3,11 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lightship import storage
 from lightship.storage import Data
 from lightship.storage.ahead import ReadAhead
 
+logger = logging.getLogger(__name__)
 _CRC_BYTES = 4
 _QUEUE_BYTES = 128 * 2**20
 _LOOK_AFTER, _CLEAR_ABOVE, _CLEAR_TO = 1 / 32, 15 / 16, 7 / 8  # of max_bytes
@@ -33,13 +35,10 @@ class BlockCache:
         folder: Where; made if need be.
         max_bytes: Of all files, whichever rank of the node has stored them.
         of: What tells this data set from others, and from itself after a change.
-        say: Prints a line for the user.
     """
 
-    def __init__(
-        self, folder: Path, max_bytes: int, of: str, say: Callable[[str], None] = print
-    ) -> None:
-        self.folder, self.max_bytes, self.of, self.say = folder, max_bytes, of, say
+    def __init__(self, folder: Path, max_bytes: int, of: str) -> None:
+        self.folder, self.max_bytes, self.of = folder, max_bytes, of
         self._ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
         self._unseen_bytes = float("inf")  # that the ranks may have stored since the last look
         with self._off_on_error():
@@ -94,7 +93,7 @@ class BlockCache:
         except OSError as error:
             if not self.is_off:
                 _turned_off.add(self.folder)
-                self.say(
+                logger.warning(
                     f"block cache off: {error.strerror or error} ({self.folder}); images are read "
                     "from the storage. LIGHTSHIP_CACHE sets another folder, --data.cache_gib its "
                     "size"

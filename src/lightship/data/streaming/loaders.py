@@ -1,5 +1,6 @@
 """A split that is not held in memory: loaders whose batches a worker process makes ahead."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from lightship.data.batch import NOT_COUNTED, Batch
 from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, ListedShare, TrainShare
-from lightship.data.streaming.messages import Decoded, Failed, Note, Task
+from lightship.data.streaming.messages import Decoded, Failed, LogLine, Task
 from lightship.data.streaming.prefetch import BatchRange
 from lightship.data.streaming.worker_process import Worker
 from lightship.errors import LightshipError, TimeoutExpired
@@ -37,7 +38,6 @@ class StreamedSplit:
         bad: Takes the samples that cannot be read.
         device: Where batches go.
         limit: Bound of an image that is decoded.
-        say: Prints a line for the user.
     """
 
     manifest: Manifest
@@ -49,7 +49,6 @@ class StreamedSplit:
     bad: BadSamples
     device: torch.device
     limit: PixelLimit = DEFAULT_LIMIT
-    say: Callable[[str], None] = print
 
     def task(
         self, share: TrainShare | EvalShare | ListedShare, stretch: BatchRange, mixed_bytes: int = 0
@@ -211,9 +210,9 @@ class _Stream:
         batch_bytes = float(self.task.manifest.length.mean()) * self.task.batch_size
         wait_s = 2 * limits.total_s + batch_bytes / limits.slowest_bytes_per_s
         told: Any = None
-        while told is None or isinstance(told, Note):
+        while told is None or isinstance(told, LogLine):
             if told is not None:
-                self.split.say(told.text)
+                logging.getLogger(told.logger).log(told.level, told.text)
             if not self.connection.poll(wait_s):
                 raise TimeoutExpired(
                     f"the data worker gave no batch within {wait_s:.0f} s "

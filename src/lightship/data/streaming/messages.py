@@ -77,9 +77,17 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Note:
-    """A line for the user."""
+class LogLine:
+    """A record that a logger of the worker has made.
 
+    Attributes:
+        logger: Its name.
+        level: As in `logging`.
+        text: The message.
+    """
+
+    logger: str
+    level: int
     text: str
 
 

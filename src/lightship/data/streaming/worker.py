@@ -6,11 +6,13 @@ the decoders release Python's lock for that. It runs `main`, which takes up one 
 """
 
 import contextlib
+import logging
 import os
 import socket
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -26,7 +28,7 @@ from lightship.data.images.decode import decode
 from lightship.data.images.resize import decode_box, decode_square
 from lightship.data.sample_reader import fault_of, two_sizes
 from lightship.data.streaming.cache import BlockCache
-from lightship.data.streaming.messages import Decoded, Failed, Note, Task
+from lightship.data.streaming.messages import Decoded, Failed, LogLine, Task
 from lightship.data.streaming.prefetch import FetchedBatch, Fetcher, Raw
 from lightship.data.streaming.worker_process import SharedSlots
 from lightship.errors import DataError, LightshipError
@@ -34,6 +36,9 @@ from lightship.errors import DataError, LightshipError
 _ROWS_AT_ONCE = 8
 _NO_MORE = -1
 _BOX_TRIES, _BOX_STREAM = 10, 2**31  # a seed that no run's own draws use
+
+Outbox = SimpleQueue[tuple[FetchedBatch, int, list[Future]] | LogLine | None]
+"""(batch, its slot, its pieces being decoded), and lines, in the order they are sent; None: end."""
 
 
 def main(descriptor: int) -> None:
@@ -48,6 +53,8 @@ def main(descriptor: int) -> None:
             the shared memory.
     """
     torch.set_num_threads(1)
+    logging.getLogger("lightship").addHandler(_LOG)
+    logging.getLogger("lightship").setLevel(logging.INFO)
     control = socket.socket(fileno=descriptor)
     tasks: Connection = Connection(os.dup(descriptor))
     try:
@@ -66,7 +73,7 @@ def main(descriptor: int) -> None:
 def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
     """Make the task's batches, sending a `Decoded` of each, and None after the last.
 
-    Between them may come a `Note`.
+    Between them may come a `LogLine`.
 
     Ends early when the other end of the connection is closed.
 
@@ -107,15 +114,29 @@ def _make_batches(
 ) -> None:
     for slot in range(task.slots):
         free.put(slot)
-    decoder = _Decoder(task)
-    begun: SimpleQueue[tuple[FetchedBatch, int, list[Future]] | Note | None] = SimpleQueue()
+    outbox: Outbox = SimpleQueue()
+    with _LOG.sent_to(outbox):
+        decoder, fetcher = _Decoder(task), _fetcher(task)
+        delivery = storage.in_daemon(partial(_deliver, connection, outbox, free, fetcher))
+        try:
+            for fetched in fetcher:
+                slot = free.get()
+                if slot == _NO_MORE:
+                    break
+                outbox.put((fetched, slot, decoder.begin(fetched, slots[slot])))
+        finally:
+            outbox.put(None)
+            wait([delivery])
+            fetcher.close()
+    delivery.result()
+
+
+def _fetcher(task: Task) -> Fetcher:
     cache = None
     if task.cache_bytes:
         of = task.manifest.fingerprint()
-        cache = BlockCache(
-            storage.cache_path("blocks"), task.cache_bytes, of, lambda text: begun.put(Note(text))
-        )
-    fetcher = Fetcher(
+        cache = BlockCache(storage.cache_path("blocks"), task.cache_bytes, of)
+    return Fetcher(
         task.manifest,
         task.block_edges,
         task.share,
@@ -124,36 +145,49 @@ def _make_batches(
         task.mixed_bytes,
         cache,
     )
-    failure: list[BaseException] = []
 
-    def deliver() -> None:
-        try:
-            while (item := begun.get()) is not None:
-                if isinstance(item, Note):
-                    connection.send(item)
-                    continue
-                fetched, slot, parts = item
-                bad = {row: error for part in parts for row, error in part.result().items()}
-                fetcher.release(fetched)
-                connection.send(Decoded(fetched.epoch, fetched.batch, slot, fetched.ids, bad))
-        except BaseException as error:
-            failure.append(error)
-            free.put(_NO_MORE)
 
-    delivery = Thread(target=deliver, daemon=True)
-    delivery.start()
+def _deliver(
+    connection: Connection, outbox: Outbox, free: "SimpleQueue[int]", fetcher: Fetcher
+) -> None:
+    """Send what is put into `outbox`, a batch when it is decoded, until that is None."""
     try:
-        for fetched in fetcher:
-            slot = free.get()
-            if slot == _NO_MORE:
-                break
-            begun.put((fetched, slot, decoder.begin(fetched, slots[slot])))
-    finally:
-        begun.put(None)
-        delivery.join()
-        fetcher.close()
-    if failure:
-        raise failure[0]
+        while (item := outbox.get()) is not None:
+            if isinstance(item, LogLine):
+                connection.send(item)
+                continue
+            fetched, slot, parts = item
+            bad = {row: error for part in parts for row, error in part.result().items()}
+            fetcher.release(fetched)
+            connection.send(Decoded(fetched.epoch, fetched.batch, slot, fetched.ids, bad))
+    except BaseException:
+        free.put(_NO_MORE)
+        raise
+
+
+class _LogSender(logging.Handler):
+    """Sends what this process logs to the one that trains, between the newest task's batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outboxes: list[Outbox] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record; drop it if no task is open."""
+        for outbox in self._outboxes[-1:]:
+            outbox.put(LogLine(record.name, record.levelno, self.format(record)))
+
+    @contextlib.contextmanager
+    def sent_to(self, outbox: Outbox) -> Iterator[None]:
+        """Put records into a task's `outbox` while it is open."""
+        self._outboxes.append(outbox)
+        try:
+            yield
+        finally:
+            self._outboxes.remove(outbox)
+
+
+_LOG = _LogSender()
 
 
 class _Decoder:

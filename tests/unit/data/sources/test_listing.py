@@ -127,7 +127,7 @@ def test_files_of_a_pack_are_not_called_unread(tmp_path, missing, unread, caplog
     source = put(str(tmp_path / "from"), {**FILES, "train/ant/bad.png": b"x"})
     options = PackConfig(on_error="skip", max_bad_fraction=0.5)
     to = tmp_path / "to"
-    pack(source, str(to), options, lambda line: None, lambda done, total: None)
+    pack(source, str(to), options, lambda done, total: None)
     put(str(to), {"notes.md": b"x"})
     assert (to / "skipped.txt").exists()
     for name in missing:

@@ -1,6 +1,7 @@
 """Streaming gives the batches that a resident split gives, from any source, place and rank."""
 
 import hashlib
+import logging
 import os
 import signal
 import subprocess
@@ -467,7 +468,7 @@ class TestBlockCache:
 
     @pytest.mark.parametrize("failure", ["no folder", "no writing", "no reading"])
     def test_a_disk_that_fails_turns_it_off_with_a_line(
-        self, s3: S3Server, remote: Manifest, of_this_test: Path, failure: str, capfd
+        self, s3: S3Server, remote: Manifest, of_this_test: Path, failure: str, caplog
     ) -> None:
         """As a full one, or one that is mounted read-only: an OSError at the first use."""
         split = streamed(remote, cache_bytes=2**30)
@@ -486,7 +487,8 @@ class TestBlockCache:
         got, gets = self.reads(s3, split, PLACES)
         assert got == resident(remote, PLACES)
         assert gets > 0
-        assert capfd.readouterr().out.count("block cache off") == 1
+        assert caplog.text.count("block cache off") == 1
+        assert caplog.record_tuples[0][:2] == (cache_module.__name__, logging.WARNING)
 
 
 class TestBadSamples:
