@@ -1,13 +1,14 @@
-"""Muon: filters and matrices moved by orthogonalised momentum, all else by AdamW or by SGD."""
+"""Muon: orthogonalised momentum for filters and matrices, torch's AdamW or SGD for the rest."""
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
+from torch.optim import SGD, AdamW, Optimizer
 
 from lightship import devices
 from lightship.models.optim.stepping import SteppingOptimizer
@@ -18,21 +19,43 @@ RECORD_ITERATIONS = 3
 
 
 class OrthogonalOptimizer(SteppingOptimizer):
-    """What both have in common: Nesterov momentum, orthogonalised, for groups marked `orthogonal`.
+    """Nesterov momentum, orthogonalised, for groups marked `orthogonal`; `rest` for the others.
 
     Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon): filters are flattened to
     [out, in*kh*kw]; the first layer and the classifier are better left to the other rule
     (build_optimizer does so). Matrices of one shape are orthogonalised in one batched product.
+
+    Args:
+        groups: Parameter groups, each with `orthogonal: bool` and `weight_decay: float`.
+        lr: Learning rate.
+        momentum: Nesterov momentum of the orthogonal groups.
+        build_rest: Makes the optimizer of the other groups; both share groups and state.
     """
 
     iterations = 5
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        build_rest: Callable[[list[dict[str, Any]]], Optimizer],
+    ) -> None:
+        others = [group for group in groups if not group["orthogonal"]]
+        self.rest = build_rest(others) if others else None  # adds its settings to the groups
+        super().__init__(groups, {"lr": lr, "momentum": momentum})
 
     def move(self) -> None:
         """See SteppingOptimizer."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                (self._step_orthogonal if group["orthogonal"] else self._step_rest)(group, params)
+            if params and group["orthogonal"]:
+                self._step_orthogonal(group, params)
+        if self.rest:
+            # load_state_dict replaces both.
+            self.rest.state = self.state
+            self.rest.param_groups = [g for g in self.param_groups if not g["orthogonal"]]
+            self.rest.step()
 
     def _step_orthogonal(self, group: dict[str, Any], params: list[Tensor]) -> None:
         momentum = group["momentum"]
@@ -57,15 +80,11 @@ class OrthogonalOptimizer(SteppingOptimizer):
             )
 
     def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Bring the matrices to size, before they are moved."""
+        """Scale the matrices before the update is added."""
         raise NotImplementedError
 
     def _update_scale(self, shape: torch.Size) -> float:
-        """What an orthogonalised update of this shape is multiplied by, beside the rate."""
-        raise NotImplementedError
-
-    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Move what is no hidden matrix."""
+        """Factor of an orthogonalised update of this shape, beside the learning rate."""
         raise NotImplementedError
 
 
@@ -86,7 +105,8 @@ class Muon(OrthogonalOptimizer):
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.95, fused: bool = False
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "fused": fused})
+        rest = partial(AdamW, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=fused or None)
+        super().__init__(groups, lr, momentum, rest)
 
     def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if group["weight_decay"]:
@@ -94,34 +114,6 @@ class Muon(OrthogonalOptimizer):
 
     def _update_scale(self, shape: torch.Size) -> float:
         return 0.2 * math.sqrt(max(shape))
-
-    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for param in params:
-            if not self.state[param]:
-                # The fused kernel counts on the device; elsewhere a count on the CPU costs no sync.
-                device = param.device if group["fused"] else "cpu"
-                self.state[param] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=device),
-                    "exp_avg": torch.zeros_like(param),
-                    "exp_avg_sq": torch.zeros_like(param),
-                }
-        states = [self.state[param] for param in params]
-        adamw(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"] or None,
-            amsgrad=False,
-            beta1=ADAM_BETAS[0],
-            beta2=ADAM_BETAS[1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=ADAM_EPS,
-            maximize=False,
-        )
 
 
 class MuonSGD(OrthogonalOptimizer):
@@ -134,9 +126,9 @@ class MuonSGD(OrthogonalOptimizer):
     Args:
         groups: Parameter groups, each with `orthogonal: bool`, and the others with
             `weight_decay: float`, added to the gradient as torch.optim.SGD does. A group's own `lr`
-            and `momentum` go before those below.
-        lr: Learning rate of the orthogonal groups.
-        momentum: Nesterov momentum of the orthogonal groups.
+            and `momentum` override those below.
+        lr: Learning rate.
+        momentum: Nesterov momentum.
         fused: Use the fused SGD kernel.
     """
 
@@ -145,7 +137,8 @@ class MuonSGD(OrthogonalOptimizer):
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, momentum: float = 0.6, fused: bool = False
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "fused": fused})
+        rest = partial(SGD, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused or None)
+        super().__init__(groups, lr, momentum, rest)
 
     def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
         norms = torch._foreach_norm(params)
@@ -155,23 +148,6 @@ class MuonSGD(OrthogonalOptimizer):
 
     def _update_scale(self, shape: torch.Size) -> float:
         return 1.0
-
-    def _step_rest(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for param in params:
-            if not self.state[param]:
-                self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        sgd(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [self.state[param]["momentum_buffer"] for param in params],
-            fused=group["fused"] or None,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=group["lr"],
-            dampening=0.0,
-            nesterov=True,
-            maximize=False,
-        )
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
