@@ -19,6 +19,7 @@ from lightship.distributed.signals import (
 )
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
+HANDLED = [phase for phase in RESPONSES if phase is not Phase.AGENT]
 CHILD = """
 import signal, sys, time
 from lightship.distributed.signals import Phase, StopRequest
@@ -42,7 +43,7 @@ def child(phase: Phase, *names: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-@pytest.mark.parametrize("phase", RESPONSES.keys() - {Phase.AGENT}, ids=lambda phase: phase.name)
+@pytest.mark.parametrize("phase", HANDLED, ids=lambda phase: phase.name)
 def test_a_process_does_what_the_table_says(phase: Phase, name: str) -> None:
     response, number = RESPONSES[phase], signal.Signals[name]
     line = response.text(number)
