@@ -146,17 +146,17 @@ def test_what_is_saved_and_when_is_as_told() -> None:
 
 def test_the_limits_of_storage_are_as_told() -> None:
     text, limits = page("docs/storage.md"), Limits()
-    told = dict(cells for cells in rows_of(text.partition("## What is tried again")[2]))
+    told = dict(cells for cells in rows_of(text.partition("## Retries and timeouts")[2]))
     assert told["a call fails after"].startswith(
         f"{limits.total_s:g} s without progress, or {limits.attempts} tries"
     )
-    assert told["pause before the next try"] == (
+    assert told["pause between tries"] == (
         f"random, up to {2 * limits.backoff_s:g} s, doubled each time, "
         f"at most {limits.backoff_cap_s:g} s"
     )
     assert told["connecting"] == f"{limits.connect_s:g} s a try"
     assert told["silence on an open connection"] == f"{limits.read_s:g} s a try"
-    assert told["the probe of the output at the start"] == f"{limits.probe_s:g} s"
+    assert told["test of the output at the start"] == f"{limits.probe_s:g} s"
     assert f"n / {limits.slowest_bytes_per_s / 1024:g} KiB" in told["a transfer of n bytes"]
     part_mib = 2 * PIECE_BYTES // 2**20
     assert f"one PUT up to {2 * part_mib} MiB" in text
