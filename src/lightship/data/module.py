@@ -46,7 +46,7 @@ class ImageData(LightningDataModule):
         accumulate: Parts each device's share of a global batch is cut into.
     """
 
-    supports_fast_loop = True  # see quiet.py: keep it so
+    supports_fast_loop = True  # a promise: see training/fast_loop.py
 
     def __init__(self, config: DataConfig, seed: int, accumulate: int) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class ImageClassifier(LightningModule):
         ConfigError: As build_net.
     """
 
-    supports_fast_loop = True  # see quiet.py: keep it so
+    supports_fast_loop = True  # a promise: see training/fast_loop.py
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
 from lightship.training.callbacks.heartbeat import build_heartbeat
 from lightship.training.callbacks.progress import Progress, build_progress
-from lightship.training.fast_loop import use_fast_loop
+from lightship.training.fast_loop import ignore_signals, use_fast_loop
 
 
 def start_progress(config: Config) -> Progress:
@@ -80,7 +80,7 @@ def build_trainer(
             for name in ("accelerator", "devices", "precision")
         )
         raise ConfigError(f"Lightning refuses {flags}: {str(error).splitlines()[0]}") from None
-    return use_fast_loop(trainer)
+    return use_fast_loop(ignore_signals(trainer))
 
 
 def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""The quiet loop does what Lightning's does, bit for bit, and asks who has something to say."""
+"""The fast loop does what Lightning's does, bit for bit, and steps aside where it cannot."""
 
 import copy
+import logging
+import signal
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from lightship.models.classifier import ImageClassifier
 from lightship.training import fast_loop
 from lightship.training.callbacks.ema import EMA
 from lightship.training.callbacks.seeding import StepSeeding
-from lightship.training.fast_loop import FastEpochLoop, use_fast_loop
+from lightship.training.fast_loop import FastLoop, ignore_signals, use_fast_loop
 from tests.support import little_fit
 from tests.support.runs import differences
 
@@ -114,9 +116,9 @@ def fit(
     return trainer, model
 
 
-def took_quiet_steps(trainer: Trainer) -> bool:
-    loop = trainer.fit_loop.epoch_loop
-    return isinstance(loop, FastEpochLoop) and loop._steps is not None
+def took_fast_steps(trainer: Trainer) -> bool:
+    loop = getattr(trainer.fit_loop.epoch_loop.advance, "__self__", None)
+    return isinstance(loop, FastLoop) and loop._steps is not None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_every_event_counter_and_weight_is_lightnings(tmp_path, options) -> None
             options["plugins"] = [MixedPrecision("16-mixed", "cpu")]
         trainer, _ = fit(tmp_path, supports_fast_loop, watch, [EMA(0.9)] if ema else [], **options)
         # fp16's loss scale is Lightning's business.
-        assert took_quiet_steps(trainer) == (supports_fast_loop and not fp16)
+        assert took_fast_steps(trainer) == (supports_fast_loop and not fp16)
         noted.append(watch.seen)
         states.append(trainer._checkpoint_connector.dump_checkpoint())
     assert len(noted[0]) > 20
@@ -201,11 +203,11 @@ class Meddler(Callback):
         self.called += 1
 
 
-def test_whoever_asks_for_more_gets_lightnings_steps(tmp_path) -> None:
+def test_a_callback_or_loader_that_needs_more_gets_lightnings_loop(tmp_path) -> None:
     meddler = Meddler()
     trainer, _ = fit(tmp_path, True, Watch(), [meddler])
     assert meddler.called == 3 * BATCHES
-    assert not took_quiet_steps(trainer)
+    assert not took_fast_steps(trainer)
 
     # Here the loader is no data module's.
     loud = use_fast_loop(
@@ -218,7 +220,7 @@ def test_whoever_asks_for_more_gets_lightnings_steps(tmp_path) -> None:
         )
     )
     loud.fit(little_fit.classifier(), little_fit.EndlessLoader(3))
-    assert not took_quiet_steps(loud)
+    assert not took_fast_steps(loud)
 
 
 STEP_HOOKS = [
@@ -229,7 +231,7 @@ STEP_HOOKS = [
 ]
 
 
-def test_what_is_quiet_keeps_its_promise() -> None:
+def test_supports_fast_loop_is_true() -> None:
     assert ImageClassifier.supports_fast_loop
     assert ImageData.supports_fast_loop
     for hook in STEP_HOOKS:
@@ -239,4 +241,56 @@ def test_what_is_quiet_keeps_its_promise() -> None:
     batch = little_fit.batch_of(0)
     data = ImageData.__new__(ImageData)
     assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
-    assert set(fast_loop._DETOURS) <= set(STEP_HOOKS)
+    assert set(fast_loop._STEP_HOOKS) <= set(STEP_HOOKS)
+
+
+@pytest.mark.parametrize("name", [*fast_loop.SIGNAL_NAMES, *fast_loop.LOOP_NAMES])
+def test_lightning_has_the_private_name(tmp_path, name: str) -> None:
+    """Fails by the name when a version of Lightning no longer has it: the fit is then slower."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    assert not fast_loop.missing_names(trainer, (name,))
+
+
+def own_lines(caplog) -> list[str]:
+    of_module = [record for record in caplog.records if record.name == fast_loop.logger.name]
+    assert all(record.levelno == logging.DEBUG for record in of_module)
+    return [record.getMessage() for record in of_module]
+
+
+def test_without_a_private_name_lightnings_loop_trains_the_same(
+    tmp_path, monkeypatch, caplog
+) -> None:
+    caplog.set_level(logging.DEBUG, "lightship")
+    _, fast = fit(tmp_path, True, Watch())
+    assert not own_lines(caplog)
+
+    use = use_fast_loop
+
+    def adapt(trainer: Trainer) -> None:
+        """Lightning needs the name too: it is gone only while it is looked for."""
+        loop = trainer.fit_loop.epoch_loop
+        value = loop.__dict__.pop("_batches_that_stepped")
+        use(trainer)
+        loop._batches_that_stepped = value
+
+    monkeypatch.setitem(globals(), "use_fast_loop", adapt)
+    trainer, plain = fit(tmp_path, True, Watch())
+    assert not took_fast_steps(trainer)
+    [line] = own_lines(caplog)
+    assert line.startswith("using Lightning's training loop: ")
+    assert line.endswith(" fit_loop.epoch_loop._batches_that_stepped")
+    assert not differences(fast.state_dict(), plain.state_dict())
+
+
+def test_lightning_handles_no_signals(tmp_path, monkeypatch, caplog) -> None:
+    trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    ignore_signals(trainer)._signal_connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
+
+    caplog.set_level(logging.DEBUG, "lightship")
+    monkeypatch.delattr(type(trainer.fit_loop.epoch_loop), "_broadcast_sigterm_tensor")
+    trainer = Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    ignore_signals(trainer)
+    assert "fit_loop.epoch_loop._broadcast_sigterm_tensor" in caplog.text

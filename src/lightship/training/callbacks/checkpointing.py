@@ -56,14 +56,6 @@ class Checkpointing(Checkpoint):
         self._seen_step = -1
         self._told_of_waiting = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Undo Lightning's signal handling: it talks to other ranks, in the handler and each step.
-
-        Its broadcast + `.item()` would synchronise every step; Agreement does that work.
-        """
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
