@@ -1,10 +1,10 @@
-"""What differs between the CPU, CUDA and XLA (TPUs): the one file that asks which it is.
+"""Differences between CPU, CUDA and XLA (TPUs): the only file that checks the kind of device.
 
-XLA runs nothing at once: operations are recorded, and compiled and run when the record is cut. So
-every record must be like an earlier one (static shapes, no number of the step inside it), and it is
-cut at the same places of every step. All chips of a host are driven by one process: tensors are
-those of the global batch, the compiler spreads them over the chips and puts in the sums over them
-(GSPMD, Xu et al. 2021, arXiv:2105.04663). Above this file only a batch's size counts chips.
+XLA is lazy: operations are recorded, and compiled and run at a cut (`torch_xla.sync`). So every
+recorded graph must equal an earlier one (static shapes, no step-dependent constants), and the cuts
+are at the same places in every step. One process drives all chips of a host: tensors are those of
+the global batch; the compiler shards them and inserts the reductions (GSPMD, Xu et al. 2021,
+arXiv:2105.04663). Outside this file, only batch sizes depend on the number of chips.
 """
 
 import functools
@@ -23,13 +23,13 @@ from lightship.errors import ConfigError
 
 
 class Device:
-    """The CPU, and any device that needs no more care than it does.
+    """The CPU, and any device that needs no special treatment.
 
     Attributes:
-        device: Torch's.
-        chips: How many of them this process drives as one.
-        widest_float: The dtype that sums are kept in.
-        compiles_steps: Whether a number that changes from step to step must come as a tensor.
+        device: The torch device.
+        chips: Number of chips that this process drives as one device.
+        widest_float: The dtype of sums.
+        compiles_steps: Whether numbers that change per step must be tensors.
     """
 
     chips = 1
@@ -40,66 +40,66 @@ class Device:
         self.device = device
 
     def seed(self, key: int) -> None:
-        """Seed the generators that a step on this device draws from."""
+        """Seed the generators that a step on this device uses."""
         torch.default_generator.manual_seed(key)
 
     def upload(self, part: Tensor) -> Tensor:
-        """This process's rows of a batch, [B, ...], on the device (on the CPU: themselves)."""
+        """This process's rows of a batch, [B, ...], on the device (on the CPU: no copy)."""
         return part.to(self.device)
 
     def rows(self, table: Tensor) -> Callable[[int], Tensor]:
-        """What gives row k of `table` [N, B] (on the CPU) on the device, without waiting for it."""
+        """A function that returns row k of `table` [N, B] (CPU) on the device; never blocks."""
         return table.to(self.device).__getitem__
 
     def uploads(self, slots: Tensor) -> "Uploads":
-        """What moves parts of `slots`, memory that is written again and again, to the device."""
+        """An uploader of parts of `slots`, memory that is reused."""
         return Uploads(self)
 
     def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Copies on the CPU, which later steps do not change. Blocks."""
+        """Copies on the CPU, unaffected by later steps. Blocks."""
         return [tensor.detach().to("cpu", copy=True) for tensor in tensors]
 
     def peak_bytes(self) -> int | None:
-        """Most memory in tensors so far, where the device counts it."""
+        """Peak memory of tensors; None if the device does not count it."""
         return None
 
 
 class Uploads:
-    """Moves batches to a device from memory that is written again when a copy is done."""
+    """Moves batches to a device from memory that is reused when a copy is done."""
 
     def __init__(self, to: Device) -> None:
         self.to = to
 
     def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
-        """The parts on the device, and what tells when they are copied.
+        """The parts on the device, and an event (`query()`, `synchronize()`) of the copy.
 
-        That has `query()` and `synchronize()`; None: they are, or need not be.
+        None: the copy is done, or none is needed.
         """
         return [self.to.upload(part) for part in parts], None
 
     def close(self) -> None:
-        """No more will be moved. Blocks for what is under way."""
+        """Wait for copies in flight and release resources. Blocks."""
 
 
 class CudaDevice(Device):
     """A GPU."""
 
     def seed(self, key: int) -> None:
-        """Seed the CPU's generator and this GPU's alone."""
+        """Seed the generators of the CPU and of this GPU only."""
         super().seed(key)
         torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
 
     def uploads(self, slots: Tensor) -> Uploads:
-        """Copies that go on beside the computation."""
+        """Copies that overlap with the computation."""
         return CudaUploads(self, slots)
 
     def peak_bytes(self) -> int | None:
-        """Most memory in tensors so far."""
+        """Peak memory of tensors."""
         return torch.cuda.max_memory_allocated(self.device)
 
 
 class CudaUploads(Uploads):
-    """Copies from pinned memory, where it can be pinned, without the CPU's help."""
+    """Asynchronous copies from pinned memory, if it can be pinned."""
 
     def __init__(self, to: Device, slots: Tensor) -> None:
         super().__init__(to)
@@ -108,7 +108,7 @@ class CudaUploads(Uploads):
         self.is_pinned = int(pinned) == 0
 
     def begin(self, *parts: Tensor) -> tuple[list[Tensor], Any]:
-        """As `Uploads.begin`, in the order of the current stream."""
+        """See `Uploads.begin`; on the current stream."""
         moved = [part.to(self.to.device, non_blocking=True) for part in parts]
         if not self.is_pinned:
             return moved, None
@@ -117,7 +117,7 @@ class CudaUploads(Uploads):
         return moved, copied
 
     def close(self) -> None:
-        """Wait for the copies, and let go of the memory."""
+        """Wait for the copies, and unpin the memory."""
         if self.is_pinned:
             torch.cuda.synchronize(self.to.device)
             torch.cuda.cudart().cudaHostUnregister(self.slots.data_ptr())
@@ -135,18 +135,18 @@ class XlaDevice(Device):
         self.chips = _runtime().addressable_runtime_device_count() if self.mesh else 1
 
     def seed(self, key: int) -> None:
-        """Seed the CPU's generator and the device's, whose seed is data and not compiled in."""
+        """Seed the generators of the CPU and the device, whose seed is not compiled in."""
         import torch_xla
 
         super().seed(key)
         torch_xla._XLAC._xla_set_rng_seed(key, str(self.device))
 
     def rows(self, table: Tensor) -> Callable[[int], Tensor]:
-        """Each row is uploaded: cut from a table, its number would be compiled in."""
+        """Each row is uploaded: an index into a table would be compiled in."""
         return lambda index: self.upload(table[index])
 
     def upload(self, part: Tensor) -> Tensor:
-        """Spread over the chips; XLA copies first, then sends beside the step."""
+        """Sharded over the chips; XLA copies first, then sends during the step."""
         import torch_xla.core.xla_model as xm
         import torch_xla.distributed.spmd as xs
 
@@ -157,7 +157,7 @@ class XlaDevice(Device):
         return xm.send_cpu_data_to_device([part], self.device, input_sharding=spread)[0]
 
     def copies(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Fetched together: one by one each would wait for the device."""
+        """Fetched together: one by one, each would synchronize with the device."""
         import torch_xla
 
         of_device = [tensor for tensor in tensors if tensor.device.type == "xla"]
@@ -171,12 +171,12 @@ class XlaDevice(Device):
 class MpsDevice(Device):
     """Apple's GPUs."""
 
-    widest_float = torch.float32  # there is no other
+    widest_float = torch.float32  # no float64
 
 
 @functools.cache
 def of(device: torch.device) -> Device:
-    """What this kind of device does in its own way."""
+    """The implementation for this kind of device."""
     kinds = {"cuda": CudaDevice, "xla": XlaDevice, "mps": MpsDevice}
     return kinds.get(device.type, Device)(device)
 
@@ -194,12 +194,12 @@ def has_bf16_units(device: torch.device) -> bool:
 def xla_arguments(devices: str, precision: str) -> dict[str, Any]:
     """Arguments of Lightning's Trainer for all chips of this host (or, with "1", one).
 
-    Lightning's own XLA strategies start processes of their own for the chips, after the run has
-    read its data and opened its tracking; they do not cut a validation's record, take no URL for a
-    checkpoint and no bf16-mixed.
+    Lightning's XLA strategies spawn a process per chip, after the run has read its data and opened
+    its tracking; they do not sync in validation, and support neither URLs of checkpoints nor
+    bf16-mixed.
 
     Raises:
-        ConfigError: There is no XLA, no device, not so many, or no such precision.
+        ConfigError: No PyTorch/XLA, no device, wrong number of devices, or unsupported precision.
     """
     try:
         _start_xla(devices)
@@ -226,8 +226,8 @@ def xla_arguments(devices: str, precision: str) -> dict[str, Any]:
 
 
 def _start_xla(devices: str) -> None:
-    # As they stand, 0 and 1 would be compiled in where other numbers are data: a learning rate
-    # that reaches one of them would compile the step anew.
+    # By default 0 and 1 are compiled in while other numbers are data: a learning rate that reaches
+    # one of them would recompile the step.
     os.environ.setdefault("XLA_NO_SPECIAL_SCALARS", "1")
     runtime = _runtime()
     try:
@@ -247,8 +247,8 @@ def _start_xla(devices: str) -> None:
         )
     if runtime.process_count() != hosts:
         raise ConfigError(
-            f"the job has {hosts} hosts, the XLA runtime sees {runtime.process_count()}: "
-            "TPU_WORKER_HOSTNAMES and TPU_WORKER_ID do not fit the slice"
+            f"the job has {hosts} hosts, but the XLA runtime sees {runtime.process_count()}: "
+            "TPU_WORKER_HOSTNAMES and TPU_WORKER_ID do not match the slice"
         )
     if (devices != "1" and there > 1) or hosts > 1:
         runtime.use_spmd()
@@ -262,14 +262,14 @@ def _runtime() -> Any:
 
 @functools.cache
 def _mesh() -> Any:
-    """All chips of the job in a row; None where one is driven alone."""
+    """A 1-D mesh of all chips of the job; None for a single chip."""
     import torch_xla.distributed.spmd as xs
 
     return xs.get_1d_mesh("data") if _runtime().is_spmd() else None
 
 
 class XlaAccelerator(Accelerator):
-    """What Lightning asks of a kind of devices."""
+    """Lightning's accelerator for XLA devices."""
 
     def setup_device(self, device: torch.device) -> None:
         """Nothing to do."""
@@ -278,27 +278,27 @@ class XlaAccelerator(Accelerator):
         """Nothing to do."""
 
     def get_device_stats(self, device: Any) -> dict[str, Any]:
-        """None that could be had without waiting for the device."""
+        """None: reading them would synchronize with the device."""
         return {}
 
     @staticmethod
     def parse_devices(devices: Any) -> Any:
-        """As they are."""
+        """Unchanged."""
         return devices
 
     @staticmethod
     def get_parallel_devices(devices: Any) -> list[torch.device]:
-        """The one that stands for all chips."""
+        """One device that stands for all chips."""
         return [torch.device("xla", 0)]
 
     @staticmethod
     def auto_device_count() -> int:
-        """The one that stands for all chips."""
+        """One device that stands for all chips."""
         return 1
 
     @staticmethod
     def is_available() -> bool:
-        """It is: `xla_arguments` has seen to that."""
+        """True: `xla_arguments` has checked it."""
         return True
 
     @staticmethod
@@ -308,10 +308,10 @@ class XlaAccelerator(Accelerator):
 
 
 class XlaStrategy(SingleDeviceStrategy):
-    """One process a host; a tensor on the device is the same, or a part of the same, on all hosts.
+    """One process per host; a tensor on the device is replicated or sharded over all hosts.
 
-    The record is cut where a batch begins, so that reading and augmenting it is one program, and
-    after each optimizer step and each batch of an evaluation.
+    Cuts the recorded graph before each training batch, so that augmentation is one program, after
+    each optimizer step and after each evaluation batch.
     """
 
     strategy_name = "lightship_xla"
@@ -334,7 +334,7 @@ class XlaStrategy(SingleDeviceStrategy):
             dist.barrier()
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """What host `src` has."""
+        """The object of host `src`."""
         if self.world_size == 1:
             return obj
         told = [obj]
@@ -342,49 +342,49 @@ class XlaStrategy(SingleDeviceStrategy):
         return told[0]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """The batch is there."""
+        """Cut after the augmentation."""
         cut()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward, backward and the optimizer's step: one program."""
+        """Forward, backward and optimizer step as one program."""
         result = super().optimizer_step(*args, **kwargs)
         cut()
         return result
 
     def on_validation_start(self) -> None:
-        """What callbacks did to the weights is not part of the first batch."""
+        """Keep what callbacks did to the weights out of the first batch's program."""
         cut()
 
     def on_validation_end(self) -> None:
-        """As `on_validation_start`, before the next training batch."""
+        """See `on_validation_start`, for the next training batch."""
         cut()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """One program a batch, and not one of all batches."""
+        """One program per batch, not one for all."""
         result = super().validation_step(*args, **kwargs)
         cut()
         return result
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As `validation_step`."""
+        """See `validation_step`."""
         result = super().test_step(*args, **kwargs)
         cut()
         return result
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As `validation_step`."""
+        """See `validation_step`."""
         result = super().predict_step(*args, **kwargs)
         cut()
         return result
 
     def teardown(self) -> None:
-        """Let the module go back to the CPU, all of it at once."""
+        """Move the module to the CPU, all of it at once."""
         cut()
         super().teardown()
 
 
 def cut() -> None:
-    """Have XLA run what it has recorded; does not wait for it."""
+    """Compile and run the recorded graph; does not block."""
     import torch_xla
 
     torch_xla.sync()

@@ -275,4 +275,4 @@ def test_hosts_that_are_no_slice(tmp_path: Path) -> None:
     for host in hosts:
         _, told = host.communicate(timeout=120)
         assert host.returncode == 78, told
-        assert "the job has 2 hosts, the XLA runtime sees 1" in told
+        assert "the job has 2 hosts, but the XLA runtime sees 1" in told

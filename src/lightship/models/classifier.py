@@ -20,7 +20,7 @@ from lightship.models.optim.build import SGDPart, build_optimizer, build_schedul
 from lightship.models.outcomes import Outcomes
 from lightship.models.train_sums import TrainSums
 
-# EvalMetrics has summed over the ranks; averaging equal values again would only round them.
+# EvalMetrics has already reduced over the ranks; averaging equal values again would round them.
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
 
 _IMAGES_AT_ONCE = 64
@@ -36,20 +36,20 @@ _SGD_FIELDS = {
 class ImageClassifier(LightningModule):
     """A net, its loss, its optimizer and its metrics.
 
-    All arguments are plain values, so that `load_from_checkpoint(path, weights_only=True)` alone
-    rebuilds it. `weights` is not among the stored ones: a checkpoint has all weights itself.
+    All arguments are plain values, so `load_from_checkpoint(path, weights_only=True)` rebuilds the
+    model. `weights` is not stored: a checkpoint contains all weights.
 
     Args:
-        net: Name of the net, as build_net takes it.
+        net: Name of the net (see build_net).
         class_names: C names in label order.
         image_size_px: Side of the square images.
-        mean: Of each channel, in 0..1.
+        mean: Mean of each channel, in 0..1.
         std: Standard deviation of each channel, in 0..1.
-        weights: What to start from, as build_net takes it.
+        weights: Initial weights (see build_net).
         label_smoothing: Probability mass spread over all classes in the training loss.
-        channels_last: Keep images and filters in NHWC memory order.
-        test_flip: Average each evaluated image's probabilities with those of its mirror image.
-        test_shift: Average them also with those of the image moved by a pixel to either corner.
+        channels_last: NHWC memory format of images and filters.
+        test_flip: Test-time augmentation: average the probabilities with the mirrored image's.
+        test_shift: Test-time augmentation: two diagonal shifts by 1 px, together of weight 1/2.
         optim: Arguments of build_optimizer and build_schedule.
 
     Attributes:
@@ -57,7 +57,7 @@ class ImageClassifier(LightningModule):
             CPU tensors.
 
     Raises:
-        ConfigError: As build_net.
+        ConfigError: See build_net.
     """
 
     supports_fast_loop = True  # a promise: see training/fast_loop.py
@@ -96,7 +96,7 @@ class ImageClassifier(LightningModule):
         self._keeps_outcomes = False
         self._train_sums = TrainSums()
         self._has_peers = False
-        # Found once: to look for it takes as long as a layer. In a tuple, so that it is no child.
+        # Searching takes as long as a layer, so once. In a tuple, so that it is not a submodule.
         self._first_weight = next(
             (owner, name)
             for owner in self.net.modules()
@@ -110,7 +110,7 @@ class ImageClassifier(LightningModule):
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
-        """Let the net, if it asks for that, set itself up from training images; fresh starts only.
+        """Call the net's `init_from_images`, if it has one. Fresh starts only.
 
         Args:
             images: [N, 3, S, S] uint8, the same on every rank.
@@ -125,20 +125,20 @@ class ImageClassifier(LightningModule):
         return hasattr(self.net, "init_from_images")
 
     def setup(self, stage: str) -> None:
-        """Let the metrics sum over the ranks in whatever way the strategy has."""
+        """Let the metrics sum over the ranks with the strategy's reduce."""
         self._train_sums.restart()  # of an earlier fit
         self.outcomes, self._keeps_outcomes = Outcomes(), stage != "fit"
         self._has_peers = self.trainer.world_size > 1
         self.evaluation.sum_over_ranks = self._sum_over_ranks if self._has_peers else None
 
     def on_train_start(self) -> None:
-        """As at an epoch's start, which a resume within an epoch does not come to."""
+        """Same as at the start of an epoch, which a resume within an epoch skips."""
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
-        """Tell a net with a whitening layer once the bias of that layer moves no more.
+        """Freeze the bias of a whitening layer when its learning rate stays 0.
 
-        A function of the epoch alone, so that a resumed run says it when the first one would have.
+        A function of the epoch alone, so that a resumed run does the same.
         """
         if not hasattr(self.net, "trains_whitening"):
             return
@@ -168,9 +168,9 @@ class ImageClassifier(LightningModule):
         return self.net(normalised.to(getattr(owner, name).dtype))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The batch's loss: the sum over counted rows divided by B, skipped rows included.
+        """The loss of a batch: the sum over counted rows, divided by B (all rows).
 
-        So the mean over ranks and parts is the global batch's, wherever skipped rows fall.
+        So the mean over ranks and parts is that of the global batch, wherever skipped rows are.
         """
         logits = self(batch.images).float()
         if batch.mixed_labels is None:
@@ -186,7 +186,7 @@ class ImageClassifier(LightningModule):
         return total / len(batch.labels)
 
     def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-        """Cross-entropy in float32; 0 of a row that does not count."""
+        """Cross-entropy in float32; 0 for rows that do not count."""
         return F.cross_entropy(
             logits,
             labels,
@@ -196,11 +196,11 @@ class ImageClassifier(LightningModule):
         )
 
     def take_train_sums(self) -> dict[str, float]:
-        """Mean training loss and accuracy of all ranks' rows since the last call; starts anew.
+        """Mean training loss and accuracy over all ranks since the last call; resets the sums.
 
-        Called on every rank at the same step. Waits for the device and the other ranks (the only
-        place in training that does), so at log points only. With mixed pairs a hit counts by the
-        share of the label that was hit.
+        Every rank at the same step; blocks. The only place in training that synchronizes with the
+        device and the other ranks, so at log points only. With mixup and CutMix, a hit counts as
+        the weight of the label that was predicted.
 
         Returns:
             train/loss and train/acc; NaN if every row was skipped, empty if there was no step.
@@ -219,9 +219,9 @@ class ImageClassifier(LightningModule):
     def log_probabilities(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C] float32.
 
-        With test_flip and test_shift, of the views' mean probabilities: unlike the mean of logits
-        it is a distribution whose cross-entropy is a loss, and no more confident than its parts.
-        The views and weights are airbench's (https://github.com/KellerJordan/cifar10-airbench).
+        With test_flip and test_shift, the log of the views' mean probabilities. Unlike a mean of
+        logits this is a distribution, so its cross-entropy is a loss. The views and weights are
+        airbench's (https://github.com/KellerJordan/cifar10-airbench).
         """
         if not self.test_shift:
             return self._log_probabilities_both_ways(images)
@@ -238,10 +238,10 @@ class ImageClassifier(LightningModule):
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Probabilities [N, C] float32 on the CPU, for use outside a trainer's steps. Blocks.
+        """Probabilities [N, C] float32 on the CPU, for use outside the trainer. Blocks.
 
-        In evaluation mode, a bounded batch at a time, and eager: a compiled net would be compiled
-        anew for the device and the batch shapes met here. Modes of modules are left as they were.
+        In evaluation mode, in batches of at most 64, and eager, since a compiled net would be
+        recompiled for these devices and shapes. Restores the modules' modes.
 
         Args:
             images: [N, 3, S, S] uint8 RGB, on any device.
@@ -276,7 +276,7 @@ class ImageClassifier(LightningModule):
         self._log_evaluation("val", "loss", "acc", "top5")
 
     def on_test_epoch_end(self) -> None:
-        """Log test/loss, acc, top5 and num_samples, over all ranks."""
+        """Log test/loss, test/acc, test/top5 and test/num_samples, over all ranks."""
         self._log_evaluation("test", "loss", "acc", "top5", "num_samples")
 
     def _log_evaluation(self, split: str, *names: str) -> None:
@@ -295,7 +295,7 @@ class ImageClassifier(LightningModule):
         schedule = {key: self.optim[key] for key in _SCHEDULE_FIELDS if key in self.optim}
         settings = {key: value for key, value in self.optim.items() if key not in schedule}
         rest = {name: settings.pop(key) for key, name in _SGD_FIELDS.items() if key in settings}
-        # A fused optimizer unscales fp16 gradients inside, where they can no longer be clipped.
+        # A fused optimizer unscales fp16 gradients internally, too late for clipping.
         fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
         optimizer = build_optimizer(self.net, **settings, fused=fused, rest=SGDPart(**rest))
         scheduler = build_schedule(optimizer, self.trainer.estimated_stepping_batches, **schedule)
@@ -305,9 +305,9 @@ class ImageClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the classes where a reader finds them without this class; keep the open sums.
+        """Store the class names, for readers without this class, and the open training sums.
 
-        Called on every rank: the sums are those of all ranks.
+        Every rank: the sums are those of all ranks.
         """
         checkpoint["class_names"] = self.class_names
         sums = self._train_sums.value()
@@ -316,7 +316,7 @@ class ImageClassifier(LightningModule):
         checkpoint["train_sums"] = sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model; go on with its sums, which rank 0 holds for all.
+        """Refuse a checkpoint of another model; restore its training sums, on rank 0 for all ranks.
 
         Raises:
             ConfigError: Its hyper-parameters differ.

@@ -1,4 +1,4 @@
-"""The hyper-parameters in a checkpoint, whichever version of lightship wrote it."""
+"""The hyper-parameters of a checkpoint, written by any version of lightship."""
 
 import dataclasses
 import inspect
@@ -14,17 +14,17 @@ from lightship.errors import ConfigError
 
 
 def complete(model_class: type, kept: Any) -> dict[str, Any]:
-    """All arguments of `model_class` but `weights`, which a checkpoint has itself.
+    """All arguments of `model_class` except `weights`, which the checkpoint contains.
 
     Args:
         model_class: ImageClassifier.
         kept: A checkpoint's `hyper_parameters`.
 
     Returns:
-        Those in it; for what an older version lacks, what that version did.
+        Those of the checkpoint. What an older version did not write gets the value it implied.
 
     Raises:
-        ConfigError: It has what this version does not know, or lacks what every version writes.
+        ConfigError: An unknown hyper-parameter, or a missing one that every version writes.
     """
     arguments = dict(inspect.signature(model_class).parameters)
     arguments.pop("weights")
@@ -48,13 +48,13 @@ def complete(model_class: type, kept: Any) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"the checkpoint's hyper-parameters lack {missing[0]}")
     found = {name: kept.get(name, defaults.get(name)) for name in arguments}
-    # 0.1.0 kept names as the file system had them; now they have one form.
+    # 0.1.0 stored names as the file system has them; now they are normalized.
     names = [unicodedata.normalize("NFC", name) for name in found["class_names"]]
     return {**found, "class_names": names, "optim": {**optim, **kept["optim"]}}
 
 
 def check_fits(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming the first difference, for weights that are not of this model."""
+    """Raise ConfigError, with the first difference, if the weights do not fit the model."""
     own = model.state_dict()
     for name in [*own, *state]:
         if name not in state:

@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample counts once, on any number of devices, and padding never does."""
+"""Exact evaluation: every sample counts once on any number of devices, padding does not count."""
 
 from collections.abc import Callable
 
@@ -11,23 +11,23 @@ from lightship import devices
 from lightship.data.batch import NOT_COUNTED
 
 MAX_CONFUSION_CLASSES = 2048
-"""Beyond this a confusion matrix (int64, 32 MiB here) is neither kept nor readable."""
+"""No confusion matrix above this (int64, 32 MiB here)."""
 
 
 class EvalMetrics(Metric):
-    """Loss, accuracy, top-5 accuracy and counts a class, summed on the device.
+    """Loss, accuracy, top-5 accuracy and counts per class, summed on the device.
 
-    `update` has static shapes and never waits for the device. Sums are whole numbers but for the
-    loss, so results do not depend on how samples are spread over batches and ranks. Every rank
-    must have updated at least once (evaluation pads, so it has).
+    `update` has static shapes and does not synchronize with the device. All sums except the loss
+    are integers, so results do not depend on how samples are divided into batches and ranks. Every
+    rank must have updated at least once (evaluation pads, so it has).
 
     Args:
         num_classes: C, the width of the logits.
-        with_confusion: Keep the confusion matrix too (if C <= MAX_CONFUSION_CLASSES).
+        with_confusion: Also compute the confusion matrix (if C <= MAX_CONFUSION_CLASSES).
 
     Attributes:
-        sum_over_ranks: Gives the sum of a tensor over all ranks to each of them, and may write to
-            its argument; every rank calls it in compute. None: there is one rank.
+        sum_over_ranks: All-reduces a tensor (sum), maybe in place; called by every rank in
+            compute. None: one rank.
     """
 
     full_state_update = False
@@ -38,13 +38,13 @@ class EvalMetrics(Metric):
     confusion: Tensor
 
     def __init__(self, num_classes: int, with_confusion: bool = False) -> None:
-        # Torchmetrics knows of other ranks only through torch.distributed, which XLA does without.
+        # torchmetrics finds other ranks through torch.distributed only, which XLA does not use.
         super().__init__(dist_sync_fn=self._summed, distributed_available_fn=self._has_peers)
         self.sum_over_ranks: Callable[[Tensor], Tensor] | None = None
         self.num_classes = num_classes
         self.with_confusion = with_confusion and num_classes <= MAX_CONFUSION_CLASSES
         states = {
-            # float64 on its first update: a float64 state could not be moved to every device.
+            # Becomes float64 at the first update: not every device supports a float64 state.
             "loss_sum": torch.zeros((), dtype=torch.float32),
             "support": torch.zeros(num_classes, dtype=torch.int64),
             "hits": torch.zeros(num_classes, dtype=torch.int64),
@@ -80,7 +80,7 @@ class EvalMetrics(Metric):
         return self.sum_over_ranks is not None
 
     def _summed(self, state: Tensor, group: object = None) -> list[Tensor]:
-        # Torchmetrics would gather every rank's matrix, then add; a list of one is the sum.
+        # torchmetrics would gather every rank's matrix, then add; a list of one is the sum.
         assert self.sum_over_ranks is not None
         return [self.sum_over_ranks(state.clone())]
 
@@ -89,7 +89,7 @@ class EvalMetrics(Metric):
 
         Returns:
             loss, acc, top5 (only if C > 5) and num_samples: scalars; support: [C] int64;
-            per_class_acc: [C]; confusion, if kept: [C, C] int64, rows are true classes.
+            per_class_acc: [C]; confusion, if computed: [C, C] int64, rows are true classes.
         """
         wide = devices.of(self.support.device).widest_float
         hits, support = self.hits.to(wide), self.support.to(wide)

@@ -1,4 +1,4 @@
-"""What each evaluated image came to: kept on the device, fetched once at the end."""
+"""The prediction for each evaluated image: kept on the device, fetched once at the end."""
 
 import math
 
@@ -13,16 +13,16 @@ COLUMNS = ("id", "label", "guess", "probability", "loss")
 
 
 class Outcomes:
-    """A row an image: 32 bytes, so ten million images take 320 MB. Waits for the device in `take`.
+    """One row per image (32 bytes; ten million images: 320 MB). Only `take` synchronizes.
 
-    Each rank holds those of its own batches.
+    Each rank holds the rows of its own batches.
     """
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, ...]] = []
 
     def add(self, batch: Batch, log_probabilities: Tensor) -> None:
-        """Keep a batch's.
+        """Add a batch.
 
         Args:
             batch: Its ids, [B] int64, and labels, [B] int64; rows of NOT_COUNTED do not count.
@@ -32,14 +32,14 @@ class Outcomes:
         losses = F.nll_loss(
             log_probabilities, batch.labels, ignore_index=NOT_COUNTED, reduction="none"
         )
-        # Where no output is finite, the least sure and the worst.
+        # Outputs that are not finite: probability 0, loss infinity.
         probability = best.exp().nan_to_num(0)
         losses = losses.masked_fill(losses.isnan(), math.inf)  # XLA's nan_to_num takes no infinity
         self._batches.append((batch.ids, batch.labels, guess, probability, losses))
 
     def take(self) -> dict[str, np.ndarray]:
         """The counted rows by column name: id, label, guess [N] int64; probability, loss [N]
-        float32. Starts anew."""
+        float32. Resets the rows."""
         columns = [torch.cat(parts).cpu().numpy() for parts in zip(*self._batches, strict=True)]
         self._batches = []
         if not columns:

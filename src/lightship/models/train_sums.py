@@ -1,4 +1,4 @@
-"""Training's loss and hits since the last log point, which a step hardly pays for."""
+"""Training loss and accuracy since the last log point, at almost no cost per step."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ class _Step(NamedTuple):
 
 
 class TrainSums:
-    """Sums over training steps, on the device: loss, hits, counted rows. Never waits for it.
+    """Sums over training steps, on the device: loss, hits, counted rows. Does not synchronize.
 
-    Beside a short step a small operation is dear, whatever it computes: on a GPU its launch, on a
-    CPU its code, which the net has driven out of the cache. So steps are kept as they come (16
-    bytes a row) and added up many at once. Where steps are compiled (XLA) each is added up alone.
+    In a short step even small operations are expensive: the launch on a GPU, cold instruction
+    caches on a CPU. So results of steps are kept (16 bytes per row) and summed many at a time.
+    Where steps are compiled (XLA), each step is summed alone.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class TrainSums:
         self._sums: Tensor | None = None
 
     def add(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
-        """Keep a step's.
+        """Add a step.
 
         Args:
             loss: [] summed over the counted rows.
             logits: [B, C].
-            batch: The rest of it. Its labels must stay as they are.
+            batch: The batch. Its labels must not be modified later.
         """
-        batch = batch._replace(images=batch.labels)  # its pixels need not be kept
+        batch = batch._replace(images=batch.labels)  # drops the pixels
         if self._steps and (self._steps[0].batch.mix_weight is None) != (batch.mix_weight is None):
             self._fold()
         self._steps.append(_Step(loss.detach(), logits.detach().argmax(1), batch))
@@ -46,12 +46,12 @@ class TrainSums:
             self._fold()
 
     def value(self) -> Tensor | None:
-        """[3] loss, hits and counted rows so far, in the device's widest float; None: no step."""
+        """[3] loss, hits and counted rows, in the device's widest float type; None: no step."""
         self._fold()
         return self._sums
 
     def restart(self, sums: Tensor | None = None) -> None:
-        """Begin anew, or from what `value` gave before."""
+        """Reset, to zero or to an earlier `value`."""
         self._steps, self._sums = [], sums
 
     def _fold(self) -> None:
@@ -71,6 +71,6 @@ class TrainSums:
         parts = (torch.stack(losses), hits, counted)
         sums = torch.stack([part.sum(dtype=wide) for part in parts])
         if self._sums is None:
-            # Moved there and not made there, which on XLA would be a step of its own to compile.
+            # Moved to the device, not created there: on XLA that would be a program of its own.
             self._sums = torch.zeros(3, dtype=wide).to(sums.device, non_blocking=True)
         self._sums = self._sums.to(sums.device).add_(sums)

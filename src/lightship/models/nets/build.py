@@ -1,4 +1,4 @@
-"""Nets by name: our own, torchvision's classifiers and the user's own, with or without weights."""
+"""Nets by name: ours, torchvision's classifiers and the user's own, with or without weights."""
 
 import difflib
 import importlib
@@ -20,27 +20,27 @@ from lightship.storage import read_bytes, redact
 
 _OWN = {"litcnn": litcnn, "speednet": speednet, "speednet96": speednet96}
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
-"""Of googlenet and inception_v3: published with their weights, not built here."""
+"""Of googlenet and inception_v3: in their published weights, but not built here."""
 
 
 def build_net(
     name: str, num_classes: int, image_size_px: int, weights: str | None = None
 ) -> nn.Module:
-    """Build a net and prove on a dummy batch that it classifies. Every rank; blocks on weights.
+    """Build a net and check its output on a dummy batch. Every rank; blocks while reading weights.
 
     Args:
         name: `litcnn`, `speednet`, `speednet96`, a classifier of torchvision.models, or
             `package.module:function`, which is called with the number of classes.
         num_classes: Width of the output.
         image_size_px: Side of the square images.
-        weights: None (fresh), `default` (torchvision's own) or the URL of a state dict or
-            checkpoint. Its last layer is left out when its number of classes differs.
+        weights: None (random), `default` (torchvision's pretrained) or the URL of a state dict or
+            checkpoint. The last layer is reinitialized if its number of classes differs.
 
     Returns:
         A net in training mode, from float [B, 3, S, S] to logits [B, num_classes].
 
     Raises:
-        ConfigError: Unknown name, unsuitable output or image size, or weights of another net.
+        ConfigError: Unknown name, wrong output, unsupported image size, or weights of another net.
     """
     if ":" in name:
         net = _build_own(name, num_classes)
@@ -55,16 +55,16 @@ def build_net(
 
 
 def check_training(net: nn.Module, name: str, batch_size: int, image_size_px: int) -> None:
-    """Prove on a dummy batch that a net can make a training step; it stays as it is.
+    """Check on a dummy batch that a net can be trained. Does not change the net.
 
     Args:
-        net: As build_net made it, on the CPU.
-        name: As the user knows it.
-        batch_size: Images that a device sees at once in training; 2 stands for any larger number.
+        net: From build_net, on the CPU.
+        name: Its name, for errors.
+        batch_size: Images per device and step in training; more than 2 are tried as 2.
         image_size_px: Side of the square images.
 
     Raises:
-        ConfigError: It cannot, with this number of images or at this size.
+        ConfigError: It fails with this batch size or image size.
     """
     buffers = [
         (part, key, value, value.clone())
@@ -108,8 +108,8 @@ def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Mo
         )
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
-        # Their published weights expect another normalisation, which the net itself then makes.
-        # It stays on without weights, so that a checkpoint rebuilds the same function.
+        # Their published weights expect another normalization, which the net then does itself.
+        # Also without weights, so that a checkpoint rebuilds the same function.
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}
     elif name.startswith("vit_"):
         options = {"image_size": image_size_px}
@@ -126,13 +126,13 @@ def _build_own(name: str, num_classes: int) -> nn.Module:
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ConfigError(f"--model.net '{name}': expected package.module:function")
     if os.getcwd() not in sys.path:
-        # A console script, unlike `python -m`, does not look in the working directory.
+        # A console script, unlike `python -m`, does not have the working directory on sys.path.
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; something that it imports is not
+            raise  # the module exists; something that it imports does not
         raise ConfigError(
             f"--model.net {name}: no module '{error.name}' here or on PYTHONPATH"
         ) from error
@@ -154,7 +154,7 @@ def _build_own(name: str, num_classes: int) -> nn.Module:
 
 def _check_output(net: nn.Module, name: str, num_classes: int, image_size_px: int) -> None:
     shape = (2, 3, image_size_px, image_size_px)
-    # The fork keeps a net that draws random numbers from moving the run's own.
+    # Forked, so that a net that draws random numbers does not change the run's.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         net.eval()
         try:
@@ -191,7 +191,7 @@ def _load_weights(net: nn.Module, name: str, weights: str) -> None:
             f"--model.weights {url} is not a PyTorch state dict that loads without running code"
         ) from error
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
-        # A Lightning checkpoint: the net's weights are those under `net.`.
+        # A Lightning checkpoint: the net's weights start with `net.`.
         stored = {key.removeprefix("net."): value for key, value in stored["state_dict"].items()}
     if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
         raise ConfigError(f"--model.weights {url} holds no state dict (names to tensors)")
@@ -208,7 +208,7 @@ def _load_weights(net: nn.Module, name: str, weights: str) -> None:
         if key not in left_out and (key in own or not key.startswith(_AUXILIARY_HEADS))
     }
     try:
-        # Not strict, but all told: a net may rename keys of its older self while it loads.
+        # Not strict, since a net may rename keys of older versions while loading; all are checked.
         keys = net.load_state_dict(state, strict=False)
         problems = [f"{key} is missing" for key in keys.missing_keys if key not in left_out]
         problems += [f"{key} is not of this net" for key in keys.unexpected_keys]

@@ -2,8 +2,8 @@
 
 The design is that of airbench94_muon and airbench96 (Keller Jordan 2024, arXiv:2404.00498,
 https://github.com/KellerJordan/cifar10-airbench), which descend from hlb-CIFAR10 (Tysam Balsam) and
-myrtle.ai's ResNets (David Page): a whitening first layer taken from the data, convolutions that
-begin as the identity, BatchNorm whose scales are frozen, and a classifier whose output is scaled.
+myrtle.ai's ResNets (David Page): a whitening first layer computed from the data, convolutions
+initialized as the identity, BatchNorm with frozen scales, and a classifier with scaled output.
 """
 
 import torch
@@ -14,13 +14,13 @@ from lightship.errors import ConfigError
 
 _PATCH_PX = 2
 _SMALLEST_PX = 9
-"""The whitening takes one pixel off; three halvings leave one of eight."""
+"""Whitening removes one pixel; three halvings turn eight into one."""
 _WHITENING_EPS = 5e-4
 _IMAGES_AT_ONCE = 256
 
 
 def speednet(num_classes: int, image_size_px: int) -> "SpeedNet":
-    """The net of airbench94_muon: widths 64-256-256, two convolutions a group, 2.0 M parameters.
+    """The net of airbench94_muon: widths 64-256-256, two convolutions per group, 2.0 M parameters.
 
     Args:
         num_classes: Number of outputs.
@@ -34,10 +34,10 @@ def speednet(num_classes: int, image_size_px: int) -> "SpeedNet":
 
 
 def speednet96(num_classes: int, image_size_px: int) -> "SpeedNet":
-    """The net of airbench96: widths 128-512-512, three convolutions a group, of which two residual.
+    """The net of airbench96: widths 128-512-512, three convolutions per group, two residual.
 
-    Its classifier is scaled as speednet's, so that one optimizer serves both. Otherwise as
-    `speednet`.
+    The classifier is scaled as in `speednet`, so both use the same optimizer settings. Arguments
+    and errors are those of `speednet`.
     """
     _check_size("speednet96", image_size_px)
     return SpeedNet(num_classes, (128, 512, 512), depth=3, bn_momentum=0.1)
@@ -52,17 +52,17 @@ def _check_size(name: str, image_size_px: int) -> None:
 
 
 class SpeedNet(nn.Module):
-    """From normalised float [B, 3, S, S] to logits [B, num_classes].
+    """From normalized float [B, 3, S, S] to logits [B, num_classes].
 
     Args:
         num_classes: Number of outputs.
         widths: Channels of the three groups.
-        depth: Convolutions a group, 2 or 3; with 3 the last two are a residual branch.
-        bn_momentum: Share of a batch in BatchNorm's running statistics.
+        depth: Convolutions per group, 2 or 3; with 3 the last two are a residual branch.
+        bn_momentum: Weight of a batch in BatchNorm's running statistics.
 
     Attributes:
-        trains_whitening: Whether the whitening's bias gets a gradient. Once its rate has fallen to
-            0 there is no need for one, and the backward pass ends a layer earlier.
+        trains_whitening: Whether the whitening bias gets a gradient. When its learning rate is 0,
+            it needs none, and the backward pass ends one layer earlier.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class SpeedNet(nn.Module):
 
     @torch.no_grad()
     def init_from_images(self, images: Tensor) -> None:
-        """Make the first layer whiten 2x2 patches; for a fresh start, before any wrapping.
+        """Make the first layer whiten 2x2 patches. Called once, before training.
 
         Its filters are the eigenvectors of the patches' second moments, scaled to an output of
         variance 1, and their negatives (Page 2019, "How to train your ResNet 8"; hlb-CIFAR10).
 
         Args:
-            images: [N, 3, S, S] normalised training images, float32.
+            images: [N, 3, S, S] normalized training images, float32.
         """
         shape = self.whiten.weight.shape[1:]
         moments = torch.zeros(shape.numel(), shape.numel(), dtype=torch.float64)
@@ -113,13 +113,13 @@ class SpeedNet(nn.Module):
         x = F.max_pool2d(x, (x.shape[2], x.shape[3])).flatten(1)
         logits = self.head(x) / x.shape[1]
         if self.training and not self.trains_whitening:
-            # A gradient of zero, for nothing: DDP waits for one of every parameter.
+            # A zero gradient: DDP waits for the gradient of every parameter.
             logits = logits + 0 * bias.sum()
         return logits
 
 
 class ConvGroup(nn.Module):
-    """A convolution that changes the width and halves the side, then one or two that keep both."""
+    """A convolution that changes the width and halves the size, then one or two that keep both."""
 
     def __init__(self, width_in: int, width: int, depth: int, bn_momentum: float) -> None:
         super().__init__()

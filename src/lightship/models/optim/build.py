@@ -1,4 +1,4 @@
-"""How weights move: the optimizers by name, and learning rates as functions of the step."""
+"""Optimizers by name, and learning-rate schedules as functions of the step."""
 
 import math
 from collections import defaultdict
@@ -21,14 +21,14 @@ _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttent
 
 @dataclass(frozen=True)
 class SGDPart:
-    """What of muon-sgd moves by SGD, and how.
+    """The SGD settings of muon-sgd.
 
     Attributes:
-        lr: Peak rate of biases and norms; like `head_lr` for the mean loss of a global batch
-            (airbench's are for the sum).
-        head_lr: Peak rate of the classifier.
-        momentum: Nesterov.
-        early_fraction: Share of all steps in which the bias of a frozen first layer still moves.
+        lr: Peak learning rate of biases and norms. Like `head_lr`, for the mean loss of a global
+            batch (airbench's are for the sum).
+        head_lr: Peak learning rate of the classifier.
+        momentum: Nesterov momentum.
+        early_fraction: Fraction of all steps in which the bias of a frozen first layer is trained.
     """
 
     lr: float = 0.05
@@ -49,18 +49,19 @@ def build_optimizer(
     """Build the optimizer of a net whose parameters are already on their device.
 
     Args:
-        net: The net; parameters that need no gradient are left out.
+        net: The net; frozen parameters are ignored.
         name: adam, adamw, sgd (Nesterov), muon or muon-sgd.
         lr: Peak learning rate.
-        momentum: Of sgd and both muons.
-        weight_decay: Of parameters with two or more dimensions; biases and norms do not decay. With
-            muon-sgd, the share of itself that all but the filters loses in a step at the peak.
-        fused: Use the fused kernels where the device has them.
-        rest: What muon-sgd does to all but the hidden matrices.
+        momentum: Momentum of sgd and both muons.
+        weight_decay: Of parameters with two or more dimensions, not of biases and norms. With
+            muon-sgd: fraction by which all weights but the filters shrink in a step at the peak
+            learning rate.
+        fused: Use fused kernels if the device has them.
+        rest: Settings of muon-sgd for all parameters but the hidden matrices.
 
     Returns:
-        An optimizer; with both muons one object that also moves what is no hidden matrix. What it
-        loads may come from a device for which another kernel, or another class, does the same.
+        One optimizer for all parameters, also with the muons. It can load a state that another
+        kernel or class wrote on another kind of device.
     """
     optimizer = _build(net, name, lr, momentum, weight_decay, fused, rest or SGDPart())
     optimizer.register_load_state_dict_pre_hook(_keep_settings)
@@ -69,7 +70,7 @@ def build_optimizer(
 
 
 def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Take from a checkpoint a group's parameters and rate; how to move them is this run's."""
+    """Take parameters and learning rate of a group from the checkpoint, the rest from this run."""
     kept = ("params", "lr", "initial_lr")
     groups = [
         {**ours, **{name: group[name] for name in kept if name in group}}
@@ -79,9 +80,9 @@ def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
 
 
 def _lay_like_parameters(optimizer: Optimizer) -> None:
-    """Give the state the parameters' own memory order, which fused kernels take for granted.
+    """Give the state the memory format of its parameters, which fused kernels assume.
 
-    A state from a device that knows no channels_last would otherwise be read in the wrong order.
+    A state from a device without channels_last would otherwise be read in the wrong order.
     """
     for param, state in optimizer.state.items():
         for name, value in state.items():
@@ -125,7 +126,7 @@ def _build(
 
 
 def _groups(net: nn.Module, name: str, weight_decay: float) -> list[dict[str, Any]]:
-    """What decays and what does not, and for Muon what is a hidden matrix, in the net's order."""
+    """Groups with and without decay and, for Muon, of hidden matrices, in the net's order."""
     hidden = {id(matrix) for matrix in _matrices(net)[1:-1]} if name == "muon" else set()
     members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in net.parameters():
@@ -139,11 +140,11 @@ def _groups(net: nn.Module, name: str, weight_decay: float) -> list[dict[str, An
 
 
 def _record_groups(net: nn.Module, weight_decay: float, rest: SGDPart) -> list[dict[str, Any]]:
-    """airbench94_muon's groups: hidden matrices, classifier, what trains early only, all else.
+    """airbench94_muon's groups: hidden matrices, classifier, early, other.
 
-    What trains early only is the bias of a first layer whose weight is frozen (a whitening layer).
-    SGD's decay is divided by the rate, so that a weight shrinks by `weight_decay` of itself a step
-    at the peak, whatever its rate.
+    Early is the bias of a first layer whose weight is frozen (a whitening layer); it is trained at
+    the start only. SGD's decay is divided by the learning rate, so that a weight shrinks by the
+    fraction `weight_decay` per step at the peak, whatever its learning rate.
     """
     layers = [module for module in net.modules() if isinstance(module, _MATRIX_LAYERS)]
     matrices = _matrices(net)
@@ -173,7 +174,7 @@ def _record_groups(net: nn.Module, weight_decay: float, rest: SGDPart) -> list[d
 
 
 def _matrices(net: nn.Module) -> list[nn.Parameter]:
-    """The matrices and filters, from the first layer's to the classifier's, in the net's order."""
+    """The matrices and filters, from the first layer to the classifier, in the net's order."""
     matrices = []
     for module in net.modules():
         if isinstance(module, _MATRIX_LAYERS):
@@ -191,14 +192,14 @@ def lr_scale(
     schedule: str = "constant",
     final_fraction: float = 0.0,
 ) -> float:
-    """Learning rate of a step as a share of the peak: a pure function, so resuming needs no state.
+    """Learning rate of a step as a fraction of the peak: pure, so resuming needs no state.
 
     Args:
-        step: Optimizer steps done before this one (0 is the first).
+        step: Optimizer steps before this one (0 is the first).
         total_steps: Optimizer steps of the whole run (infinity: only with `constant`).
-        warmup_steps: The rate rises linearly over so many steps; the next one is at the peak.
+        warmup_steps: Steps of linear warm-up; the next one is at the peak.
         schedule: constant, cosine (Loshchilov & Hutter 2017, arXiv 1608.03983) or linear.
-        final_fraction: Share of the peak at the last step, `total_steps - 1` (not of `constant`).
+        final_fraction: Fraction of the peak at the last step, `total_steps - 1` (not `constant`).
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -218,15 +219,15 @@ def build_schedule(
     warmup_fraction: float = 0.0,
     final_lr_fraction: float = 0.0,
 ) -> LambdaLR:
-    """Build the schedule of `lr_scale`, to be stepped once an optimizer step.
+    """Build the schedule of `lr_scale`, stepped once per optimizer step.
 
     Args:
-        optimizer: Its groups' learning rates are the peak. A group's `ends_at`, a share of
-            total_steps, is where its own rate has fallen to 0 in a straight line.
-        total_steps: Optimizer steps of the whole run; may be infinity if nothing depends on it.
+        optimizer: The learning rates of its groups are the peak. A group with `ends_at`, a fraction
+            of total_steps, decays linearly to 0 until there instead.
+        total_steps: Optimizer steps of the whole run; infinity if nothing depends on it.
         schedule: constant, cosine or linear.
-        warmup_fraction: Share of total_steps in which the rate rises.
-        final_lr_fraction: Share of the peak at the last step.
+        warmup_fraction: Fraction of total_steps with linear warm-up.
+        final_lr_fraction: Fraction of the peak at the last step.
     """
     warmup_steps = round(warmup_fraction * total_steps) if warmup_fraction else 0
 

@@ -1,4 +1,4 @@
-"""Muon: orthogonalised momentum for filters and matrices, torch's AdamW or SGD for the rest."""
+"""Muon: orthogonalized momentum for filters and matrices, AdamW or SGD for other parameters."""
 
 import math
 from collections import defaultdict
@@ -15,21 +15,21 @@ from lightship.models.optim.stepping import SteppingOptimizer
 from lightship.models.optim.xla import ADAM_BETAS, ADAM_EPS
 
 RECORD_ITERATIONS = 3
-"""Newton-Schulz steps of airbench94_muon: rougher than Muon's five, and as good there."""
+"""Newton-Schulz iterations of airbench94_muon: coarser than Muon's five, as accurate there."""
 
 
 class OrthogonalOptimizer(SteppingOptimizer):
-    """Nesterov momentum, orthogonalised, for groups marked `orthogonal`; `rest` for the others.
+    """Orthogonalized Nesterov momentum for groups marked `orthogonal`, `rest` for the others.
 
-    Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon): filters are flattened to
-    [out, in*kh*kw]; the first layer and the classifier are better left to the other rule
-    (build_optimizer does so). Matrices of one shape are orthogonalised in one batched product.
+    Muon is Keller Jordan's (https://kellerjordan.github.io/posts/muon). Filters are flattened to
+    [out, in*kh*kw]. The first layer and the classifier should use the other optimizer
+    (build_optimizer does so). Matrices of one shape are orthogonalized in one batched product.
 
     Args:
         groups: Parameter groups, each with `orthogonal: bool` and `weight_decay: float`.
         lr: Learning rate.
         momentum: Nesterov momentum of the orthogonal groups.
-        build_rest: Makes the optimizer of the other groups; both share groups and state.
+        build_rest: Builds the optimizer of the other groups; both share groups and state.
     """
 
     iterations = 5
@@ -80,19 +80,19 @@ class OrthogonalOptimizer(SteppingOptimizer):
             )
 
     def _shrink(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Scale the matrices before the update is added."""
+        """Scale the parameters before the update is added."""
         raise NotImplementedError
 
     def _update_scale(self, shape: torch.Size) -> float:
-        """Factor of an orthogonalised update of this shape, beside the learning rate."""
+        """Factor of an orthogonalized update of this shape, in addition to the learning rate."""
         raise NotImplementedError
 
 
 class Muon(OrthogonalOptimizer):
-    """Momentum orthogonalised by Newton-Schulz for hidden matrices, AdamW for all else.
+    """Muon for hidden matrices, AdamW for all other parameters.
 
-    Each update is scaled by 0.2*sqrt(max(rows, columns)), so that its size is AdamW's and one
-    learning rate and decay serve both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+    Each update is scaled by 0.2*sqrt(max(rows, columns)) to the size of AdamW's, so both use the
+    same learning rate and weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 
     Args:
         groups: Parameter groups, each with `orthogonal: bool` and `weight_decay: float`
@@ -117,11 +117,11 @@ class Muon(OrthogonalOptimizer):
 
 
 class MuonSGD(OrthogonalOptimizer):
-    """Orthogonalised momentum for filters of a fixed size, SGD (Nesterov) for all else.
+    """Muon for filters of fixed norm, SGD (Nesterov) for all other parameters.
 
-    The pair of airbench94_muon (Keller Jordan, https://github.com/KellerJordan/cifar10-airbench):
-    before each step a filter bank of `out` filters is scaled to the norm sqrt(out), so it needs no
-    decay, and its update of three Newton-Schulz steps is applied at the bare rate.
+    The optimizer of airbench94_muon (Keller Jordan, https://github.com/KellerJordan/cifar10-airbench):
+    before each step, a weight with `out` filters is scaled to the norm sqrt(out), so it needs no
+    weight decay; its update has three Newton-Schulz iterations and no other scale.
 
     Args:
         groups: Parameter groups, each with `orthogonal: bool`, and the others with
@@ -155,13 +155,13 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
 
     Args:
         matrices: [N, rows, columns], floating point.
-        iterations: Quintic steps; after five the singular values lie within about 0.7..1.2.
+        iterations: Quintic iterations; after five, the singular values are about 0.7 to 1.2.
 
     Returns:
         The same shape and dtype. Coefficients and scheme: Keller Jordan's Muon.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    # bfloat16 suffices (ibid.), where it is fast.
+    # bfloat16 is accurate enough (ibid.).
     work = matrices.bfloat16() if devices.has_bf16_units(matrices.device) else matrices.float()
     tall = work.shape[1] > work.shape[2]
     if tall:

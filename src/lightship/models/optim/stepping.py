@@ -9,17 +9,17 @@ from torch.optim import Optimizer
 
 
 class SteppingOptimizer(Optimizer):
-    """An optimizer whose rule is `move`."""
+    """An optimizer whose subclasses implement the update in `move`."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move all parameters that have a gradient; never waits for the device.
+        """Update all parameters that have a gradient. Does not synchronize with the device.
 
         Args:
-            closure: Makes the gradients anew and returns the loss; None: they are there.
+            closure: Computes the gradients and returns the loss; None: the gradients are there.
 
         Returns:
-            What the closure returned.
+            The closure's result.
         """
         loss = None
         if closure is not None:
@@ -30,4 +30,4 @@ class SteppingOptimizer(Optimizer):
 
     @abstractmethod
     def move(self) -> None:
-        """Move all parameters that have a gradient; called without autograd."""
+        """Update all parameters that have a gradient. Called without autograd."""

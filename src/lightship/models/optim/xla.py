@@ -1,8 +1,8 @@
-"""The optimizers for devices that compile a step: numbers that change from step to step are data.
+"""The optimizers for devices that compile a step: numbers that change per step are tensors.
 
-torch.optim hands them over as Python numbers, which XLA uploads one by one and tells apart by their
-value: where two of them meet (a learning rate that falls to 0, a decay that rounds to 1), the step
-is another program and is compiled anew.
+torch.optim passes them as Python numbers, which XLA uploads one by one and deduplicates by value.
+If two become equal (a learning rate that reaches 0, a decay that rounds to 1), the step is a
+different program and is compiled again.
 """
 
 import math
@@ -19,19 +19,19 @@ ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 
 class TracedOptimizer(SteppingOptimizer):
-    """Adam, AdamW, SGD (Nesterov) and both Muons, as torch.optim and muon.py have them.
+    """Adam, AdamW, SGD (Nesterov) and both Muons, equal to torch.optim and muon.py.
 
-    Each group's numbers of the step are reckoned on the host, in double precision as there, and
-    sent in one piece. A state's names and meanings are theirs too, and a group's settings are this
-    run's and not the checkpoint's, so that a run may go on on another kind of device.
+    The numbers of a step are computed on the host in double precision, per group, and uploaded in
+    one tensor. State names are those of torch.optim and muon.py, and group settings come from this
+    run, not from the checkpoint, so a run can be resumed on another kind of device.
 
     Args:
         groups: Parameter groups, each with `rule` (adam, adamw, sgd, muon, muon-sgd) and
-            `weight_decay`; a group's own `lr` and `momentum` go before those below.
+            `weight_decay`; a group's `lr` and `momentum` override those below.
         lr: Learning rate.
-        momentum: Of sgd and the muons.
-        orthogonalize: Muon's, of matrices and iterations (see `muon.orthogonalize`).
-        record_iterations: Of muon-sgd.
+        momentum: Momentum of sgd and both muons.
+        orthogonalize: A function of matrices and iterations (see `muon.orthogonalize`).
+        record_iterations: Newton-Schulz iterations of muon-sgd.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class TracedOptimizer(SteppingOptimizer):
                     self._step_adam(group, param, rate, decay, spread)
 
     def _advance(self, group: dict[str, Any], params: list[Tensor]) -> float:
-        """Count the step in Adam's state (on the CPU, where reading it is no wait)."""
+        """Count the step in Adam's state (on the CPU, so reading it does not synchronize)."""
         steps = 0.0
         if group["rule"] in ("adam", "adamw"):
             for param in params:
                 count = self.state[param].setdefault("step", torch.zeros(()))
                 count += 1
-                steps = count.item()  # a group's parameters have all been moved as often
+                steps = count.item()  # the same for all parameters of a group
         return steps
 
     def _numbers(self, group: dict[str, Any], steps: float) -> tuple[float, float, float]:
-        """What the step multiplies an update by, a weight by, and divides Adam's deviation by."""
+        """Factor of the update, factor of the weight, divisor of Adam's deviation."""
         lr, decay, spread = group["lr"], 1 - group["lr"] * group["weight_decay"], 1.0
         if steps:
             lr /= 1 - ADAM_BETAS[0] ** steps
@@ -82,7 +82,7 @@ class TracedOptimizer(SteppingOptimizer):
         return lr, decay, spread
 
     def _kept(self, param: Tensor, name: str) -> Tensor:
-        """A part of a parameter's state, zero at first."""
+        """A tensor of a parameter's state, initially zero."""
         state = self.state[param]
         if name not in state:
             state[name] = torch.zeros_like(param)
