@@ -82,6 +82,15 @@ def test_links_lead_somewhere(name: str) -> None:
             assert path.stat().st_size < MOST_PICTURE_BYTES, target
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_classes_that_are_named_exist(name: str) -> None:
+    """`TwoWords` or `TwoWords.method`, of the package."""
+    sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    for owner, method in re.findall(r"`((?:[A-Z][a-z]+){2,})(?:\.(\w+))?`", page(name)):
+        assert re.search(rf"^class {owner}\b", sources, re.MULTILINE), owner
+        assert not method or f"def {method}(" in sources, method
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_flags_and_variables_exist(name: str) -> None:
     known = defaults()
