@@ -1,4 +1,4 @@
-# lightship's own commands. Each target does all of its set-up: python3 is enough to start with.
+# Development commands. Each target does all of its set-up; python3 is enough to start.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,10 +13,10 @@ IMAGE := --extra parquet --extra gcs --extra hf --extra obstore
 
 .PHONY: help setup train test test-dist test-xla test-container chaos lint format docs bench pictures lock clean
 
-help: ## what there is
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(READY) ## a virtual environment with the locked dependencies and lightship itself
+setup: $(READY) ## create .venv with the locked dependencies and lightship, editable
 
 $(READY): $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,14 +27,14 @@ $(READY): $(LOCK) pyproject.toml
 train: $(READY) ## train and test on the embedded handwritten digits
 	$(BIN)/lightship fit --config digits
 
-test: $(READY) ## all tests that need no root, GPU or internet
+test: $(READY) ## all tests that need no root, GPU or internet (28 min on 2 cores)
 	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
 		--ignore=tests/dist --ignore=tests/xla --ignore=tests/container
 
-test-dist: $(READY) ## the tests of many processes (kills, lost nodes): they want an idle machine
+test-dist: $(READY) ## tests of several processes (kills, lost nodes); need an idle machine (12 min)
 	$(BIN)/python -m pytest tests/dist
 
-test-xla: $(XLA)/.ready ## the tests on XLA's CPU runtime, in an environment of their own (torch 2.9)
+test-xla: $(XLA)/.ready ## tests on XLA's CPU runtime, in a separate environment with torch 2.9 (7 min)
 	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/xla
 
 $(XLA)/.ready: $(XLA_LOCK) pyproject.toml
@@ -43,10 +43,10 @@ $(XLA)/.ready: $(XLA_LOCK) pyproject.toml
 	$(XLA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-test-container: $(READY) ## build the image and run the Kubernetes Job on podman (needs root)
+test-container: $(READY) ## build the image and run the Kubernetes Job on podman; needs root
 	$(BIN)/python -m pytest tests/container
 
-chaos: $(READY) ## kill, stop and starve runs for MINUTES (10) with SEED (1): all must come to the same
+chaos: $(READY) ## kill, stop and starve runs for MINUTES (10) with SEED (1); results must be identical
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 lint: $(READY) ## ruff (rules and format) and mypy
@@ -54,20 +54,20 @@ lint: $(READY) ## ruff (rules and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## fix and format with ruff
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs: $(READY) ## docs/settings.md, from src/lightship/config.py
+docs: $(READY) ## generate docs/settings.md from src/lightship/config.py
 	$(BIN)/python -m tests.support.settings_page
 
-bench: $(READY) ## measure speed beside the peers (TABLES=some; CIFAR10=, IMAGENET=class folders)
+bench: $(READY) ## benchmarks beside other libraries (TABLES=NAMES; CIFAR10=, IMAGENET=class folders)
 	$(BIN)/python -m benchmarks $(TABLES)
 
-pictures: $(READY) ## README's pictures, of a real run (CIFAR10=class folders; needs Chromium and tmux)
+pictures: $(READY) ## make the README's pictures from a real run (CIFAR10=class folders); needs Chromium and tmux
 	$(BIN)/python -m tests.support.pictures $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
-lock: ## resolve the dependencies anew, with hashes: of the tests and of each image
+lock: ## update docker/locks: the tests' dependencies and each image's, with hashes
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet uv
 	$(RESOLVE) pyproject.toml --group dev --extra parquet \
@@ -80,6 +80,6 @@ lock: ## resolve the dependencies anew, with hashes: of the tests and of each im
 	$(RESOLVE) pyproject.toml docker/locks/pins-xla.txt --group test --output-file $(XLA_LOCK)
 	$(RESOLVE) docker/locks/build.txt --output-file docker/locks/build.lock
 
-clean: ## remove what the targets above made (not the runs)
+clean: ## remove everything the targets create, except runs
 	rm -rf $(VENV) $(VENV)-lock $(XLA) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

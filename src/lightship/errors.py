@@ -1,8 +1,8 @@
-"""The exit codes, and the errors that end in them: the contract with whoever started the process.
+"""Exit codes, and the exceptions that end in them.
 
-A Job controller reads nothing but the code, so each code means one reaction (see `EXIT_CODES`).
-An error raised as one of the classes below is the user's or the world's: the entry prints its text
-in a line or two. Any other exception is ours and keeps its traceback.
+A Kubernetes Job sees only the exit code, so each code means one reaction (see `EXIT_CODES`). The
+exceptions below are errors of the user or the environment: their text is printed in a line or two.
+Any other exception is a bug and is printed with its traceback.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ExitCode:
-    """One row of the contract."""
+    """One exit code, its meaning, and how a Job should react."""
 
     code: int
     meaning: str
@@ -33,58 +33,58 @@ EXIT_CODES: dict[str, ExitCode] = {
 
 
 class LightshipError(Exception):
-    """Base of every error that is told in a line and ends in a code of the contract."""
+    """Base of all errors that are printed in a line and have an exit code of `EXIT_CODES`."""
 
     exit_name = "config"
 
     @property
     def exit_code(self) -> int:
-        """The process exit code this error ends in."""
+        """The process's exit code."""
         return EXIT_CODES[self.exit_name].code
 
 
 class UsageError(LightshipError, ValueError):
-    """The command line cannot be understood: unknown flag, wrong type (exit 2)."""
+    """Invalid command line: unknown flag, wrong type (exit 2)."""
 
     exit_name = "usage"
 
 
 class DataError(LightshipError, ValueError):
-    """The data cannot be trained on: nothing there, labels differ, undecodable (exit 65)."""
+    """Unusable data: nothing to read, labels do not match, undecodable (exit 65)."""
 
     exit_name = "data"
 
 
 class ConfigError(LightshipError, ValueError):
-    """What was asked for is impossible here: bad value, no access, not writable (exit 78)."""
+    """Impossible configuration: invalid value, access denied, not writable (exit 78)."""
 
     exit_name = "config"
 
 
 class Diverged(LightshipError):
-    """The loss is not finite, and the user wants the run to end then (exit 70)."""
+    """The loss is not finite, with --trainer.on_nonfinite stop (exit 70)."""
 
     exit_name = "diverged"
 
 
 class TimeoutExpired(LightshipError, TimeoutError):
-    """A bounded wait ran out and nobody is to blame; trying again may help (exit 74)."""
+    """A timeout without a known cause; retrying may help (exit 74)."""
 
     exit_name = "timeout"
 
 
 class PeerLost(LightshipError):
-    """Another process of the job is gone; this one is well (exit 75)."""
+    """Another process of the job was lost; this one is healthy (exit 75)."""
 
     exit_name = "peer_lost"
 
 
 class Preempted(LightshipError):
-    """Asked to stop, and the state is saved (exit 143)."""
+    """Stopped by a signal, with the state saved (exit 143)."""
 
     exit_name = "preempted"
 
 
 def in_one_line(error: BaseException) -> str:
-    """`error` with its kind, short enough for a line of the log."""
+    """`error` with its type, in at most 300 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,4 +1,4 @@
-"""JSON as the standard has it: a number that is not finite becomes null."""
+"""Standard JSON: numbers that are not finite become null."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def dumps(value: Any) -> str:
-    """`value` as indented JSON; NumPy's values become plain ones, and anything else its text."""
+    """`value` as indented JSON. NumPy values become plain ones; other types become their str."""
     return json.dumps(_plain(value), indent=1, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""YAML of settings, read without losing anything: a key that is written twice is an error."""
+"""Strict YAML for settings: a duplicate key is an error."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import yaml
 
 
 class YamlError(Exception):
-    """The text is not YAML, or not YAML that settings can be read from; says why, and the line."""
+    """Invalid YAML, or a duplicate key; the text has the reason and the line."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which would take the last of two equal keys (YAML itself forbids them)."""
+    """PyYAML's safe loader takes the last of two equal keys, which YAML forbids."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -30,7 +30,7 @@ def load(text: str | bytes) -> Any:
     """The plain values of a YAML document.
 
     Raises:
-        YamlError: It cannot be read; the text follows a file's name.
+        YamlError: Invalid; the text is a predicate, to follow the file's name.
     """
     try:
         return yaml.load(text, _Loader)
@@ -38,5 +38,5 @@ def load(text: str | bytes) -> Any:
         raise YamlError(f"is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise YamlError("is nested too deeply to be read") from None
-    except ValueError as error:  # such as a date of month 13, or bytes that are no text
+    except ValueError as error:  # such as a date with month 13, or bytes that are not text
         raise YamlError(f"is not YAML: {' '.join(str(error).split())[:200]}") from None

@@ -1,8 +1,8 @@
-"""Versions of the files that lightship keeps, and what a key means that an older file lacks.
+"""Versions of file formats, and the meaning of keys that older files lack.
 
-A file with more keys or fewer is read by any version: a reader fills in what is missing from the
-tables here. A format's version is raised only when older code would misunderstand the file; older
-code then refuses it by its version. A file without a version is of 0.1.0, before there were any.
+Keys may be added to or missing from a file of any version: readers fill in missing ones from the
+tables here. A format's version is raised only if older code would misunderstand the file; older
+code then refuses it by version. Files without a version were written by 0.1.0.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ VERSIONS = {
     "config.yaml": 1, "checkpoint": 1, "checkpoint record": 1, "prediction parts": 1,
     "manifest": 1, "pack.json": 1,
 }  # fmt: skip
-"""Format -> the newest version that this code reads, which is the one it writes."""
+"""Format -> the newest version that this code reads, and the one it writes."""
 MEANT: dict[str, Any] = {}
-"""Setting -> what code without it did, where that is not the setting's default."""
+"""Setting -> its meaning in older versions without it, if other than the default."""
 OLDEST = frozenset(
     {
         "run.seed", "data.root", "data.root_md5", "data.global_batch_size", "data.image_size_px",
@@ -35,21 +35,21 @@ OLDEST = frozenset(
         "trainer.gradient_clip_val", "trainer.limit_train_batches", "trainer.sync_batchnorm",
     }
 )  # fmt: skip
-"""Settings of 0.1.0 that change what is learned. All are in a run's hash: never change this set, or
-runs get other names."""
+"""Settings of 0.1.0 that affect training. All are in a run's hash: changing this set would change
+the default names of runs."""
 
 
 class NewerVersion(ConfigError):
-    """A file was written by a newer lightship, which this one must neither read nor delete."""
+    """A file was written by a newer lightship; it is neither read nor deleted."""
 
 
 def check(what: str, version: Any, where: str) -> None:
-    """Raise NewerVersion for a file that this code may misunderstand.
+    """Raise NewerVersion for a file of a newer format version.
 
     Args:
-        what: One of VERSIONS.
-        version: As the file has it; 0 or None: the file has none.
-        where: Names the file.
+        what: A key of VERSIONS.
+        version: The version in the file; 0 or None: the file has none.
+        where: The file's name, for the error.
     """
     if version and (not isinstance(version, int) or version > VERSIONS[what]):
         raise NewerVersion(
@@ -59,13 +59,13 @@ def check(what: str, version: Any, where: str) -> None:
 
 
 def meant(key: str) -> Any:
-    """The value of the setting `section.field` for a run of a version that did not have it."""
+    """The value of the setting `section.field` for runs of versions that did not have it."""
     section, _, name = key.partition(".")
     return MEANT.get(key, getattr(getattr(Config(), section), name))
 
 
 def complete(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every setting of the sections of a config.yaml, whichever version wrote it."""
+    """All settings of the sections of a config.yaml, of any version."""
     return {
         section.name: {
             item.name: fields[item.name]
@@ -81,11 +81,11 @@ def complete(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 def identity_hash(config: Config, root: str | None = None) -> str:
     """First 8 hex digits of the sha256 of `identity`: the same in every version.
 
-    So a setting that 0.1.0 lacks is part of it only where it differs from what 0.1.0 did.
+    A setting that 0.1.0 did not have is included only if it differs from what 0.1.0 did.
 
     Args:
         config: The settings.
-        root: data.root as 0.1.0 took it, with a slash at its end; None: as it is.
+        root: data.root as 0.1.0 hashed it, with a trailing slash; None: that of `config`.
     """
     hashed = {
         key: value
