@@ -11,7 +11,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from lightship.cli import parser
-from lightship.distributed import elastic_agent
+from lightship.distributed import elastic_agent, rendezvous
 from lightship.errors import EXIT_CODES
 from lightship.storage.backend import PIECE_BYTES
 from lightship.storage.retry import Limits
@@ -131,7 +131,7 @@ def test_every_bound_is_as_told() -> None:
     join_s = RendezvousTimeout().join.total_seconds()
     interval_s = default_of(alive, "keep_alive_interval")
     times = default_of(alive, "keep_alive_max_attempt")
-    stop_s = elastic_agent._DEFAULTS["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+    stop_s = elastic_agent.DEFAULTS["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
     expected = {
         "`LIGHTSHIP_STORAGE_DEADLINE_S`": f"{deadline_s:g} s",
         "`LIGHTSHIP_STORAGE_DEADLINE_S` (twice it)": f"{2 * deadline_s:g} s and the transfer",
@@ -139,7 +139,7 @@ def test_every_bound_is_as_told() -> None:
         "`keep_alive_interval`, `keep_alive_max_attempt` in `PET_RDZV_CONF`": f"{interval_s} s, "
         f"{times} times",
         "`TORCH_ELASTIC_SHUTDOWN_TIMEOUT`": f"{stop_s} s",
-        "`PET_MAX_RESTARTS`": str(elastic_agent._MAX_RESTARTS),
+        "`PET_MAX_RESTARTS`": str(rendezvous.MAX_RESTARTS),
         "": f"{default_of(start_tracking, 'init_timeout_s'):g} s, "
         f"{default_of(start_tracking, 'finish_timeout_s'):g} s",
     }
@@ -191,7 +191,7 @@ def test_the_jobs_numbers_are_as_told() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["access denied", "no success within ", "nobody answers at ", "fewer than ", " MiB free"],
+    ["access denied", "no success within ", "cannot connect to ", "fewer than ", " MiB free"],
 )
 def test_what_is_seen_is_what_is_said(words: str) -> None:
     assert words.strip() in page("docs/kubernetes.md")

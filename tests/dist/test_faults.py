@@ -71,7 +71,7 @@ def test_a_killed_worker_heals_in_place(job, reference, measured, rank: int) -> 
         until(lambda: run.worker(rank) != killed, "a new worker")
         run.at_step(run.committed() + 1)
     assert agent.wait() == 0, agent.said
-    assert f"rank {rank} ended (killed by SIGKILL); all start again" in agent.said
+    assert f"rank {rank} was killed by SIGKILL; restarting all ranks" in agent.said
     same(run, reference)
 
 
@@ -198,7 +198,7 @@ def test_a_lost_node_is_waited_for(job, reference, measured) -> None:
     agents[1].kill(signal.SIGKILL)
     with measured("one of two agents killed and replaced at once: both train again"):
         agents[1] = run.start_node(step_s=SLOW_S)
-        until(lambda: "all start again" in agents[0].said, "the loss to be noticed")
+        until(lambda: "restarting all ranks" in agents[0].said, "the loss to be noticed")
         run.at_step(run.committed() + 1)
     assert ended(*agents) == [0, 0]
     same(run, reference)
@@ -242,7 +242,7 @@ def test_a_frozen_host_ends_the_others(job, reference, measured) -> None:
     os.kill(run.worker(parent_is(run, host)), signal.SIGSTOP)
     with measured("the rendezvous' host frozen, read_timeout 3: the other has ended"):
         assert other.wait() == 75, other.said
-    assert "lost the other nodes" in other.said
+    assert "lost the rendezvous" in other.said
     host.kill(signal.SIGKILL)
     again = [run.start_node(), run.start_node()]
     assert ended(*again) == [0, 0]

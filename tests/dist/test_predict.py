@@ -132,7 +132,7 @@ def test_a_crashed_process_is_healed_in_place(prediction: Prediction, expected: 
     until(lambda: prediction.job.worker(1) != pid, "a new process")
     assert all(prediction.parts()[name] == time for name, time in kept.items())
     assert agent.wait() == 0, agent.said
-    assert "all start again from the parts that are written, 3 restarts left" in agent.said
+    assert "restarting all ranks from the parts that are written, 3 restarts left" in agent.said
     assert prediction.sha256() == expected
 
 

@@ -91,8 +91,7 @@ def is_worker() -> bool:
         return True
     if given.keys() & {"PET_NNODES", "PET_NPROC_PER_NODE"}:
         return False  # some operators set RANK and WORLD_SIZE of nodes beside them
-    if alone := slurm.join_step():
-        print(f"lightship: {alone}", file=sys.stderr, flush=True)
+    slurm.join_step()
     if given.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
         given.setdefault("LOCAL_RANK", "0")
         given.setdefault("LOCAL_WORLD_SIZE", "1")

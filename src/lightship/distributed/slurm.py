@@ -1,30 +1,31 @@
 """Processes that SLURM's srun has started, and jobs in which it has not."""
 
+import logging
 import os
 
 from lightship.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 
-def join_step() -> str:
+
+def join_step() -> None:
     """Complete torchrun's variables if srun started this process as one of several tasks.
 
     An allocation alone (in an sbatch script without srun, in the shell of salloc) sets SLURM's
-    variables too, but starts one process.
-
-    Returns:
-        A line for the user where this process is alone, though the job has several tasks; or ''.
+    variables too, but starts one process: a warning says so.
 
     Raises:
-        ConfigError: A variable has no sense.
+        ConfigError: A variable is invalid.
     """
     tasks = _number("SLURM_NTASKS", 1)
     if tasks <= 1:
-        return ""
+        return
     if not _is_task_of_several():
-        return (
-            f"the SLURM job has {tasks} tasks, but this process was started without srun: it uses "
-            "this node alone; srun starts all tasks"
+        logger.warning(
+            f"the SLURM job has {tasks} tasks, but this process was started without srun and uses "
+            "this node only; use srun to start all tasks"
         )
+        return
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     here = max(1, tasks // _number("SLURM_NNODES", 1))
@@ -41,7 +42,6 @@ def join_step() -> str:
         }
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"a SLURM_* variable is wrong: {error}") from None
-    return ""
 
 
 def _is_task_of_several() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-from lightship.distributed.elastic_agent import launch_settings
+from lightship.distributed.rendezvous import launch_settings
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 
