@@ -38,9 +38,7 @@ class Batches:
     def __init__(self, root: str, epochs: int, is_resumed: bool) -> None:
         self.epochs = epochs  # nothing is read ahead for epochs that do not come
         manifest = layouts.scan(root)["train"]
-        order = Order(len(manifest), BATCH, seed=0)
-        if not manifest.is_small:
-            order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
+        order = Order.of(manifest, BATCH, seed=0)
         bad = BadSamples(manifest, len(manifest), None)
         split = StreamedSplit(
             manifest, SIZE_PX, True, WORKERS, BUDGET_BYTES, 0, bad, torch.device("cpu")

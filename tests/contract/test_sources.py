@@ -20,7 +20,7 @@ from lightship import storage
 from lightship.data import sample_reader
 from lightship.data.manifest import Manifest, load_manifests, save_manifests
 from lightship.data.sources import layouts
-from lightship.data.sources.splits import splits_of_files
+from lightship.data.sources.split_names import splits_of_files
 from lightship.errors import ConfigError, DataError
 from tests.support import images, make_digits
 from tests.support.images import CLASSES, Files, expected, little_set, put

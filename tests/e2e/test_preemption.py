@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lightship.data.module import ImageData
+from lightship.data.sources.listing import Listing
 from lightship.models.classifier import ImageClassifier
 from lightship.run.folder import RunFolder
 from lightship.training.callbacks.checkpointing import Checkpointing
@@ -53,7 +54,7 @@ def signal_in(owner: Any, name: str, call: int, signals: list[int], wait_s: floa
 
 # Where the signal comes, and the optimizer steps that must be saved by then.
 MOMENTS: dict[str, tuple[tuple[Any, str, int], int]] = {
-    "listing the images": ((ImageData, "load_manifests", 1), 0),
+    "listing the images": ((Listing, "__init__", 1), 0),
     "decoding": ((ImageData, "prepare", 2), 0),
     "building the model": ((ImageClassifier, "__init__", 1), 0),
     "beginning to train": ((Checkpointing, "on_train_start", 1), 0),

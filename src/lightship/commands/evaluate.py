@@ -4,6 +4,7 @@ from lightship import storage, strict_json
 from lightship.commands.base import Command
 from lightship.commands.loading import load_model
 from lightship.data.names import normal_form
+from lightship.data.splits import load_splits
 from lightship.distributed import comm
 from lightship.errors import DataError
 from lightship.run.folder import RunFolder
@@ -27,10 +28,10 @@ def _measure(command: Command, split: str) -> None:
     output = RunFolder(config, progress.note)
     model = load_model(command, progress.note)
     config.data.image_size_px = model.hparams["image_size_px"]
-    data = build_data(config, progress)
     # Images that came to data.root after the fit would move others between train and validation.
     is_held_out = split == "val" and command.is_on_its_data
-    data.load_manifests(output.at("data") if is_held_out else None, need=split)
+    cache_url = output.at("data") if is_held_out else None
+    data = build_data(config, load_splits(config.data, cache_url, need=split))
     if data.class_names != [normal_form(name) for name in model.class_names]:
         raise DataError(
             f"--data.root has the classes {_few(data.class_names)}, the checkpoint "

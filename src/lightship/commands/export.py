@@ -24,11 +24,12 @@ from lightship.commands.loading import build_model, load_checkpoint
 from lightship.config import EXPORTS, Config, DataConfig
 from lightship.data import sample_reader
 from lightship.data.images.decode import PixelLimit
+from lightship.data.splits import load_splits
 from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.models.classifier import ImageClassifier
 from lightship.training.callbacks.progress import Progress
-from lightship.training.trainer import build_data, start_progress
+from lightship.training.trainer import start_progress
 
 INPUT, OUTPUTS = "images", ("probabilities", "log_probabilities")
 LARGEST_DIFFERENCE = 1e-4
@@ -297,7 +298,7 @@ def _images(config: Config, model: ImageClassifier, progress: Progress) -> tuple
     """Images to compare on, [K, 3, S, S] uint8, and what they are: the run's, else random ones."""
     if config.run.output is not None or config.data.root != DataConfig.root:
         try:
-            return _real_images(config, model, progress)
+            return _real_images(config, model)
         except LightshipError as error:
             progress.note(f"the run's images cannot be read, random ones are compared: {error}")
     size_px = model.hparams["image_size_px"]
@@ -307,13 +308,13 @@ def _images(config: Config, model: ImageClassifier, progress: Progress) -> tuple
     return images, f"{len(images)} random images (seed {config.run.seed})"
 
 
-def _real_images(config: Config, model: ImageClassifier, progress: Progress) -> tuple[Tensor, str]:
-    data = build_data(config, progress)
+def _real_images(config: Config, model: ImageClassifier) -> tuple[Tensor, str]:
     output = config.run.output
-    data.load_manifests(storage.join(output, "data") if output else None, need="train")
+    cache_url = storage.join(output, "data") if output else None
+    splits = load_splits(config.data, cache_url, need="train")
     shown = storage.redact(config.data.root)
-    split = next(name for name in ("test", "val", "train") if name in data.manifests)
-    manifest = data.manifests[split]
+    split = next(name for name in ("test", "val", "train") if name in splits)
+    manifest = splits[split]
     ids = np.unique(np.linspace(0, len(manifest) - 1, _COMPARED_IMAGES).astype(np.int64))
     images, bad = sample_reader.decode_all(
         manifest,

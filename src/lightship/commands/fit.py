@@ -13,6 +13,7 @@ from lightship.commands.base import Command
 from lightship.config import Config
 from lightship.data.manifest import refuse_one_class
 from lightship.data.module import ImageData
+from lightship.data.splits import load_splits
 from lightship.distributed import comm
 from lightship.distributed.signals import StopRequest
 from lightship.errors import ConfigError
@@ -67,9 +68,9 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         return found
 
     start = comm.broadcast_from_rank_0(open_output)
-    data = build_data(config, progress)
-    data.load_manifests(output.at("data"), need="train")
-    refuse_one_class(data.manifests["train"], config.data.root)
+    manifests = load_splits(config.data, output.at("data"), need="train")
+    refuse_one_class(manifests["train"], config.data.root)
+    data = build_data(config, manifests)
     early_stopping = _early_stopping(config, data)
     for part in ("train", "val"):
         if part in data.manifests:

@@ -15,7 +15,8 @@ from lightship.commands.base import Command
 from lightship.commands.loading import build_model, load_checkpoint
 from lightship.config import Config, DataConfig
 from lightship.data.batch import NOT_COUNTED
-from lightship.data.module import ImageData
+from lightship.data.manifest import Manifest
+from lightship.data.splits import load_unlabelled
 from lightship.distributed import comm
 from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, DataError
@@ -49,9 +50,7 @@ def _predict(command: Command) -> None:
     checkpoint = load_checkpoint(command, progress.note)
     model = build_model(checkpoint)
     config.data.image_size_px = model.hparams["image_size_px"]
-    data = build_data(config, progress)
-    data.load_unlabelled(leave_out=[url])
-    manifest = data.manifests["predict"]
+    manifest = load_unlabelled(config.data, leave_out=[url])
     trainer = build_trainer(config, [])
 
     division = Division(len(manifest), _batch_size(config, trainer, len(manifest)))
@@ -67,7 +66,7 @@ def _predict(command: Command) -> None:
     progress.note(f"predicting {told}" + (f"; {kept} are done" if kept else ""))
     todo = [number for number in range(division.num_parts) if number not in done]
     if todo:
-        _make_parts(parts, todo, model, data, trainer, progress)
+        _make_parts(parts, todo, model, config, manifest, trainer, progress)
     if comm.is_rank_0():
         rows, unreadable, not_finite = _make_table(url, parts, config.data)
         parts.remove()
@@ -99,7 +98,8 @@ def _make_parts(
     parts: Parts,
     todo: list[int],
     model: ImageClassifier,
-    data: ImageData,
+    config: Config,
+    manifest: Manifest,
     trainer: Trainer,
     progress: Progress,
 ) -> None:
@@ -107,14 +107,16 @@ def _make_parts(
 
     The ranks meet after each round of a part each, so that none waits long for another at the end.
     """
-    division, manifest = parts.division, data.manifests["predict"]
+    division = parts.division
     rounds = division.rounds(todo, trainer.world_size)
     mine = [each[trainer.global_rank] for each in rounds]
     ids = np.full((len(mine), division.part_size), NOT_COUNTED, dtype=np.int64)
     for row, number in zip(ids, mine, strict=True):
         if number is not None:
             row[: len(division.ids(number))] = division.ids(number)
-    data.choose_unlabelled(ids.reshape(-1, division.batch_size))
+    batches = ids.reshape(-1, division.batch_size)
+    data = build_data(config, {"predict": manifest}, batches)
+    data.prepare("predict")
 
     sizes = [sum(len(division.ids(n)) for n in each if n is not None) for each in rounds]
     before = [len(manifest) - sum(sizes[number:]) for number in range(len(rounds) + 1)]

@@ -1,8 +1,8 @@
 """Which samples make up which global batch: a pure function of (seed, epoch, set, batch size).
 
-Nothing here knows of ranks, workers or storage. A rank takes its slice of a global batch, so the
-same samples meet in the same step on any number of processes, and the whole state of the input
-pipeline is the number of steps done.
+Nothing here depends on ranks, workers or storage. A rank takes its slice of a global batch, so the
+same samples share a step on any number of processes, and the whole state of the input pipeline is
+the number of steps done.
 """
 
 import functools
@@ -12,25 +12,29 @@ from typing import Any
 import numpy as np
 
 from lightship.data.batch import NOT_COUNTED
+from lightship.data.manifest import Manifest
 from lightship.errors import ConfigError
 
-_LANE_SAMPLES = 8
+_MIN_SEGMENT_SAMPLES = 8
 _MIX_BYTES = 4 * 2**30
 
 
 class Order:
     """The sample ids of every global training batch.
 
-    A set is shuffled as a whole, or (`read_in_blocks`), so that it can be read in blocks of
-    neighbouring samples: the blocks come in random order, cut into lanes of
-    equal length; every global batch takes equally many samples of each lane (so that a rank whose
-    share is whole lanes reads each block alone), and in a lane each block is spread evenly, at
-    random places, over as many batches as let every sample of a batch come from a block of its own.
+    A set is shuffled as a whole or, given `block_edges`, so that it can be read in blocks of
+    neighbouring samples: the blocks come in random order, cut into segments of equal length; every
+    global batch takes equally many samples of each segment (so a rank whose share is whole segments
+    reads each block alone), and within a segment each block is spread evenly, with a random offset,
+    over as many batches as let every sample of a batch come from a different block.
 
     Args:
         num_samples: Size of the training split.
         global_batch_size: Samples per optimizer step over all ranks.
         seed: The run's seed.
+        block_edges: [K + 1] int64, from 0 to num_samples: sample i is in block k if
+            edges[k] <= i < edges[k + 1] (`Manifest.block_edges`). None: no blocks.
+        size_bytes: Size of the whole set; at most 4 GiB of blocks are mixed. Only for blocks.
 
     Attributes:
         mixed_blocks: Blocks that are spread over the same batches.
@@ -40,7 +44,14 @@ class Order:
         ConfigError: The batch is larger than the split.
     """
 
-    def __init__(self, num_samples: int, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        seed: int,
+        block_edges: np.ndarray | None = None,
+        size_bytes: int = 0,
+    ) -> None:
         if global_batch_size > num_samples:
             raise ConfigError(
                 f"--data.global_batch_size is {global_batch_size}, but the training split has only "
@@ -49,27 +60,23 @@ class Order:
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.block_edges: np.ndarray | None = None
-        self.mixed_blocks = 0
-        self.mixed_bytes = 0
+        self.block_edges = block_edges
+        blocks = 0 if block_edges is None else len(block_edges) - 1
+        max_blocks = max(1, int(_MIX_BYTES / max(1.0, size_bytes / max(1, blocks))))
+        self.mixed_blocks = min(global_batch_size, max_blocks, blocks)
+        self.mixed_bytes = self.mixed_blocks * size_bytes // max(1, blocks)
         self._newest: tuple[int, np.ndarray] | None = None
 
-    def read_in_blocks(self, edges: np.ndarray, size_bytes: int) -> None:
-        """Keep neighbours near each other from here on. At most 4 GiB of blocks are mixed.
-
-        Args:
-            edges: [K + 1] int64, from 0 to num_samples: sample i is in block k if
-                edges[k] <= i < edges[k + 1] (`Manifest.block_edges`).
-            size_bytes: Of the whole set.
-        """
-        blocks = len(edges) - 1
-        most = max(1, int(_MIX_BYTES / max(1.0, size_bytes / blocks)))
-        self.block_edges, self._newest = edges, None
-        self.mixed_blocks = min(self.global_batch_size, most, blocks)
-        self.mixed_bytes = self.mixed_blocks * size_bytes // blocks
+    @classmethod
+    def of(cls, manifest: Manifest, global_batch_size: int, seed: int) -> "Order":
+        """The order of a split, in blocks unless the split is small."""
+        if manifest.is_small:
+            return cls(len(manifest), global_batch_size, seed)
+        size_bytes = int(manifest.length.sum())
+        return cls(len(manifest), global_batch_size, seed, manifest.block_edges(), size_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_newest": None}  # another process makes its own
+        return {**self.__dict__, "_newest": None}  # another process computes it again
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,7 +85,7 @@ class Order:
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Samples left out of an epoch (other ones in each) so that every batch is full."""
+        """Samples left out of an epoch (different ones each time) so that every batch is full."""
         return self.num_samples % self.global_batch_size
 
     def epoch(self, epoch: int) -> np.ndarray:
@@ -98,23 +105,23 @@ class Order:
         blocks = permutation(len(edges) - 1, self.seed, epoch)
         sizes = np.diff(edges)[blocks]
         starts = np.cumsum(sizes) - sizes
-        block = np.repeat(np.arange(len(blocks)), sizes)  # of each place in the line of all
+        block = np.repeat(np.arange(len(blocks)), sizes)  # [num_samples], in shuffled order
         words = _words(self.num_samples, self.seed, epoch, stream=1)
         # A random order within each block, and the blocks one after the other.
         shuffled = np.lexsort((words, block))
         line = (edges[blocks] - starts)[block] + shuffled
 
-        width = lane_width(self.global_batch_size)
-        lanes, steps = self.global_batch_size // width, self.steps_per_epoch
-        # A block's samples come at even distances, from a place of its own in the first.
+        width = segment_width(self.global_batch_size)
+        segments, steps = self.global_batch_size // width, self.steps_per_epoch
+        # A block's samples are evenly spaced, with a random offset.
         offset = _words(len(blocks), self.seed, epoch, stream=2) / 2.0**64
         within = (np.arange(self.num_samples) - starts[block] + offset[block]) / sizes[block]
-        stretch = self.mixed_blocks / lanes * self.num_samples / len(blocks)
-        key = starts[block] + within * stretch
-        full = lanes * steps * width
-        in_lane = np.argsort(key[:full].reshape(lanes, -1), axis=1, kind="stable")
-        ids = np.take_along_axis(line[:full].reshape(lanes, -1), in_lane, axis=1)
-        batches = ids.reshape(lanes, steps, width).transpose(1, 0, 2)
+        spread = self.mixed_blocks / segments * self.num_samples / len(blocks)
+        key = starts[block] + within * spread
+        full = segments * steps * width
+        in_segment = np.argsort(key[:full].reshape(segments, -1), axis=1, kind="stable")
+        ids = np.take_along_axis(line[:full].reshape(segments, -1), in_segment, axis=1)
+        batches = ids.reshape(segments, steps, width).transpose(1, 0, 2)
         return np.ascontiguousarray(batches).reshape(steps, self.global_batch_size)
 
 
@@ -123,26 +130,28 @@ class TrainShare:
     """One rank's training batches.
 
     Attributes:
-        order: Of the whole job.
-        rank: This process among `world_size`.
+        order: The global batches.
+        rank: This process, 0 to world_size - 1.
         world_size: Processes that share a global batch.
         parts: Parts (gradient accumulation) each rank's share is cut into.
+        chips: Devices that each process drives.
 
     Raises:
-        ConfigError: The global batch does not divide (when it is made).
+        ConfigError: The global batch is not divisible by these (on construction).
     """
 
     order: Order
     rank: int
     world_size: int
     parts: int
+    chips: int = 1
 
     def __post_init__(self) -> None:
-        size = self.order.global_batch_size
-        for parts in (self.world_size, self.world_size * self.parts):
-            if size % parts:
+        size, devices = self.order.global_batch_size, self.world_size * self.chips
+        for divisor in (devices, devices * self.parts):
+            if size % divisor:
                 raise ConfigError(
-                    f"--data.global_batch_size {size} is not divisible by {parts} "
+                    f"--data.global_batch_size {size} is not divisible by {divisor} "
                     "(devices x nodes x --trainer.accumulate_grad_batches)"
                 )
 
@@ -165,17 +174,17 @@ class TrainShare:
 class EvalShare:
     """One rank's evaluation batches: every sample exactly once over all ranks, in order.
 
-    All ranks make the same number of batches of one size; what fills them up is NOT_COUNTED.
+    All ranks make the same number of batches of one size; padding is NOT_COUNTED.
 
     Attributes:
         num_samples: Size of the split.
-        most: Largest batch.
-        rank: This process among `world_size`.
+        max_batch_size: Bound of a batch.
+        rank: This process, 0 to world_size - 1.
         world_size: Processes that share the split.
     """
 
     num_samples: int
-    most: int
+    max_batch_size: int
     rank: int
     world_size: int
 
@@ -186,7 +195,7 @@ class EvalShare:
     @property
     def batch_size(self) -> int:
         """Rows of each batch."""
-        return min(self.most, self._per_rank)
+        return min(self.max_batch_size, self._per_rank)
 
     def __len__(self) -> int:
         return -(-self._per_rank // self.batch_size)
@@ -201,7 +210,7 @@ class EvalShare:
 
 @dataclass(frozen=True)
 class ListedShare:
-    """One rank's evaluation batches as somebody else has divided them.
+    """One rank's evaluation batches, listed.
 
     Attributes:
         batches: [K, B] int64 ids, NOT_COUNTED in padding.
@@ -222,16 +231,10 @@ class ListedShare:
         return self.batches
 
 
-def lane_width(global_batch_size: int) -> int:
-    """Samples that each lane gives to a global batch: the smallest divisor from 8 on."""
-    return next(
-        (
-            width
-            for width in range(_LANE_SAMPLES, global_batch_size)
-            if global_batch_size % width == 0
-        ),
-        global_batch_size,
-    )
+def segment_width(global_batch_size: int) -> int:
+    """Samples of each segment in a global batch: its smallest divisor of at least 8."""
+    widths = range(_MIN_SEGMENT_SAMPLES, global_batch_size)
+    return next((w for w in widths if global_batch_size % w == 0), global_batch_size)
 
 
 def share(global_ids: np.ndarray, part: int, parts: int) -> np.ndarray:
@@ -245,8 +248,8 @@ def share(global_ids: np.ndarray, part: int, parts: int) -> np.ndarray:
 def permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """A uniform permutation of range(num_samples), [num_samples] int64, read-only.
 
-    Sorting raw Philox words, whose values NumPy fixes for good, and not `Generator.permutation`,
-    whose stream may change between NumPy versions: a run must be resumable after an upgrade.
+    Sorts raw Philox words, whose values NumPy guarantees, and not `Generator.permutation`, whose
+    stream may change between NumPy versions: a run must be resumable after an upgrade.
     """
     ids = np.argsort(_words(num_samples, seed, epoch), kind="stable")
     ids.flags.writeable = False
@@ -254,6 +257,6 @@ def permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _words(count: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
-    """[count] uint64 random bits, other ones for each stream."""
+    """[count] uint64 random bits, different for each stream."""
     key = np.array([seed + (stream << 32), epoch], dtype=np.uint64)
     return np.random.Philox(key=key).random_raw(count)

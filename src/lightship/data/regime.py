@@ -1,4 +1,6 @@
-"""How a split is read: held in memory, decoded, or streamed; and the side of its images."""
+"""The regime of a split (resident or streaming), and the side of its images."""
+
+from typing import Literal
 
 import numpy as np
 
@@ -55,8 +57,10 @@ def side_of_first(manifest: Manifest, bad: BadSamples, limit: PixelLimit) -> int
     raise DataError(f"none of {len(manifest)} images can be read: {bad.first_told()}")
 
 
-def is_streamed(config: DataConfig, split: str, manifest: Manifest, size_px: int) -> bool:
-    """Whether a split is streamed.
+def choose_regime(
+    config: DataConfig, split: str, manifest: Manifest, size_px: int
+) -> Literal["resident", "streaming"]:
+    """How a split is read.
 
     Args:
         config: The data section.
@@ -65,17 +69,17 @@ def is_streamed(config: DataConfig, split: str, manifest: Manifest, size_px: int
         size_px: Side of its decoded images.
 
     Raises:
-        ConfigError: It must be and cannot, or must not be and does not fit.
+        ConfigError: It must be streamed and cannot, or must be resident and does not fit.
     """
     needs_memory = manifest.container == "gzip" or storage.is_private(manifest.root)
     if split == "predict" and config.mode == "auto" and not needs_memory:
-        return True  # each image is wanted once, and results from the first moment on
+        return "streaming"  # each image is wanted once, and results from the first moment on
     gib = len(manifest) * 3 * size_px * size_px / 2**30
     boxes = split == "train" and config.crop_min_area > 0
     if config.mode == "streaming" or boxes:
         why = "--data.crop_min_area" if boxes else "--data.mode streaming"
     elif gib <= config.resident_gib:
-        return False
+        return "resident"
     elif config.mode == "resident":
         raise ConfigError(
             f"the {split} split decodes to {gib:.1f} GiB at {size_px} px, more than "
@@ -94,4 +98,4 @@ def is_streamed(config: DataConfig, split: str, manifest: Manifest, size_px: int
             f"the {split} split must be streamed ({why}), and memory:// cannot: it is read by "
             "another process"
         )
-    return True
+    return "streaming"

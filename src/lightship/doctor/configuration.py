@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from lightship.data.order import Order, TrainShare
+from lightship.data.train_batches import check_batches
 from lightship.doctor.checks import Finding
 from lightship.doctor.context import Context
 from lightship.doctor.rendezvous import count_ranks
-from lightship.errors import ConfigError
 from lightship.training.trainer import build_trainer
 
 
@@ -20,16 +20,7 @@ def configuration(context: Context) -> Finding:
     data, size = config.data, config.data.global_batch_size
     parts = config.trainer.accumulate_grad_batches
     share = TrainShare(Order(size, size, config.run.seed), 0, ranks, parts)
-    if (data.mixup_alpha or data.cutmix_alpha) and share.batch_size % 2:
-        raise ConfigError(
-            f"mixup and cutmix mix pairs: the device's batch is {share.batch_size} "
-            "(--data.global_batch_size / devices / parts); it must be even"
-        )
-    if data.image_size_px and data.crop_padding_px >= data.image_size_px:
-        raise ConfigError(
-            f"--data.crop_padding_px is {data.crop_padding_px}; it must be less than the image's "
-            f"{data.image_size_px} px"
-        )
+    check_batches(data, share, data.image_size_px)
     if not context.is_worker:
         build_trainer(replace(config, trainer=replace(config.trainer, devices="1")), [])
     batches = f"batches of {size} on {ranks} process{'es' * (ranks > 1)}"

@@ -3,8 +3,10 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -15,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightship import devices
 from lightship.config import Config
+from lightship.data.manifest import Manifest
 from lightship.data.module import ImageData
 from lightship.distributed import comm
 from lightship.errors import ConfigError
@@ -32,10 +35,12 @@ def start_progress(config: Config) -> Progress:
     return build_progress(config.run.log_format, config.trainer.monitor)
 
 
-def build_data(config: Config, progress: Progress) -> ImageData:
-    """The images, not read yet."""
+def build_data(
+    config: Config, manifests: Mapping[str, Manifest], predict_batches: np.ndarray | None = None
+) -> ImageData:
+    """The images of these splits, not read yet (see `ImageData`)."""
     parts = config.trainer.accumulate_grad_batches
-    return ImageData(config.data, config.run.seed, parts)
+    return ImageData(config.data, manifests, config.run.seed, parts, predict_batches)
 
 
 def build_trainer(

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from lightship.config import DataConfig
+from lightship.data.image_split import ImageSplit
 from lightship.data.module import ImageData
 from lightship.data.resident import ResidentSplit
+from lightship.data.splits import load_splits
 from lightship.errors import DataError
 from tests.support.images import put
 
@@ -38,8 +40,7 @@ def folder(path: Path, **splits: list[bytes]) -> str:
 
 def ready(root: str, *splits: str, **settings: Any) -> ImageData:
     config = DataConfig(root=root, val_fraction=0, **settings)
-    data = ImageData(config, seed=0, accumulate=1)
-    data.load_manifests(None, need="train")
+    data = ImageData(config, load_splits(config, None, "train"), seed=0, accumulate=1)
     for split in splits or ("train",):
         data.prepare(split)
     return data
@@ -47,19 +48,19 @@ def ready(root: str, *splits: str, **settings: Any) -> ImageData:
 
 def test_a_damaged_table_beside_a_run_is_made_again(tmp_path: Path, caplog) -> None:
     root = folder(tmp_path, train=[png(20, 20)] * 6)
-    data = ImageData(DataConfig(root=root, val_fraction=0), seed=0, accumulate=1)
-    data.load_manifests(str(tmp_path / "run"), need="train")
+    config = DataConfig(root=root, val_fraction=0)
+    load_splits(config, str(tmp_path / "run"), "train")
     [kept] = (tmp_path / "run").iterdir()
     whole = kept.read_bytes()
     for damage in (b"", whole[: len(whole) // 2], b"text"):
         kept.write_bytes(damage)
         caplog.clear()
-        data.load_manifests(str(tmp_path / "run"), need="train")
+        train = load_splits(config, str(tmp_path / "run"), "train")["train"]
         assert len(caplog.messages) == 1
         assert "scanning --data.root again" in caplog.text
         assert kept.read_bytes() == whole
-        assert len(data.manifests["train"]) == 6
-    data.load_manifests(str(tmp_path / "run"), need="train")
+        assert len(train) == 6
+    load_splits(config, str(tmp_path / "run"), "train")
     assert len(caplog.messages) == 1
 
 
@@ -103,7 +104,7 @@ def test_a_bad_first_image_does_not_change_the_mode(tmp_path: Path) -> None:
     root = folder(tmp_path, train=[b"", *[png(20, 20)] * 5])
     skip = {"on_error": "skip", "max_bad_fraction": 0.5}
     for settings in ({"mode": "streaming"}, {"mode": "auto", "resident_gib": 0.0}):
-        assert "train" not in ready(root, **skip, **settings)._decoded
+        assert ready(root, **skip, **settings).prepare("train").decoded is None
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
@@ -126,15 +127,15 @@ def test_statistics_are_of_all_images_and_leave_none_in_memory(tmp_path, mode, m
     monkeypatch.setattr("lightship.data.module._STATISTICS_AT_ONCE", 3)
     root = folder(tmp_path, train=[png(8, 8, level) for level in range(0, 200, 20)])
     data = ready(root, mode=mode)
-    read, held = data._read, []
+    read, held = ImageSplit.read, []
 
-    def reading(split: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def reading(split: ImageSplit, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, readable = read(split, ids)
         assert len(images) <= 3
         held.append(weakref.ref(images))
         return images, readable
 
-    monkeypatch.setattr(data, "_read", reading)
+    monkeypatch.setattr(ImageSplit, "read", reading)
     mean, std = data.pixel_statistics()
     np.testing.assert_allclose(mean, [90 / 255] * 3)
     np.testing.assert_allclose(std, [np.std(np.arange(0, 200, 20)) / 255] * 3)
@@ -145,8 +146,9 @@ def test_statistics_are_of_all_images_and_leave_none_in_memory(tmp_path, mode, m
 
 def test_a_set_held_on_a_cpu_lies_in_memory_once(tmp_path: Path) -> None:
     data = ready(folder(tmp_path, train=[png(8, 8)] * 6), mode="resident")
-    images, bad = data._decoded["train"]
-    labels = data.manifests["train"].label
-    split = ResidentSplit.from_arrays(images.numpy(), labels, bad, torch.device("cpu"))
-    assert split.pixels.data_ptr() == images.data_ptr()
-    assert split.pixels.is_contiguous()
+    split = data.prepare("train")
+    held = split.on(torch.device("cpu"))
+    assert isinstance(held, ResidentSplit)
+    assert split.decoded is not None
+    assert held.pixels.data_ptr() == split.decoded.data_ptr()
+    assert held.pixels.is_contiguous()

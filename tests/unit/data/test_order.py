@@ -69,10 +69,8 @@ def test_position_of_a_sample_is_uniform() -> None:
 
 
 def in_blocks(num_samples: int, per_block: int, batch_size: int, seed: int = 0) -> Order:
-    order = Order(num_samples, batch_size, seed)
     edges = np.append(np.arange(0, num_samples, per_block), num_samples)
-    order.read_in_blocks(edges, (len(edges) - 1) * 2**22)
-    return order
+    return Order(num_samples, batch_size, seed, edges, (len(edges) - 1) * 2**22)
 
 
 @given(st.data(), sizes, st.integers(1, 50), seeds, epochs)

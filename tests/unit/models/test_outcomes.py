@@ -8,6 +8,7 @@ import torch
 from lightship.config import DataConfig
 from lightship.data.batch import NOT_COUNTED, Batch
 from lightship.data.module import ImageData
+from lightship.data.splits import load_splits
 from lightship.models.classifier import ImageClassifier
 from lightship.models.outcomes import COLUMNS, Outcomes
 from lightship.report.error_analysis import find_mistakes
@@ -46,8 +47,8 @@ def test_an_output_that_is_not_finite_is_the_least_sure_and_the_worst() -> None:
 
 def test_it_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     put(str(tmp_path), little_set(["train"], per_class=6, size_px=(16, 16)))
-    data = ImageData(DataConfig(root=str(tmp_path), global_batch_size=4, val_fraction=0.0), 0, 1)
-    data.load_manifests(None, need="train")
+    config = DataConfig(root=str(tmp_path), global_batch_size=4, val_fraction=0.0)
+    data = ImageData(config, load_splits(config, None, "train"), 0, 1)
     data.prepare("train")
     names = data.class_names
     model = ImageClassifier(net="litcnn", class_names=names, image_size_px=data.image_size_px,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightship.data.sources.parts import is_ignored, seen, some
-from lightship.data.sources.splits import SPLITS, split_of_name, template
+from lightship.data.sources.split_names import SPLITS, split_of_name, template
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)

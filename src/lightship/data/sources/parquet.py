@@ -18,7 +18,7 @@ from lightship.data.sources.parquet_file import (
     require_pyarrow,
 )
 from lightship.data.sources.parts import Found, Label, Part, some
-from lightship.data.sources.splits import split_of_name, split_words, splits_of_files
+from lightship.data.sources.split_names import split_of_name, split_words, splits_of_files
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)

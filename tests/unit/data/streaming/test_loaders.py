@@ -57,9 +57,7 @@ def files() -> Files:
 
 
 def order_of(manifest: Manifest, batch_size: int = BATCH) -> Order:
-    order = Order(len(manifest), batch_size, SEED)
-    order.read_in_blocks(manifest.block_edges(), int(manifest.length.sum()))
-    return order
+    return Order.of(manifest, batch_size, SEED)
 
 
 def streamed(
