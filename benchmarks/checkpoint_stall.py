@@ -99,7 +99,7 @@ def measure(arm: str, url: str) -> dict[str, float]:
     callbacks: list[Callback] = [clock]
     durable_at_s: list[float] = []
     if arm == "lightship":
-        store = CheckpointStore(url, print)
+        store = CheckpointStore(url)
         store.open_attempt()
         retain = store._retain
 

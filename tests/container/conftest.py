@@ -153,7 +153,7 @@ def committed(output: str) -> int:
 
 def weights(output: str) -> dict[str, torch.Tensor]:
     """All tensors of the last checkpoint: weights and optimizer."""
-    store = CheckpointStore(f"{output}/checkpoints", print)
+    store = CheckpointStore(f"{output}/checkpoints")
     newest = store.newest()
     assert newest is not None
     checkpoint = store.load_checkpoint(store.url_of(newest))

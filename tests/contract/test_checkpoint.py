@@ -38,8 +38,8 @@ def state(step: int, score: float | None = None) -> dict[str, Any]:
     return {"global_step": step, "epoch": 0, "state_dict": weights, "lightship": {"score": score}}
 
 
-def opened(url: str, said: list[str] | None = None, **options: Any) -> CheckpointStore:
-    store = CheckpointStore(url, (said if said is not None else []).append, **options)
+def opened(url: str, **options: Any) -> CheckpointStore:
+    store = CheckpointStore(url, **options)
     store.open_attempt()
     return store
 
@@ -52,7 +52,7 @@ def save(store: CheckpointStore, step: int, score: float | None = None) -> str:
 
 
 def steps(url: str) -> list[int]:
-    return [commit.step for commit in CheckpointStore(url, print).commits()]
+    return [commit.step for commit in CheckpointStore(url).commits()]
 
 
 def record_url(payload_url: str) -> str:
@@ -100,23 +100,24 @@ DAMAGES: dict[str, Callable[[str, str], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_is_passed_over_for_the_one_before(url: str, damage: str) -> None:
+def test_a_damaged_newest_is_passed_over_for_the_one_before(
+    url: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     writer = opened(url, keep_last=3)
     _, before, newest = (save(writer, step) for step in (1, 2, 3))
     DAMAGES[damage](newest, before)
 
-    said: list[str] = []
-    reader = CheckpointStore(url, said.append)
+    reader = CheckpointStore(url)
     commit = reader.newest()
     assert commit is not None
     assert commit.step == 2
     assert reader.load_checkpoint(reader.url_of(commit))["state_dict"]["n"] == 2
     if damage != "no record":  # then there never was one
-        assert len(said) == 1
-        assert "step-00000003-" in said[0]
-        assert said[0].endswith("falling back to the one before")
+        [line] = caplog.messages
+        assert "step-00000003-" in line
+        assert line.endswith("using the previous checkpoint")
     with pytest.raises(CheckpointDamaged):
-        CheckpointStore(url, print).load_checkpoint(newest)
+        CheckpointStore(url).load_checkpoint(newest)
 
 
 def test_a_whole_record_of_another_checkpoint_does_not_vouch(url: str) -> None:
@@ -128,31 +129,30 @@ def test_a_whole_record_of_another_checkpoint_does_not_vouch(url: str) -> None:
     for wrong in ({"size_bytes": fields["size_bytes"] + 1}, {"sha256": other.sha256}):
         forged = Commit(**{**fields, **wrong})
         storage.write_bytes(record_url(newest), forged.to_bytes())
-        found = CheckpointStore(url, print).newest()
+        found = CheckpointStore(url).newest()
         assert found is not None
         assert found.step == 1
 
 
-def test_nothing_good_is_nothing(url: str) -> None:
-    said: list[str] = []
-    assert CheckpointStore(url, said.append).newest() is None
+def test_nothing_good_is_nothing(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert CheckpointStore(url).newest() is None
     writer = opened(url)
     for step in (1, 2):
         change(save(writer, step), flipped(0.5))
-    store = CheckpointStore(url, said.append)
+    store = CheckpointStore(url)
     assert store.newest() is None
     assert store.best() is None
-    assert len(said) == 2
+    assert len(caplog.messages) == 2
 
 
 def test_best_passes_over_a_damaged_one(url: str) -> None:
     writer = opened(url, keep_last=9)
     paths = {step: save(writer, step, score) for step, score in ((1, 0.3), (2, 0.1), (3, 0.2))}
-    best = CheckpointStore(url, print).best()
+    best = CheckpointStore(url).best()
     assert best is not None
     assert best.step == 2
     change(paths[2], flipped(0.5))
-    best = CheckpointStore(url, print).best()
+    best = CheckpointStore(url).best()
     assert best is not None
     assert best.step == 3
 
@@ -188,7 +188,7 @@ def test_of_two_saves_at_one_step_the_later_counts_and_only_it_is_kept(url: str)
     store = opened(url, keep_last=2)
     for step, score in ((1, 0.2), (2, None), (2, 0.3)):
         save(store, step, score)
-    commits = CheckpointStore(url, print).commits()
+    commits = CheckpointStore(url).commits()
     assert [(commit.step, commit.score) for commit in commits] == [(1, 0.2), (2, 0.3)]
 
 
@@ -210,7 +210,7 @@ def test_after_a_fallback_the_damaged_ones_go_and_not_the_new(url: str) -> None:
 def test_a_later_attempt_is_newer_even_at_a_lower_step(url: str) -> None:
     save(opened(url), 9)
     save(opened(url), 5)
-    newest = CheckpointStore(url, print).newest()
+    newest = CheckpointStore(url).newest()
     assert newest is not None
     assert newest.step == 5
 
@@ -238,7 +238,7 @@ def test_only_the_newest_attempt_commits(url: str) -> None:
     assert caught.value.exit_code == 75
     save(new, 2)
     assert steps(url) == [1, 2]
-    assert CheckpointStore(url, print).commits()[-1].attempt == new.attempt
+    assert CheckpointStore(url).commits()[-1].attempt == new.attempt
 
 
 def test_a_save_is_a_snapshot_and_one_is_in_flight_at_most(
@@ -272,7 +272,7 @@ def test_a_save_is_a_snapshot_and_one_is_in_flight_at_most(
     second.join(30)
     store.wait()
     assert steps(str(tmp_path)) == [1, 2]
-    first = CheckpointStore(str(tmp_path), print).commits()[0]
+    first = CheckpointStore(str(tmp_path)).commits()[0]
     assert first.score is None
     loaded = store.load_checkpoint(store.url_of(first))
     assert torch.equal(loaded["state_dict"]["w"], torch.full((500,), 1.0))
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_needs_code_is_refused(
         output = f"{tmp_path}/other"
     if way == "newest":
         with pytest.raises(ConfigError, match="needs code to be unpickled and is refused") as got:
-            CheckpointStore(url, print).newest()
+            CheckpointStore(url).newest()
         assert got.value.exit_code == 78
     else:
         flags = [f"--run.output={output}", "--run.tracking=none"]
@@ -390,16 +390,17 @@ def rewrite(payload: str, change: Callable[[dict[str, Any]], Any]) -> str:
         lambda fields: fields.update(config_hash="abcd"),
     ],
 )
-def test_a_record_with_more_fields_or_fewer_is_read(url: str, change) -> None:
+def test_a_record_with_more_fields_or_fewer_is_read(
+    url: str, change, caplog: pytest.LogCaptureFixture
+) -> None:
     store = opened(url)
     save(store, 1, 0.5)
     rewrite(save(store, 2, 0.25), change)
-    said: list[str] = []
-    again = opened(url, said)
+    again = opened(url)
     newest, best = again.newest(), again.best()
     assert newest is not None
     assert newest == best
-    assert (newest.step, newest.score, said) == (2, 0.25, [])
+    assert (newest.step, newest.score, caplog.messages) == (2, 0.25, [])
     save(again, 3, 0.125)
     assert steps(url) == [2, 3], "it is never taken for a leftover"
 
@@ -410,7 +411,7 @@ def test_a_record_or_checkpoint_of_a_newer_version_is_refused_and_kept(url: str)
     names = {item.path for item in storage.list_files(url)}
     for use in (lambda store: store.newest(), lambda store: store.load_checkpoint(payload)):
         with pytest.raises(ConfigError, match=r"version 99 .* upgrade lightship") as error:
-            use(CheckpointStore(url, print))
+            use(CheckpointStore(url))
         assert error.value.exit_code == 78
     assert {item.path for item in storage.list_files(url)} == names
     assert storage.exists(record)
@@ -419,7 +420,7 @@ def test_a_record_or_checkpoint_of_a_newer_version_is_refused_and_kept(url: str)
     torch.save({**state(2), "lightship": {"version": 99}}, newer)
     storage.write_bytes(f"{url}/alone.ckpt", newer.getvalue())
     with pytest.raises(ConfigError, match=r"alone.ckpt has version 99 .* upgrade lightship"):
-        CheckpointStore("", print).load_checkpoint(f"{url}/alone.ckpt")
+        CheckpointStore("").load_checkpoint(f"{url}/alone.ckpt")
 
 
 @pytest.mark.parametrize("error", [storage.Denied, storage.StorageTimeout, ConfigError])
@@ -441,24 +442,23 @@ def test_a_record_that_the_storage_does_not_give_is_no_leftover(
     assert Path(payload).exists()
 
 
-def test_scores_of_two_metrics_are_not_compared(url: str) -> None:
+def test_scores_of_two_metrics_are_not_compared(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """Losses 0.4 and 0.9, and then accuracies: the highest loss is no high accuracy."""
     by_loss = opened(url, keep_last=1)
     for step, loss in ((1, 0.4), (2, 0.9)):
         save(by_loss, step, loss)
-    said: list[str] = []
-    by_acc = opened(url, said, keep_last=1, metric=Metric.of("val/acc"))
+    by_acc = opened(url, keep_last=1, metric=Metric.of("val/acc"))
     best = by_acc.best()
     assert best is not None
     assert best.step == 1, "no score is of the accuracy: the best is that by the loss"
-    assert said == ["no checkpoint has a score of val/acc: the best is chosen by val/loss"]
+    assert caplog.messages == ["no checkpoint has a val/acc score; the best is chosen by val/loss"]
     for step, accuracy in ((3, 0.3), (4, 0.2), (5, 0.1)):
         save(by_acc, step, accuracy)
     assert steps(url) == [1, 3, 5], "of each metric its best, and the newest"
-    best = CheckpointStore(url, print, metric=Metric.of("val/acc")).best()
+    best = CheckpointStore(url, metric=Metric.of("val/acc")).best()
     assert best is not None
     assert best.step == 3
-    best = CheckpointStore(url, print).best()
+    best = CheckpointStore(url).best()
     assert best is not None
     assert best.step == 1
 
@@ -472,7 +472,7 @@ def test_a_score_of_0_1_0_is_of_the_metric_that_the_run_had(url: str) -> None:
         forget(save(store, step, loss))
 
     def best(**options: Any) -> int:
-        found = CheckpointStore(url, lambda _: None, **options).best()
+        found = CheckpointStore(url, **options).best()
         assert found is not None
         return found.step
 
@@ -480,9 +480,7 @@ def test_a_score_of_0_1_0_is_of_the_metric_that_the_run_had(url: str) -> None:
     assert best(metric=accuracy, metric_before=lambda: Metric.of("val/loss")) == 1
     assert best(metric=accuracy) == 2, "nothing says that it was another"
     # A start that sets another metric leaves word of which these are of.
-    now = CheckpointStore(
-        url, lambda _: None, metric=accuracy, metric_before=lambda: Metric.of("val/loss")
-    )
+    now = CheckpointStore(url, metric=accuracy, metric_before=lambda: Metric.of("val/loss"))
     now.newest()
     now.open_attempt()
     assert best(metric=accuracy, metric_before=lambda: accuracy) == 1

@@ -120,7 +120,7 @@ class Job:
 
     def checkpoint(self) -> dict[str, Any]:
         """The last one."""
-        store = CheckpointStore(str(self.output / "checkpoints"), print)
+        store = CheckpointStore(str(self.output / "checkpoints"))
         newest = store.newest()
         assert newest is not None
         return store.load_checkpoint(store.url_of(newest))

@@ -74,7 +74,7 @@ def digits() -> torch.Tensor:
 
 def checkpoint(run: str, which: str = "best") -> tuple[ImageClassifier, int]:
     """What Lightning alone makes of a run's checkpoint, and its step."""
-    store = CheckpointStore(f"{run}/checkpoints", print)
+    store = CheckpointStore(f"{run}/checkpoints")
     commit = store.best() if which == "best" else store.newest()
     assert commit is not None
     path = store.url_of(commit)
@@ -129,7 +129,7 @@ def test_from_a_checkpoint_without_its_run(run, tmp_path, monkeypatch, capsys, r
     monkeypatch.chdir(tmp_path)
     embedded = resources.files("lightship.data") / "digits.zip"
     (tmp_path / "digits.zip").write_bytes(embedded.read_bytes())
-    store = CheckpointStore(f"{run}/checkpoints", print)
+    store = CheckpointStore(f"{run}/checkpoints")
     best = store.best()
     assert best is not None
     flags = [f"--ckpt_path={store.url_of(best)}", "--export=model.pt2", *root]

@@ -179,7 +179,7 @@ class TestWrongBytesOfTheRightLength:
         with job.start() as child:
             assert child.wait() == 0, child.output
             assert f"checkpoint {newest.file} does not match " in child.output
-            assert "falling back to the one before" in child.output
+            assert "using the previous checkpoint" in child.output
             assert f"from step {half_way}" not in child.output
             assert ", from step " in child.output
         state, ids = undisturbed

@@ -31,7 +31,7 @@ def weights(output: str, root: str) -> dict[str, torch.Tensor]:
         "--data.cutmix_alpha=1", "--optim.lr=0.01", "--trainer.max_epochs=2",
     ])  # fmt: skip
     assert code == 0
-    store = CheckpointStore(f"{output}/checkpoints", print)
+    store = CheckpointStore(f"{output}/checkpoints")
     newest = store.newest()
     assert newest is not None
     return store.load_checkpoint(store.url_of(newest))["state_dict"]

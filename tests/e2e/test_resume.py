@@ -23,7 +23,7 @@ def fit(root: str, output: str, *flags: str) -> int:
 
 
 def store_of(output: str) -> CheckpointStore:
-    return CheckpointStore(f"{output}/checkpoints", print)
+    return CheckpointStore(f"{output}/checkpoints")
 
 
 def copy_of_run(output: str, commits: list[Commit], to: str) -> str:
@@ -195,7 +195,7 @@ class TestStartingFromAnotherRunsCheckpoint:
     @pytest.mark.parametrize("name", ["best", "last"])
     def test_a_name_where_there_is_none(self, runs, name, tmp_path: Path, capsys) -> None:
         assert fit(runs[0], f"{tmp_path}/run", f"--ckpt_path={name}") == 78
-        assert f"--ckpt_path {name}: no good checkpoint under" in capsys.readouterr().err
+        assert f"--ckpt_path {name}: no valid checkpoint under" in capsys.readouterr().err
 
     def test_what_is_not_there(self, runs, tmp_path: Path, capsys) -> None:
         assert fit(runs[0], f"{tmp_path}/run", f"--ckpt_path={tmp_path}/no.ckpt") == 78
@@ -260,8 +260,8 @@ class TestWhenThereIsARun:
         assert fit(root, output, "--trainer.max_epochs=2", "--run.resume=must") == 78
         assert fit(root, output, "--trainer.max_epochs=2") == 0
         told = capsys.readouterr().err
-        assert told.count("falling back to the one before") == 4
-        assert "no good checkpoint is left: training begins anew" in told
+        assert told.count("using the previous checkpoint") == 4
+        assert "no valid checkpoint found; starting from scratch" in told
         assert differences(expected, last_state(output)) == []
         assert len(list(Path(output, "checkpoints").glob("*.ckpt"))) == 2, "the damaged are gone"
 

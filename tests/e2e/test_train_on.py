@@ -45,12 +45,12 @@ def test_more_epochs(capsys) -> None:
     assert "run already complete" in said
 
     said = fit(capsys, "--trainer.max_epochs=3")
-    assert "complete at step 8, epoch 2, and goes on: --trainer.max_epochs 3" in said
-    assert "spans 12 steps now: at step 8 the rate changes from 0 to 0.00173" in said
+    assert "complete at step 8, epoch 2; training on: --trainer.max_epochs 3" in said
+    assert "spans 12 steps: the rate at step 8 changes from 0 to 0.00173" in said
     assert steps() == 3 * STEPS
 
     said = fit(capsys, "--trainer.max_epochs=1")
-    assert "--trainer.max_epochs 1 is below the 3 that this run has done" in said
+    assert "--trainer.max_epochs 1 is below the 3 that are done" in said
     assert "run already complete" in said
     Path("run/DONE").unlink()
     assert cli.main([*FIT, "--trainer.max_epochs=1"]) == 78
@@ -63,10 +63,10 @@ def test_more_steps(capsys) -> None:
     fit(capsys, "--trainer.max_steps=3", "--trainer.max_epochs=-1")
     assert "run already complete" in fit(capsys, "--trainer.max_steps=3", "--trainer.max_epochs=9")
     said = fit(capsys, "--trainer.max_steps=6", "--trainer.max_epochs=-1")
-    assert "spans 6 steps now: at step 3 the rate changes from 0 to 0.00345" in said
+    assert "spans 6 steps: the rate at step 3 changes from 0 to 0.00345" in said
     assert steps() == 6
     said = fit(capsys, "--trainer.max_steps=5", "--trainer.max_epochs=9")
-    assert "--trainer.max_steps 5 is below the 6 that this run has done" in said
+    assert "--trainer.max_steps 5 is below the 6 that are done" in said
     Path("run/DONE").unlink()
     assert cli.main([*FIT, "--trainer.max_steps=5"]) == 78
     assert "--trainer.max_steps is 5" in capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_a_run_that_early_stopping_ended(capsys) -> None:
     assert "run already complete" in fit(capsys, *first)
     said = fit(capsys, *first, "--trainer.max_epochs=8")
     assert "early stopping ended this run at epoch 2" in said
-    assert "--trainer.early_stopping_patience (it was 1)" in said
+    assert "--trainer.early_stopping_patience (was 1)" in said
     assert steps() == 2 * STEPS
 
     fit(capsys, *first, "--trainer.early_stopping_patience=3")
@@ -103,7 +103,7 @@ def test_a_damaged_DONE_ends_the_run_anew(capsys) -> None:
 def test_only_a_run_that_is_to_train_needs_its_processes(capsys, max_epochs: int) -> None:
     fit(capsys, "--trainer.max_epochs=1")
     command = cli.parse([*FIT, f"--trainer.max_epochs={max_epochs}"])
-    assert dispatch._is_done(command) == (max_epochs == 1)
+    assert (dispatch._completed(command) is not None) == (max_epochs == 1)
 
 
 DAMAGES = {
@@ -137,9 +137,8 @@ def test_a_run_without_its_config_is_named(capsys) -> None:
 
 
 def test_what_a_finished_run_without_checkpoints_says(capsys) -> None:
-    said: list[str] = []
     fit(capsys, "--trainer.max_epochs=1")
     for file in Path("run/checkpoints").iterdir():
         file.unlink()
     settings: Config = cli.parse([*FIT, "--trainer.max_epochs=5"]).config
-    assert RunFolder(settings, said.append).is_done()
+    assert RunFolder(settings).completed()

@@ -103,7 +103,7 @@ class Job:
         ]
 
     def newest(self) -> Commit | None:
-        return CheckpointStore(f"{self.output}/checkpoints", lambda _: None).newest()
+        return CheckpointStore(f"{self.output}/checkpoints").newest()
 
 
 def many_images(url: str) -> str:

@@ -34,7 +34,7 @@ def little_images(url: str, val: bool = True) -> str:
 
 def last_state(output: str) -> dict[str, Any]:
     """All of a run's newest checkpoint, its DONE and its metrics, without times and names."""
-    store = CheckpointStore(f"{output}/checkpoints", print)
+    store = CheckpointStore(f"{output}/checkpoints")
     newest = store.newest()
     assert newest is not None
     state = store.load_checkpoint(store.url_of(newest))

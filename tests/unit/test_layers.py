@@ -34,8 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "predict": {"errors", "storage", "versions"},
     "report": {"errors", "data", "distributed", "models", "storage", "strict_json"},
     "doctor": {
-        "errors", "config", "data", "distributed", "models", "run", "storage", "tracking",
-        "training",
+        "errors", "config", "console", "data", "distributed", "models", "run", "storage",
+        "tracking", "training",
     },
     "commands": {
         "errors", "checkpoint", "config", "data", "devices", "distributed", "doctor", "models",

@@ -78,10 +78,10 @@ def test_a_run_of_an_older_version_is_the_same_run(
     kept.write(str(tmp_path), Config())
     settings = versions.Config()
     settings.run.output = str(tmp_path)
-    RunFolder(settings, print).refuse_another_run("a run")
+    RunFolder(settings).refuse_another_run("a run")
     settings.optim.new_part = 0.25
     with pytest.raises(ConfigError, match=r"optim.new_part was 0.5, now 0.25"):
-        RunFolder(settings, print).refuse_another_run("a run")
+        RunFolder(settings).refuse_another_run("a run")
 
 
 def config_file(tmp_path: Path, change: Any) -> Path:
@@ -222,10 +222,10 @@ def test_another_spelling_of_the_root_is_the_same_run(tmp_path: Path, monkeypatc
     kept.write("run", settings)
     for spelling in ("set/", "./set", f"{tmp_path}/set", f"{tmp_path}/set/"):
         settings.data.root = spelling
-        RunFolder(settings, print).refuse_another_run("a run")
+        RunFolder(settings).refuse_another_run("a run")
     settings.data.root = f"{tmp_path}/other"
     with pytest.raises(ConfigError, match=f"data.root was 'set', now '{tmp_path}/other'"):
-        RunFolder(settings, print).refuse_another_run("a run")
+        RunFolder(settings).refuse_another_run("a run")
 
 
 def test_a_run_that_0_1_0_named_with_a_slash_is_gone_on_with(tmp_path: Path, monkeypatch) -> None:

@@ -9,6 +9,7 @@ to the one before.
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ from lightship.checkpoint.record import (
 from lightship.checkpoint.serialization import from_bytes, take_snapshot, to_bytes
 from lightship.errors import PeerLost, TimeoutExpired
 
+logger = logging.getLogger(__name__)
+
 
 class CheckpointStore(CheckpointIO):
     """The checkpoints of one run. Any rank may read; only global rank 0 writes.
@@ -43,7 +46,6 @@ class CheckpointStore(CheckpointIO):
     Args:
         url: Folder of the checkpoints, anywhere storage.py reaches; empty: a run has none, and only
             `load_checkpoint` is of use.
-        say: Prints a line for the user.
         keep_last: Newest checkpoints kept, beside the best.
         metric: What the scores of this start are of.
         metric_before: Finds what the scores are of that 0.1.0 recorded; None: of `metric`.
@@ -52,12 +54,11 @@ class CheckpointStore(CheckpointIO):
     def __init__(
         self,
         url: str,
-        say: Callable[[str], None],
         keep_last: int = 2,
         metric: Metric = DEFAULT_METRIC,
         metric_before: Callable[[], Metric | None] = lambda: None,
     ) -> None:
-        self.url, self.say, self.keep_last = url, say, keep_last
+        self.url, self.keep_last = url, keep_last
         self.metric, self._metric_before = metric, metric_before
         self.attempt = ""
         self._saves = 0
@@ -79,7 +80,7 @@ class CheckpointStore(CheckpointIO):
         return self._commits
 
     def newest(self) -> Commit | None:
-        """The newest checkpoint that verifies; every one passed over is told of. Blocks."""
+        """The newest checkpoint that verifies; logs those that do not. Blocks."""
         return self._first_good(reversed(self.commits()))
 
     def best(self) -> Commit | None:
@@ -93,8 +94,8 @@ class CheckpointStore(CheckpointIO):
         if scored and all(commit.metric != metric for commit in scored):
             assert scored[0].metric is not None
             metric = scored[0].metric
-            self.say(
-                f"no checkpoint has a score of {self.metric.monitor}: the best is chosen by "
+            logger.warning(
+                f"no checkpoint has a {self.metric.monitor} score; the best is chosen by "
                 f"{metric.monitor}"
             )
         best = sorted((c for c in scored if c.metric == metric), key=best_first)
@@ -138,15 +139,14 @@ class CheckpointStore(CheckpointIO):
 
     def _first_good(self, candidates: Iterable[Commit]) -> Commit | None:
         while self._damaged:
-            self.say(
-                f"checkpoint record {self._damaged.pop()} is damaged; falling back to the one "
-                "before"
+            logger.warning(
+                f"checkpoint record {self._damaged.pop()} is corrupt; using the previous checkpoint"
             )
         for commit in list(candidates):
             try:
                 self._verify(self.url_of(commit), commit)
             except CheckpointDamaged as error:
-                self.say(f"{error}; falling back to the one before")
+                logger.warning(f"{error}; using the previous checkpoint")
                 self.commits().remove(commit)
                 self._garbage += [record_of(commit.file), commit.file]
             else:

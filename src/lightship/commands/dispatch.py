@@ -1,5 +1,6 @@
 """From a parsed command to the function that carries it out, in as many processes as it takes."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 
@@ -7,6 +8,7 @@ from lightship import storage
 from lightship.commands.base import Command, PackCommand
 from lightship.distributed import launcher
 
+logger = logging.getLogger(__name__)
 _RESUMES_FROM = {"fit": "the newest checkpoint", "predict": "the parts that are written"}
 """What a command that was killed resumes from; the others start from scratch."""
 
@@ -33,8 +35,8 @@ def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
         from lightship.commands.export import export
 
         export(command)
-    elif not (is_worker := launcher.is_worker()) and _is_done(command):
-        _run_here(command)
+    elif not (is_worker := launcher.is_worker()) and (completed := _completed(command)):
+        logger.info(completed)
     else:
         work = partial(_run_here, command)
         trainer, resumes_from = command.config.trainer, _RESUMES_FROM.get(command.name)
@@ -68,11 +70,11 @@ def _run_here(command: Command) -> None:
         getattr(evaluate, command.name)(command)
 
 
-def _is_done(command: Command) -> bool:
-    """A finished run says so in one process: a node that comes late must not wait for others."""
+def _completed(command: Command) -> str | None:
+    """`RunFolder.completed`, in one process: a node that comes late must not wait for others."""
     output = command.config.run.output
     if command.name != "fit" or not storage.exists(storage.join(str(output), "DONE")):
-        return False
+        return None
     from lightship.run.folder import RunFolder  # imports torch: the agent does without
 
-    return RunFolder(command.config, lambda _: None).is_done()
+    return RunFolder(command.config).completed()

@@ -1,5 +1,7 @@
 """`lightship validate` and `test`: a checkpoint's metrics on a split."""
 
+import logging
+
 from lightship import storage, strict_json
 from lightship.commands.base import Command
 from lightship.commands.loading import load_model
@@ -9,6 +11,8 @@ from lightship.distributed import comm
 from lightship.errors import DataError
 from lightship.run.folder import RunFolder
 from lightship.training.trainer import build_data, evaluate, numbers_line, start_progress
+
+logger = logging.getLogger(__name__)
 
 
 def validate(command: Command) -> None:
@@ -25,8 +29,8 @@ def _measure(command: Command, split: str) -> None:
     """`validate` and `test`: print a checkpoint's metrics and keep them in the report's folder."""
     config = command.config
     progress = start_progress(config)
-    output = RunFolder(config, progress.note)
-    model = load_model(command, progress.note)
+    output = RunFolder(config)
+    model = load_model(command)
     config.data.image_size_px = model.hparams["image_size_px"]
     # Images that came to data.root after the fit would move others between train and validation.
     is_held_out = split == "val" and command.is_on_its_data
@@ -42,7 +46,7 @@ def _measure(command: Command, split: str) -> None:
         return
     url = output.at("report", f"{split}.json")
     storage.write_bytes(url, strict_json.dumps(numbers).encode())
-    progress.note(f"{numbers_line(numbers, split)}; {storage.redact(url)}")
+    logger.info(f"{numbers_line(numbers, split)}; {storage.redact(url)}")
 
 
 def _few(names: list[str]) -> str:

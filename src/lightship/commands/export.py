@@ -7,6 +7,7 @@ docs/export.md says how to load it, and how images get to the size that it takes
 
 import importlib.util
 import json
+import logging
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -31,6 +32,7 @@ from lightship.models.classifier import ImageClassifier
 from lightship.training.callbacks.progress import Progress
 from lightship.training.trainer import start_progress
 
+logger = logging.getLogger(__name__)
 INPUT, OUTPUTS = "images", ("probabilities", "log_probabilities")
 LARGEST_DIFFERENCE = 1e-4
 _COMPARED_IMAGES, _COMPARED_AT_ONCE = 64, 32
@@ -56,11 +58,11 @@ def export(command: Command) -> None:
     form.check_asked(url)
     progress = start_progress(config)
     torch.set_float32_matmul_precision("highest")  # which it has just lowered: fp32 is compared
-    checkpoint = load_checkpoint(command, progress.note)
+    checkpoint = load_checkpoint(command)
     model = build_model(checkpoint).eval()
     form.check_fits(model)
     what = f"{model.hparams['net']} of step {checkpoint['global_step']}"
-    progress.note(f"exporting {what} as {form.name}")
+    logger.info(f"exporting {what} as {form.name}")
     images, called = _images(config, model, progress)
     with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
         path = Path(folder) / EXPORTS[form.name]
@@ -69,7 +71,7 @@ def export(command: Command) -> None:
         size_bytes = path.stat().st_size
         storage.write_file(url, path)
     shown = storage.redact(url)
-    progress.note(
+    logger.info(
         f"exported {what}, {len(model.class_names)} classes, {size_bytes / 1e6:.1f} MB: {shown}; "
         f"within {difference:.1g} of the checkpoint's outputs on {called}; to load it: "
         f"{form.loading.format(storage.base_name(url))}"
@@ -300,7 +302,7 @@ def _images(config: Config, model: ImageClassifier, progress: Progress) -> tuple
         try:
             return _real_images(config, model)
         except LightshipError as error:
-            progress.note(f"the run's images cannot be read, random ones are compared: {error}")
+            logger.warning(f"comparing on random images; the run's cannot be read: {error}")
     size_px = model.hparams["image_size_px"]
     shape = (_COMPARED_IMAGES, 3, size_px, size_px)
     generator = torch.Generator().manual_seed(config.run.seed)

@@ -1,7 +1,9 @@
 """One run in reading order: output, data, model, callbacks, trainer, fit, test, report."""
 
 import dataclasses
+import logging
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from lightship.report import ReportData, Shown, write_report
 from lightship.report.environment import environment_facts
 from lightship.report.error_analysis import find_mistakes
 from lightship.run import config_file
-from lightship.run.folder import RunFolder, Start
+from lightship.run.folder import RunFolder
 from lightship.run.restarts import record_start
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.start import run_id, start_tracking
@@ -45,6 +47,7 @@ from lightship.training.trainer import (
     start_progress,
 )
 
+logger = logging.getLogger(__name__)
 _IMAGES_TO_START_FROM = 5000
 
 
@@ -57,17 +60,12 @@ def fit(command: Command) -> None:
 def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     config = command.config
     progress = start_progress(config)
-    output = RunFolder(config, progress.note)
-    if comm.broadcast_from_rank_0(output.is_done):
+    output = RunFolder(config)
+    store = output.checkpoints
+    if completed := comm.broadcast_from_rank_0(output.completed):
+        logger.info(completed)
         return
-    store = output.checkpoints()
-
-    def open_output() -> Start | None:
-        nonlocal store
-        store, found = output.open(command.ckpt_path)
-        return found
-
-    start = comm.broadcast_from_rank_0(open_output)
+    start = comm.broadcast_from_rank_0(partial(output.open, command.ckpt_path))
     manifests = load_splits(config.data, output.at("data"), need="train")
     refuse_one_class(manifests["train"], config.data.root)
     data = build_data(config, manifests)
@@ -94,10 +92,8 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
             project=config.run.project,
             run_id=tracking_id,
             name=storage.base_name(output.url),
-            config=config_file.shown(config),
+            config={**config_file.shown(config), "environment": environment},
             scratch_path=output.scratch_path(),
-            environment=environment,
-            note=progress.note,
             mirror_url=logs_url,
         )
         if tracker:
@@ -105,17 +101,15 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
 
     comm.broadcast_from_rank_0(track)
     step = start.step if start else 0
-    starts = comm.broadcast_from_rank_0(
-        lambda: record_start(output.url, step, comm.world_size(), progress.note)
-    )
+    starts = comm.broadcast_from_rank_0(partial(record_start, output.url, step, comm.world_size()))
     table = MetricsCSV(output.url, store.check_fence)
-    divergence = Divergence(config.trainer.on_nonfinite, table, progress.note)
+    divergence = Divergence(config.trainer.on_nonfinite, table)
 
     callbacks = [
         StepSeeding(config.run.seed),
         *([EMA(config.model.ema_decay)] if config.model.ema_decay else []),
         SyncBuffers(),
-        ScheduleChange(progress.note),
+        ScheduleChange(),
         *early_stopping,
         *_prediction_logger(config, data, tracker),
         progress,
@@ -133,7 +127,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
         ),
     ]
     trainer = build_trainer(config, callbacks, [table, *([tracker] if tracker else [])], store)
-    progress.note(_first_line(config, data, model, environment, start.step if start else None))
+    logger.info(_first_line(config, data, model, environment, start.step if start else None))
     trainer.fit(model, datamodule=data, ckpt_path=start.url if start else None)
     store.wait()
     stop.end_training()
@@ -177,7 +171,7 @@ def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
     how = f"the best by {best.metric.monitor}" if best.metric else "the newest"
     of = f", by the checkpoint of step {best.step}, {how}" if split else ""
     progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
-    progress.note(_last_line(output, best.file, tracker))
+    logger.info(_last_line(output, best.file, tracker))
 
 
 def _build_model(config: Config, data: ImageData) -> ImageClassifier:
@@ -278,4 +272,4 @@ def _last_line(output: RunFolder, best_file: str, tracker: Tracker | None) -> st
     places = [f"report {storage.redact(report)}", f"best checkpoint {storage.redact(best)}"]
     if tracker:
         places.append(f"W&B {tracker.place}")
-    return f"all is in {storage.redact(output.url)}: {', '.join(places)}"
+    return f"outputs in {storage.redact(output.url)}: {', '.join(places)}"

@@ -1,6 +1,5 @@
 """The model in a checkpoint: what every command on a trained run begins with."""
 
-from collections.abc import Callable
 from typing import Any
 
 from lightship import storage
@@ -13,12 +12,12 @@ from lightship.models.hyper_parameters import check_fits, complete
 from lightship.run.folder import RunFolder
 
 
-def load_model(command: Command, say: Callable[[str], None]) -> ImageClassifier:
+def load_model(command: Command) -> ImageClassifier:
     """The model of `ckpt_path`: `load_checkpoint` + `build_model`."""
-    return build_model(load_checkpoint(command, say))
+    return build_model(load_checkpoint(command))
 
 
-def load_checkpoint(command: Command, say: Callable[[str], None]) -> dict[str, Any]:
+def load_checkpoint(command: Command) -> dict[str, Any]:
     """The checkpoint of `ckpt_path` (best, last or a URL; default: best), verified.
 
     Every rank; blocks. Only best and last need a run.
@@ -28,12 +27,14 @@ def load_checkpoint(command: Command, say: Callable[[str], None]) -> dict[str, A
         CheckpointDamaged: It does not match its record.
     """
     choice, has_run = command.ckpt_path or "best", command.config.run.output is not None
-    output = RunFolder(command.config, say) if has_run else None
-    store = output.checkpoints() if output else CheckpointStore("", say)
+    output = RunFolder(command.config) if has_run else None
+    store = output.checkpoints if output else CheckpointStore("")
     if output and choice in ("best", "last"):
         commit = comm.broadcast_from_rank_0(store.best if choice == "best" else store.newest)
         if commit is None:
-            raise ConfigError(f"no good checkpoint under --run.output {storage.redact(output.url)}")
+            raise ConfigError(
+                f"no valid checkpoint under --run.output {storage.redact(output.url)}"
+            )
         checkpoint = store.load_checkpoint(store.url_of(commit))
     else:
         checkpoint = store.load_checkpoint(choice)

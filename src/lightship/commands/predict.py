@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lightship.predict.writer import ShardWriter
 from lightship.training.callbacks.progress import Progress
 from lightship.training.trainer import build_data, build_trainer, start_progress
 
+logger = logging.getLogger(__name__)
 _NAMED = 20
 
 
@@ -47,7 +49,7 @@ def _predict(command: Command) -> None:
     check_format(url, flag)
     folder = url.removesuffix(storage.base_name(url)) or "."
     comm.broadcast_from_rank_0(lambda: storage.check_writable(folder, flag))
-    checkpoint = load_checkpoint(command, progress.note)
+    checkpoint = load_checkpoint(command)
     model = build_model(checkpoint)
     config.data.image_size_px = model.hparams["image_size_px"]
     manifest = load_unlabelled(config.data, leave_out=[url])
@@ -63,7 +65,7 @@ def _predict(command: Command) -> None:
     done = comm.broadcast_from_rank_0(parts.open)
     told = f"{len(manifest)} images of {storage.redact(config.data.root)} to {storage.redact(url)}"
     kept = sum(len(division.ids(number)) for number in done)
-    progress.note(f"predicting {told}" + (f"; {kept} are done" if kept else ""))
+    logger.info(f"predicting {told}" + (f"; {kept} are done" if kept else ""))
     todo = [number for number in range(division.num_parts) if number not in done]
     if todo:
         _make_parts(parts, todo, model, config, manifest, trainer, progress)
@@ -72,7 +74,7 @@ def _predict(command: Command) -> None:
         parts.remove()
         not_read = f"; not read: {manifest.not_read}" if manifest.not_read else ""
         said = f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}"
-        progress.note(said + _without_class(not_finite) + not_read)
+        logger.info(said + _without_class(not_finite) + not_read)
 
 
 def _batch_size(config: Config, trainer: Trainer, num_images: int) -> int:

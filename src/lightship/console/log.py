@@ -67,6 +67,28 @@ def shown(screen: Screen, level: str) -> Iterator[None]:
         _LOGGER.propagate = True
 
 
+@contextmanager
+def captured(name: str) -> Iterator[list[str]]:
+    """Collect the warnings that a logger and its children log, in place of showing them."""
+    logger, handler = logging.getLogger(name), _ListHandler(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield handler.lines
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+class _ListHandler(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def screen() -> Screen | None:
     """The screen that records are shown on; None outside a command."""
     return next((handler.screen for handler in _handlers()), None)

@@ -39,12 +39,12 @@ def existing_run(context: Context) -> Finding:
     """
     from lightship.run.folder import RunFolder  # imports torch, which `writable` does not wait for
 
-    folder = RunFolder(context.config, lambda _: None)
+    folder = RunFolder(context.config)
     try:
-        is_done, commits = folder.is_done(), folder.checkpoints().commits()
+        is_complete, commits = folder.completed() is not None, folder.checkpoints.commits()
     except (storage.Denied, TimeoutExpired) as error:
         return skipped(f"cannot be read, see output ({error})")
-    if is_done:
+    if is_complete:
         means = "the same command says so and exits with code 0"
         fix = "give another --run.output to train from scratch"
         return Finding("warn", f"{folder.url} holds a complete run", means, fix)

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from lightship.config import RunConfig
+from lightship.console import log
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.tracking.key import find_key
@@ -44,15 +45,17 @@ def wandb(context: Context) -> Finding:
 
 def _start_and_finish(run: RunConfig) -> str:
     """Start and finish an offline run in a temporary folder; its problems, or ''."""
-    lines: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="lightship-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="lightship-") as folder,
+        log.captured("lightship.tracking") as warnings,
+    ):
         tracker = start_tracking(
-            "offline", run.project, run_id(), str(run.output), {}, Path(folder), note=lines.append
+            "offline", run.project, run_id(), str(run.output), {}, Path(folder)
         )
         if tracker:
             tracker.log_metrics({"doctor": 1.0}, 1)
             tracker.finish(0)
-    return "; ".join(line for line in lines if not line.startswith("W&B offline"))
+    return "; ".join(warnings)
 
 
 def _check_key(mode: str) -> Finding:

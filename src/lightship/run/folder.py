@@ -1,9 +1,10 @@
 """The one place where a run lives: config.yaml, checkpoints/, logs/, report/ and DONE."""
 
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from lightship.errors import ConfigError
 from lightship.run import config_file
 from lightship.run.quarantine import set_aside
 
+logger = logging.getLogger(__name__)
 _NEEDED = {
     "state_dict", "hyper_parameters", "loops", "optimizer_states", "lr_schedulers", "lightship",
 }  # fmt: skip
@@ -24,7 +26,7 @@ _SHOWN = ("test/acc", "val/acc")
 
 
 class Start(NamedTuple):
-    """The checkpoint that a start of a run goes on from."""
+    """The checkpoint that a start resumes from."""
 
     url: str
     step: int
@@ -36,42 +38,48 @@ class RunFolder:
 
     Args:
         config: The resolved configuration; `run.output` is set.
-        say: Prints a line for the user.
+
+    Attributes:
+        url: `run.output`.
+        checkpoints: The store under it.
     """
 
-    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config) -> None:
         assert config.run.output is not None
-        self.url, self.config, self.say = config.run.output, config, say
+        self.url, self.config = config.run.output, config
+        self.checkpoints = CheckpointStore(
+            self.at("checkpoints"),
+            keep_last=config.run.keep_last,
+            metric=Metric.of(config.trainer.monitor),
+            metric_before=self._metric_before,
+        )
 
     def at(self, *parts: str) -> str:
         """URL of something inside."""
         return storage.join(self.url, *parts)
 
-    def is_done(self) -> bool:
-        """Whether the run has finished and the settings ask for no more; says so. Reads only.
+    def completed(self) -> str | None:
+        """Why there is nothing to train, if the run is complete; else None. Reads only.
 
         Raises:
             ConfigError: run.resume or the settings ask for another run.
         """
         if not storage.exists(self.at("DONE")):
-            return False
+            return None
         self.refuse_another_run("a finished run")
         numbers = self._done_numbers()
         if numbers is None:
-            return False  # `open` says so
-        commits = self.checkpoints().commits()
-        before = config_file.read(self.url)["trainer"]
-        if commits and self._asks_for_more(before, commits[-1].step, commits[-1].epoch):
-            self.say(
-                f"the run is complete at step {commits[-1].step}, epoch {commits[-1].epoch}, and "
-                f"goes on: {_bounds(self.config.trainer)}"
-            )
-            return False
-        accuracies = {key: numbers.get(key) for key in _SHOWN}
-        shown = [f"{key} {acc:.4f}" for key, acc in accuracies.items() if acc is not None]
+            return None  # `open` warns
+        commits, reasons = self.checkpoints.commits(), []
+        if commits:
+            before, newest = config_file.read(self.url)["trainer"], commits[-1]
+            if self._asks_for_more(before, newest.step, newest.epoch):
+                return None
+            reasons = self._why_no_more(before, newest.step, newest.epoch)
+        accuracies = [f"{key} {numbers[key]:.4f}" for key in _SHOWN if numbers.get(key) is not None]
         report = storage.redact(self.at("report", "report.html"))
-        self.say(f"run already complete: {', '.join([*shown, f'report: {report}'])}")
-        return True
+        shown = ", ".join([*accuracies, f"report: {report}"])
+        return "; ".join([f"run already complete: {shown}", *reasons])
 
     def _done_numbers(self) -> dict[str, Any] | None:
         """What DONE holds; None if it is damaged."""
@@ -84,43 +92,36 @@ class RunFolder:
         return numbers if all(isinstance(n, int | float | None) for n in shown) else None
 
     def _asks_for_more(self, before: Mapping[str, Any], step: int, epoch: int) -> bool:
-        """Whether a finished run is to train on; says why not where that may be unexpected.
+        """Whether the settings train a finished run further.
 
         Args:
-            before: The trainer's settings that it finished with.
+            before: The trainer settings that it finished with.
             step: Optimizer steps done.
             epoch: Epochs done.
         """
         now = self.config.trainer
         if _is_reached(now.max_epochs, epoch) or _is_reached(now.max_steps, step):
-            for name, done in (("max_epochs", epoch), ("max_steps", step)):
-                if 0 <= getattr(now, name) < done:
-                    self.say(
-                        f"--trainer.{name} {getattr(now, name)} is below the {done} that this run "
-                        "has done: nothing is trained or undone"
-                    )
             return False
         if _is_reached(before["max_epochs"], epoch) or _is_reached(before["max_steps"], step):
             return True
         was, patience = before["early_stopping_patience"], now.early_stopping_patience
-        if was and (patience > was or not patience):
-            return True
-        if (now.max_epochs, now.max_steps) != (before["max_epochs"], before["max_steps"]):
-            self.say(
-                f"early stopping ended this run at epoch {epoch}, not {_bounds(now)}; raise "
-                f"--trainer.early_stopping_patience (it was {was}) to train on"
-            )
-        return False
+        return bool(was) and (patience > was or not patience)
 
-    def checkpoints(self) -> CheckpointStore:
-        """The store under this output."""
-        return CheckpointStore(
-            self.at("checkpoints"),
-            self.say,
-            keep_last=self.config.run.keep_last,
-            metric=Metric.of(self.config.trainer.monitor),
-            metric_before=self._metric_before,
-        )
+    def _why_no_more(self, before: Mapping[str, Any], step: int, epoch: int) -> list[str]:
+        """Where that may be unexpected: why the settings do not train a finished run further."""
+        now = self.config.trainer
+        if _is_reached(now.max_epochs, epoch) or _is_reached(now.max_steps, step):
+            return [
+                f"--trainer.{name} {getattr(now, name)} is below the {done} that are done"
+                for name, done in (("max_epochs", epoch), ("max_steps", step))
+                if 0 <= getattr(now, name) < done
+            ]
+        if (now.max_epochs, now.max_steps) == (before["max_epochs"], before["max_steps"]):
+            return []
+        return [
+            f"early stopping ended this run at epoch {epoch}; to train on to {_bounds(now)}, raise "
+            f"--trainer.early_stopping_patience (was {before['early_stopping_patience']})"
+        ]
 
     def _metric_before(self) -> Metric | None:
         """Of the checkpoints of a version that did not record it."""
@@ -129,8 +130,8 @@ class RunFolder:
         except storage.NotFound:
             return None
 
-    def open(self, ckpt_path: str | None = None) -> tuple[CheckpointStore, Start | None]:
-        """Take the output for this start: the store, and the checkpoint to go on from.
+    def open(self, ckpt_path: str | None = None) -> Start | None:
+        """Take the run over for this start, and choose the checkpoint to resume from.
 
         Args:
             ckpt_path: None or `last`: the newest good one; `best`: back to the best (at each start
@@ -138,10 +139,10 @@ class RunFolder:
 
         Raises:
             ConfigError: Not writable; run.resume forbids what is there; the configuration changes
-                what an earlier start of this run has begun to learn; no such checkpoint.
+                what an earlier start of this run trained with; no such checkpoint.
         """
         storage.check_writable(self.url)
-        store = self.checkpoints()
+        store = self.checkpoints
         where = f"--run.output {storage.redact(self.url)}"
         commits = list(store.commits())
         if commits:
@@ -152,23 +153,33 @@ class RunFolder:
             store.protect(commit)
             start = Start(store.url_of(commit), commit.step, commit.epoch)
         elif ckpt_path in ("best", "last"):
-            raise ConfigError(f"--ckpt_path {ckpt_path}: no good checkpoint under {where}")
+            raise ConfigError(f"--ckpt_path {ckpt_path}: no valid checkpoint under {where}")
         elif self.config.run.resume == "must":
-            raise ConfigError(f"--run.resume must: no good checkpoint under {where}")
+            raise ConfigError(f"--run.resume must: no valid checkpoint under {where}")
         elif ckpt_path is not None:
             start = self._foreign(store, ckpt_path)
         elif commits:
-            self.say("no good checkpoint is left: training begins anew")
+            logger.warning("no valid checkpoint found; starting from scratch")
         if start is not None:
             self._refuse_fewer(start)
         store.open_attempt()  # the last: a start that is refused leaves the run to its owner
         self._remove_temporaries()
-        if storage.exists(self.at("DONE")):
-            if self._done_numbers() is None:
-                set_aside(self.at("DONE"), "is damaged", self.say)
-            storage.remove(self.at("DONE"))
+        self._remove_done(start)
         config_file.write(self.url, self.config)
-        return store, start
+        return start
+
+    def _remove_done(self, start: Start | None) -> None:
+        """The run is not complete any more; a DONE that is damaged is kept aside."""
+        if not storage.exists(self.at("DONE")):
+            return
+        if self._done_numbers() is None:
+            set_aside(self.at("DONE"), "is damaged")
+        elif start is not None:
+            bounds = _bounds(self.config.trainer)
+            logger.info(
+                f"run was complete at step {start.step}, epoch {start.epoch}; training on: {bounds}"
+            )
+        storage.remove(self.at("DONE"))
 
     def _refuse_fewer(self, start: Start) -> None:
         trainer = self.config.trainer
@@ -233,7 +244,7 @@ class RunFolder:
         text = storage.read_bytes(url).decode(errors="replace").strip()
         if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII):
             return text
-        set_aside(url, "is damaged", self.say)
+        set_aside(url, "is damaged")
         return None
 
     def keep_tracking_id(self, tracking_id: str) -> None:

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +11,7 @@ from lightship import storage
 from lightship.run.quarantine import set_aside
 
 
-def record_start(
-    output_url: str, step: int, processes: int, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def record_start(output_url: str, step: int, processes: int) -> list[dict[str, Any]]:
     """Add this start to those before it. Rank 0 calls it, before it trains; blocks.
 
     What earlier starts had come to is read from their metrics table, which may be half a minute
@@ -24,7 +21,6 @@ def record_start(
         output_url: Where the run lives.
         step: Optimizer steps done in the checkpoint that this start goes on from; 0 without one.
         processes: World size.
-        say: Prints a line for the user, of a damaged file.
 
     Returns:
         All starts, the oldest first, each with
@@ -37,8 +33,8 @@ def record_start(
           work done again, the pause, and what came before the first step.
     """
     url = storage.join(output_url, "logs", "starts.json")
-    starts = _kept_starts(url, say)
-    rows = _metrics(storage.join(output_url, "logs", "metrics.csv"), say)
+    starts = _kept_starts(url)
+    rows = _metrics(storage.join(output_url, "logs", "metrics.csv"))
     reached = max((done for done, _ in rows), default=0)
     trained_s = max((spent_s for done, spent_s in rows if done <= step), default=0.0)
     now_s = time.time()
@@ -60,8 +56,8 @@ def record_start(
     return starts
 
 
-def _kept_starts(url: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The starts that were recorded; none, and a line, where the file is damaged."""
+def _kept_starts(url: str) -> list[dict[str, Any]]:
+    """The starts that were recorded; none, and a warning, where the file is damaged."""
     if not storage.exists(url):
         return []
     data = storage.read_bytes(url)
@@ -73,11 +69,11 @@ def _kept_starts(url: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
                 float(start[name])
         return [*starts[:]]  # raises for what is no list
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-        set_aside(url, "is damaged", say)
+        set_aside(url, "is damaged")
         return []
 
 
-def _metrics(url: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
+def _metrics(url: str) -> list[tuple[int, float]]:
     """(step, seconds) of each row of a metrics table; none where there is no table."""
     if not storage.exists(url):
         return []
@@ -86,5 +82,5 @@ def _metrics(url: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
         table = csv.DictReader(io.StringIO(data.decode()))
         return [(int(float(row["step"])), float(row["time_s"])) for row in table]
     except (ValueError, TypeError, KeyError, OverflowError, csv.Error):
-        set_aside(url, "is not as lightship wrote it", say)
+        set_aside(url, "is not as lightship wrote it")
         return []

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Event, Thread
+from typing import TypeVar
 
+T = TypeVar("T")
 _LEAVE_S = 1.0
 
 
@@ -24,6 +27,30 @@ class Background:
     def submit(self, call: Callable[[], None]) -> None:
         """Have `call`, which must not raise, made after those before it; does not wait."""
         self._calls.put(call)
+
+    def result(self, call: Callable[[], T], bound_s: float) -> T:
+        """Have `call` made after those before it, and return what it returns.
+
+        Blocks at most `bound_s`.
+
+        Raises:
+            TimeoutError: It has not returned by then.
+            BaseException: Whatever `call` raised.
+        """
+        outcome: Future[T] = Future()
+
+        def resolve() -> None:
+            try:
+                outcome.set_result(call())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        self.submit(resolve)
+        try:
+            outcome.exception(bound_s)
+        except TimeoutError:
+            raise TimeoutError("it does not answer") from None
+        return outcome.result()
 
     def wait(self, bound_s: float) -> bool:
         """Whether all calls so far have returned. Blocks for them, at most `bound_s`."""

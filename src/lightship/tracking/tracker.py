@@ -1,5 +1,6 @@
 """A started W&B run as a Lightning logger."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightship.tracking.service import end_service, find_service
 if TYPE_CHECKING:
     import wandb
 
+logger = logging.getLogger(__name__)
 STEP_KEY = "trainer/global_step"
 """The x-axis of every W&B chart (Lightning's own name for it): W&B's `_step` counts calls, and
 starts again at 0 when an offline run is resumed."""
@@ -34,14 +36,13 @@ class Tracker(Logger):
     """A started W&B run as a Lightning logger. Rank 0 only; `start_tracking` makes it.
 
     No failure of W&B ends a run, and none of its calls is waited for in training: each is made in
-    the background, and with the first that fails, or does not return, tracking ends with one line.
+    the background, and the first that fails, or does not return, stops tracking with a warning.
 
     Args:
         run: W&B's.
         calls: Makes the calls.
         folders: W&B's, removed at the end.
         mirror_url: Where an offline run's files are copied to; None: nowhere.
-        note: Is given a line.
         finish_timeout_s: Bound of the wait at the end.
 
     Attributes:
@@ -56,7 +57,6 @@ class Tracker(Logger):
         calls: Background,
         folders: WandbFolders,
         mirror_url: str | None,
-        note: Callable[[str], None],
         finish_timeout_s: float,
     ) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Tracker(Logger):
         self.place = str(self.run_path) if self.offline else str(run.url)
         self._run, self._project, self._id = run, run.project, run.id
         self._service = find_service()
-        self._calls, self._folders, self._note = calls, folders, note
+        self._calls, self._folders = calls, folders
         self._finish_timeout_s = finish_timeout_s
         self._mirror = Mirror(self.run_path, mirror_url) if mirror_url and self.offline else None
         if self._mirror:
@@ -176,7 +176,9 @@ class Tracker(Logger):
         if self._is_over:
             end_service(self._service)
         elif self.offline and not is_writable(self.run_path):  # W&B says nothing of it
-            self._note(f"W&B's offline run may not be whole: {self.run_path} cannot be written")
+            logger.warning(
+                f"the W&B offline run may be incomplete: {self.run_path} cannot be written"
+            )
         self._is_over = True
         if self._mirror:
             self._copies.submit(self._mirror.copy)
@@ -184,7 +186,7 @@ class Tracker(Logger):
             in_time = self._copies.wait(bound_s)
             why = self._mirror.error if in_time else f"not copied within {bound_s:g} s"
             if why:
-                self._note(f"W&B's offline run is not whole at {self.place}: {why}")
+                logger.warning(f"the W&B offline run is incomplete at {self.place}: {why}")
             self._copies.close()
         self._calls.close()
         self._folders.remove()
@@ -202,7 +204,10 @@ class Tracker(Logger):
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            self._note(f"W&B did not take all in time; what is left: wandb sync {self.run_path}")
+            logger.warning(
+                f"W&B did not finish uploading in time; to upload the rest: wandb sync "
+                f"{self.run_path}"
+            )
         wandb.teardown(exit_code=exit_code)
 
     def _submit(self, what: str, call: Callable[[], None]) -> None:
@@ -223,5 +228,7 @@ class Tracker(Logger):
     def _fail(self, what: str, error: BaseException) -> None:
         if not self._is_over:
             self._is_over = True
-            self._note(f"W&B failed to {what} ({in_one_line(error)}): tracking ends here, the run "
-                       f"goes on; what was logged: {self.place}")  # fmt: skip
+            logger.warning(
+                f"W&B failed to {what} ({in_one_line(error)}): tracking stops, training continues; "
+                f"logged so far: {self.place}"
+            )

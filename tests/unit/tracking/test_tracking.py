@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -43,29 +44,36 @@ def no_wandb_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody answers
 
 
-def start(tmp_path, mode="auto", lines=None, **options):
-    lines = [] if lines is None else lines
-    config = {"optim": {"lr": 0.001}, "run": {"seed": 0}}
-    tracker = start_tracking(
-        mode, "shop", "abcd1234", "run-name", config, tmp_path / "scratch", note=lines.append,
-        init_timeout_s=3, **options,
+@pytest.fixture(autouse=True)
+def lines(caplog):
+    """What tracking has logged so far."""
+    with caplog.at_level(logging.INFO, "lightship.tracking"):
+        yield lambda: [r.getMessage() for r in caplog.records if "tracking" in r.name]
+
+
+def start(tmp_path, mode="auto", **options):
+    config = {
+        "optim": {"lr": 0.001}, "run": {"seed": 0}, "environment": {"git_commit": "f00d"}
+    }  # fmt: skip
+    return start_tracking(
+        mode, "shop", "abcd1234", "run-name", config, tmp_path / "scratch", init_timeout_s=3,
+        **options,
     )  # fmt: skip
-    return tracker, lines
 
 
 def table_on_disk(url):
     return list(csv.DictReader(io.StringIO(storage.read_bytes(url).decode())))
 
 
-def test_an_offline_run_of_a_real_fit_reads_back(tmp_path, capfd):
-    tracker, lines = start(tmp_path, environment={"git_commit": "f00d"})
+def test_an_offline_run_of_a_real_fit_reads_back(tmp_path, capfd, lines):
+    tracker = start(tmp_path)
     batch, table = batch_of(7), MetricsCSV(str(tmp_path / "out"))
     looking = ImagePredictionLogger(batch.images, batch.labels, batch.ids + 40, CLASSES, tracker)
     trainer = fit([Throughput(6, 2), looking], [table, tracker])
     tracker.log_confusion(np.eye(3, dtype=int), CLASSES)
     tracker.finish(0)
 
-    [line] = lines
+    [line] = lines()
     assert "offline (no key" in line
     assert line.endswith(f"wandb sync {tracker.run_path}")
     captured = capfd.readouterr()
@@ -118,7 +126,7 @@ def test_numbers_are_written_as_they_are(tmp_path, step):
 
 def test_a_restart_goes_on_under_the_same_id_and_marks_preemption(tmp_path):
     for exit_code in (143, 0):
-        tracker, _ = start(tmp_path, "offline")
+        tracker = start(tmp_path, "offline")
         tracker.log_metrics({"val/acc": 0.5}, 5)
         tracker.log_metrics({"val/acc": 0.5}, 4)  # Lightning's step of a validation
         tracker.finish(exit_code)
@@ -134,19 +142,19 @@ def wandbs_threads() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("server", ["refuses", "silent"])
-def test_a_server_that_does_not_answer_means_offline(tmp_path, monkeypatch, server):
+def test_a_server_that_does_not_answer_means_offline(tmp_path, monkeypatch, server, lines):
     before = wandbs_threads()
     with socket.create_server(("127.0.0.1", 0)) as listening:  # accepts, and says nothing
         if server == "silent":
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
-        tracker, lines = start(tmp_path)
+        tracker = start(tmp_path)
         assert tracker.offline
         tracker.log_metrics({"val/acc": 0.5}, 1)
         tracker.finish(0)
         base_url = os.environ["WANDB_BASE_URL"]
-        assert len(lines) == 1
-        assert f"offline ({base_url}" in lines[0]
+        assert len(lines()) == 1
+        assert f"offline ({base_url}" in lines()[0]
         assert not set(wandbs_threads()) - set(before)
 
 
@@ -158,13 +166,13 @@ def test_who_only_reads_the_settings_leaves_no_thread(monkeypatch):
     assert not set(wandbs_threads()) - set(before)
 
 
-def test_a_key_in_netrc_counts(tmp_path, monkeypatch):
+def test_a_key_in_netrc_counts(tmp_path, monkeypatch, lines):
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
     netrc.chmod(0o600)
-    tracker, lines = start(tmp_path)
+    tracker = start(tmp_path)
     tracker.finish(0)
-    assert "offline (http://127.0.0.1:9: " in lines[0]  # it tried
+    assert "offline (http://127.0.0.1:9: " in lines()[0]  # it tried
 
 
 def test_without_wandb_none_works_and_auto_names_the_flag(tmp_path):
@@ -236,13 +244,13 @@ def test_a_token_file_that_is_not_there_is_the_users_error(tmp_path, monkeypatch
 @pytest.mark.parametrize("project", ["a/b", "", " ", LONG])
 def test_a_project_that_wandb_refuses_is_the_users_error(tmp_path, project):
     with pytest.raises(ConfigError, match=r"--run\.project"):
-        start_tracking("offline", project, "id", "name", {}, tmp_path, note=print)
+        start_tracking("offline", project, "id", "name", {}, tmp_path)
 
 
 @pytest.mark.parametrize("name", [LONG * 3, "", "a\udcffb", "caf\u00e9 / \u6f22"])
 def test_any_name_of_an_output_will_do(tmp_path, name):
     config = {"run": {"output": name}}
-    tracker = start_tracking("offline", "shop", "id", name, config, tmp_path, note=print)
+    tracker = start_tracking("offline", "shop", "id", name, config, tmp_path)
     tracker.finish(0)
     [path] = tracker.run_path.glob("*.wandb")
     assert read_wandb_file(path).exit_code == 0
@@ -260,7 +268,7 @@ def test_a_wandb_key_with_a_newline_is_the_users_error(tmp_path, monkeypatch):
 
 
 def test_many_classes_become_a_table_of_pairs(tmp_path):
-    tracker, _ = start(tmp_path, "offline")
+    tracker = start(tmp_path, "offline")
     confusion = np.diag([5] * 60)
     confusion[3, 4], confusion[1, 2] = 7, 9
     tracker.log_confusion(confusion, [f"class {index}" for index in range(60)])
@@ -271,45 +279,46 @@ def test_many_classes_become_a_table_of_pairs(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_service_that_dies_or_hangs_costs_a_line_and_no_run(tmp_path, monkeypatch, number):
+def test_a_service_that_dies_or_hangs_costs_a_line_and_no_run(tmp_path, monkeypatch, number, lines):
     monkeypatch.setattr("lightship.tracking.tracker._FINISH_MARGIN_S", 0.0)
-    tracker, lines = start(tmp_path, "offline", finish_timeout_s=2)
+    tracker = start(tmp_path, "offline", finish_timeout_s=2)
     service = find_service()
     os.kill(service.pid, number)
     for step in range(500):  # more than the socket holds
         tracker.log_images("val/predictions", [np.zeros((9, 9, 3), np.uint8)] * 4, "abcd", step)
         tracker.log_metrics({f"val/{name}": 0.5 for name in range(99)}, step)
     tracker.finish(0)
-    [_, line] = lines
+    [_, line] = lines()
     assert re.match(r"W&B failed to (log|log images|finish) \(", line)
     assert str(tracker.run_path) in line
     assert "\n" not in line
     assert service.poll() is not None  # the end of this process will not wait for it
     tracker.log_metrics({"val/acc": 0.5}, 501)
     tracker.finish(0)
-    assert len(lines) == 2
+    assert len(lines()) == 2
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space"), SystemExit(3), RuntimeError("a\nb")])
 @pytest.mark.parametrize("where", ["wandb.init", "wandb.setup", "wandb.sdk.wandb_run.Run.log"])
-def test_whatever_wandb_raises_costs_a_line(tmp_path, monkeypatch, where, error):
+def test_whatever_wandb_raises_costs_a_line(tmp_path, monkeypatch, where, error, lines):
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(where, fail)
-    tracker, lines = start(tmp_path, "offline")
+    tracker = start(tmp_path, "offline")
     if tracker:
         tracker.log_metrics({"val/acc": 0.5}, 1)
         tracker.finish(0)
     assert (tracker is None) == (not where.endswith("log"))
-    assert "W&B cannot be started (" in lines[-1] or "W&B failed to log (" in lines[-1]
-    assert "\n" not in lines[-1]
+    assert "W&B cannot be started (" in lines()[-1] or "W&B failed to log (" in lines()[-1]
+    assert "\n" not in lines()[-1]
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 143])
-def test_an_offline_run_is_copied_to_a_remote_output_however_it_ends(tmp_path, exit_code):
+def test_an_offline_run_is_copied_to_a_remote_output_however_it_ends(tmp_path, exit_code, lines):
     url = f"memory://tracking-bucket/{exit_code}/logs/wandb"
-    tracker, [line] = start(tmp_path, "offline", mirror_url=url)
+    tracker = start(tmp_path, "offline", mirror_url=url)
+    [line] = lines()
     tracker.log_metrics({"val/acc": 0.25}, 1)
     error = None if exit_code == 0 else Preempted("asked") if exit_code == 143 else KeyError("x")
     tracker.__exit__(type(error), error, None)
@@ -339,13 +348,12 @@ def test_an_offline_run_is_copied_now_and_then_what_has_changed(tmp_path, monkey
     assert mirror.error is None
 
 
-def test_an_output_that_takes_no_copy_ends_nothing(tmp_path):
+def test_an_output_that_takes_no_copy_ends_nothing(tmp_path, lines):
     (tmp_path / "file").write_text("in the way")
-    lines = []
-    tracker, _ = start(tmp_path, "offline", lines, mirror_url=str(tmp_path / "file" / "wandb"))
+    tracker = start(tmp_path, "offline", mirror_url=str(tmp_path / "file" / "wandb"))
     tracker.finish(0)
-    assert len(lines) == 2
-    assert "offline run is not whole at" in lines[1]
+    assert len(lines()) == 2
+    assert "offline run is incomplete at" in lines()[1]
 
 
 def test_the_table_goes_on_from_the_checkpoints_rows(tmp_path):
@@ -396,8 +404,8 @@ def test_the_run_id_of_the_environment_wins_then_the_stored(monkeypatch):
     assert run_id("stored") == "wished"
 
 
-def test_an_offline_run_on_a_full_disk_is_said_to_be_incomplete(tmp_path, monkeypatch):
-    tracker, lines = start(tmp_path, "offline")
+def test_an_offline_run_on_a_full_disk_is_said_to_be_incomplete(tmp_path, monkeypatch, lines):
+    tracker = start(tmp_path, "offline")
     monkeypatch.setattr("lightship.tracking.tracker.is_writable", lambda path: False)
     tracker.finish(0)
-    assert lines[1].startswith(f"W&B's offline run may not be whole: {tracker.run_path}")
+    assert lines()[1].startswith(f"the W&B offline run may be incomplete: {tracker.run_path}")

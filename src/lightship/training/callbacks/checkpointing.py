@@ -1,5 +1,6 @@
 """When a checkpoint is saved: at an epoch's end, every N steps, every T seconds, at a stop."""
 
+import logging
 import math
 import time
 from typing import Any
@@ -14,6 +15,8 @@ from lightship.distributed.agreement import Agreement
 from lightship.distributed.signals import RESPONSES, Phase, StopRequest
 from lightship.errors import Preempted
 from lightship.tracking.metrics_csv import MetricsCSV
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpointing(Checkpoint):
@@ -141,7 +144,7 @@ class Checkpointing(Checkpoint):
         try:
             self.store.wait()
         except Exception as failure:
-            self.store.say(f"besides, the last save failed: {type(failure).__name__}: {failure}")
+            logger.warning(f"the last checkpoint also failed: {type(failure).__name__}: {failure}")
 
     def _can_resume_into_validation(self, trainer: Trainer) -> bool:
         """Whether a validation ends this epoch that a restart would come to.
@@ -178,9 +181,9 @@ class Checkpointing(Checkpoint):
         """Once, and not of what nobody would notice."""
         if waited_s > 1 and not self._told_of_waiting:
             self._told_of_waiting = True
-            self.store.say(
-                f"training waited {waited_s:.1f} s for a save, which takes longer than half of "
-                "--run.checkpoint_every_steps or _s (the most that a kill may lose)"
+            logger.warning(
+                f"training blocked {waited_s:.1f} s on a checkpoint write, which takes longer than "
+                "half of --run.checkpoint_every_steps or --run.checkpoint_every_s"
             )
 
     def _leave(self, trainer: Trainer) -> None:

@@ -1,14 +1,18 @@
 """A loss that is not finite: reported once, or the end of the run."""
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightship.distributed import comm
 from lightship.errors import Diverged
 from lightship.tracking.metrics_csv import MetricsCSV
+
+logger = logging.getLogger(__name__)
 
 
 class Divergence(Callback):
@@ -18,15 +22,12 @@ class Divergence(Callback):
     is that of a log point. Losses are those of all ranks, so all ranks decide alike.
 
     Args:
-        action: What follows: a line (warn), or the end of the run (stop).
+        action: What follows: a warning (warn), or the end of the run (stop).
         table: The run's metrics, in which earlier losses are looked up. Rank 0's are complete.
-        say: Prints a line for the user.
     """
 
-    def __init__(
-        self, action: Literal["warn", "stop"], table: MetricsCSV, say: Callable[[str], None]
-    ) -> None:
-        self._action, self._table, self._say = action, table, say
+    def __init__(self, action: Literal["warn", "stop"], table: MetricsCSV) -> None:
+        self._action, self._table = action, table
         self._reported = False
 
     def look(self, split: str, metrics: Mapping[str, float | Tensor], step: int) -> None:
@@ -44,10 +45,10 @@ class Divergence(Callback):
                 f"{told}; stopped by --trainer.on_nonfinite stop, with all checkpoints kept. "
                 "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
             )
-        if not self._reported:
+        if not self._reported and comm.is_rank_0():
             self._reported = True
-            self._say(
-                f"warning: {told}; the run goes on (--trainer.on_nonfinite warn), and no such "
+            logger.warning(
+                f"{told}; the run goes on (--trainer.on_nonfinite warn), and no such "
                 "checkpoint counts as the best. Lower --optim.lr or set --trainer.gradient_clip_val"
             )
 

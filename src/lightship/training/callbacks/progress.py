@@ -73,10 +73,6 @@ class Progress(Callback):
         self._pace_is_told = False
         self._total_steps = math.inf
 
-    def note(self, text: str) -> None:
-        """Log one line. Deprecated: use a logger (see console/log.py)."""
-        logger.info(text)
-
     def done(self, text: str, numbers: dict[str, float]) -> None:
         """Show how a run has ended: as `text`, or its numbers where lines are for programs."""
         logger.info(text)

@@ -1,10 +1,12 @@
 """The learning rate of a resumed run whose number of steps has changed."""
 
+import logging
 import math
-from collections.abc import Callable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import LambdaLR
+
+logger = logging.getLogger(__name__)
 
 
 class ScheduleChange(Callback):
@@ -12,13 +14,7 @@ class ScheduleChange(Callback):
 
     A schedule is a function of the step and of the run's number of steps. With more epochs it is
     stretched, so that the rate goes up again; without this the first step would have the old rate.
-
-    Args:
-        say: Prints a line for the user (rank 0).
     """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the checkpoint's rate with the schedule's."""
@@ -38,7 +34,7 @@ class ScheduleChange(Callback):
                 group["lr"] = group["lr"].fill_(now) if hasattr(group["lr"], "fill_") else now
         if changed:
             was, now = changed[0]
-            self._say(
-                f"the learning-rate schedule spans {trainer.estimated_stepping_batches:g} steps "
-                f"now: at step {step} the rate changes from {was:.3g} to {now:.3g}"
+            logger.info(
+                f"learning-rate schedule now spans {trainer.estimated_stepping_batches:g} steps: "
+                f"the rate at step {step} changes from {was:.3g} to {now:.3g}"
             )

@@ -31,22 +31,26 @@ class Failing(nn.Module):
         return self.net(images) * (self.value if fails else 1.0)
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "divergence" in record.name]
+
+
 def fit_failing(tmp_path, action="warn", value=math.nan, from_step=7.0, in_evaluation=False):
     """Four epochs of four steps, with a log point every third step and at each epoch's end."""
-    model, lines, table = classifier(), [], MetricsCSV(str(tmp_path))
+    model, table = classifier(), MetricsCSV(str(tmp_path))
     model.net = Failing(model.net, value, from_step, in_evaluation)
-    divergence = Divergence(action, table, lines.append)
+    divergence = Divergence(action, table)
     try:
         fit([divergence, Throughput(6, 3, divergence)], [table], model=model, max_epochs=4)
     finally:
         table.finalize()
-    return lines, table
+    return table
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_warn_says_once_since_when_and_goes_on(tmp_path, value: float) -> None:
-    lines, table = fit_failing(tmp_path, value=value)
-    [line] = lines
+def test_warn_says_once_since_when_and_goes_on(tmp_path, caplog, value: float) -> None:
+    table = fit_failing(tmp_path, value=value)
+    [line] = lines(caplog)
     # The seventh step is in the log point of the eighth; that before was of the sixth.
     assert "train/loss is not finite (nan) since step 8 (last finite at step 6)" in line
     assert table.rows[-1]["step"] == 16
@@ -60,28 +64,30 @@ def test_stop_ends_the_run_at_that_log_point(tmp_path) -> None:
     assert e.value.exit_code == EXIT_CODES["diverged"].code == 70
 
 
-def test_a_validation_is_looked_at_too(tmp_path) -> None:
-    [line] = fit_failing(tmp_path, from_step=math.inf, in_evaluation=True)[0]
+def test_a_validation_is_looked_at_too(tmp_path, caplog) -> None:
+    fit_failing(tmp_path, from_step=math.inf, in_evaluation=True)
+    [line] = lines(caplog)
     assert "val/loss is not finite (nan) since step 4 (it never was)" in line
 
 
-def test_a_finite_loss_says_nothing(tmp_path) -> None:
-    assert fit_failing(tmp_path, "stop", from_step=math.inf)[0] == []
+def test_a_finite_loss_says_nothing(tmp_path, caplog) -> None:
+    fit_failing(tmp_path, "stop", from_step=math.inf)
+    assert lines(caplog) == []
 
 
 def test_no_counted_row_is_no_divergence(tmp_path) -> None:
-    divergence = Divergence("stop", MetricsCSV(str(tmp_path)), print)
+    divergence = Divergence("stop", MetricsCSV(str(tmp_path)))
     divergence.look("train", {"train/loss": math.nan, "train/acc": math.nan}, 3)
     divergence.look("train", {}, 3)
 
 
-def test_a_restart_knows_what_was_before_it(tmp_path) -> None:
-    lines, table = [], MetricsCSV(str(tmp_path))
+def test_a_restart_knows_what_was_before_it(tmp_path, caplog) -> None:
+    table = MetricsCSV(str(tmp_path))
     losses = [(10, 1.0), (20, 0.5), (30, math.nan), (40, math.nan)]
     table.load_rows([{"step": at, "train/loss": x, "time_s": 0.0} for at, x in losses])
-    divergence = Divergence("warn", table, lines.append)
+    divergence = Divergence("warn", table)
     divergence.look("train", {"train/loss": math.nan, "train/acc": 0.5}, 50)
-    assert "since step 30 (last finite at step 20)" in lines[0]
+    assert "since step 30 (last finite at step 20)" in lines(caplog)[0]
 
 
 @pytest.mark.parametrize(
