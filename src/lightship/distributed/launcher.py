@@ -103,7 +103,7 @@ def is_worker() -> bool:
 def _is_one_of_several_tpu_hosts() -> bool:
     """Whether GKE made this process one of several hosts; completes torchrun's variables.
 
-    One process a host drives all of its chips (see devices.py); a slice may be one of several.
+    One process a host drives all of its chips (see devices/xla.py); a slice may be one of several.
     """
     given = os.environ
     names = given.get("TPU_WORKER_HOSTNAMES", "localhost").split(",")

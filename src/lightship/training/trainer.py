@@ -15,7 +15,6 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightship import devices
 from lightship.config import Config
 from lightship.data.manifest import Manifest
 from lightship.data.module import ImageData
@@ -25,6 +24,7 @@ from lightship.models.classifier import ImageClassifier
 from lightship.training.callbacks.heartbeat import build_heartbeat
 from lightship.training.callbacks.progress import Progress, build_progress
 from lightship.training.fast_loop import ignore_signals, use_fast_loop
+from lightship.training.xla import xla_arguments
 
 
 def start_progress(config: Config) -> Progress:
@@ -97,7 +97,7 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
             raise ConfigError(
                 f"--model.compile {config.model.compile}: XLA compiles all by itself; set none"
             )
-        placed = devices.xla_arguments(asked.devices, asked.precision)
+        placed = xla_arguments(asked.devices, asked.precision)
         return {**placed, "plugins": [*placed["plugins"], *plugins]}
     common = {
         "accelerator": asked.accelerator,
