@@ -10,6 +10,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     RendezvousTimeout,
 )
 
+from lightship import __version__
 from lightship.cli import parser
 from lightship.distributed import elastic_agent, rendezvous
 from lightship.errors import EXIT_CODES
@@ -71,7 +72,12 @@ def test_files_that_are_named_exist(name: str) -> None:
         assert any((ROOT / folder / path).exists() for folder in ("", "src/lightship")), path
 
 
-@pytest.mark.parametrize("name", PAGES)
+def test_the_changelog_has_this_version() -> None:
+    versions = re.findall(r"^## \[(.+)\]$", page("CHANGELOG.md"), re.MULTILINE)
+    assert versions[:2] == ["Unreleased", __version__]
+
+
+@pytest.mark.parametrize("name", [*PAGES, "CHANGELOG.md"])
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page(name)):
         if "://" in target:
