@@ -82,8 +82,12 @@ def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page(name)):
         if "://" in target:
             continue
-        path = (ROOT / name).parent / target.partition("#")[0]
+        place, _, heading = target.partition("#")
+        path = (ROOT / name).parent / place
         assert path.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+            assert heading in [text.lower().replace(" ", "-") for text in headings], target
         if path.suffix == ".png":
             assert path.stat().st_size < MOST_PICTURE_BYTES, target
 
