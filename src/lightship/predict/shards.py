@@ -12,7 +12,6 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,8 +200,7 @@ class Parts:
         return kept if isinstance(kept, dict) else {}
 
     def _remove(self, names: Sequence[str]) -> None:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(storage.remove, map(self._at, names)))
+        storage.parallel_map(storage.remove, map(self._at, names), _AT_ONCE)
 
     def _name(self, number: int) -> str:
         return f"{number:06d}-{self._key}.jsonl"

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightship import storage
 from lightship.predict.shards import Parts, Row, Unreadable
 from lightship.predict.table import Prediction
 
@@ -41,7 +43,6 @@ class ShardWriter(Callback):
         self._name_of, self._unreadable = name_of, unreadable
         self._after_batch, self._after_round = after_batch, after_round
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="part-writer")
         self._in_flight: Future[None] | None = None
 
     def on_predict_batch_end(
@@ -70,7 +71,6 @@ class ShardWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Return when all that was predicted is durable. Blocks, within storage's deadlines."""
         self._wait()
-        self._writer.shutdown()
 
     def _write(self, part: int, class_names: Sequence[str]) -> None:
         ids, shares, classes = (
@@ -84,7 +84,7 @@ class ShardWriter(Callback):
         ]
         assert len(rows) == len(self._parts.division.ids(part)), "a part has all of its images"
         self._wait()
-        self._in_flight = self._writer.submit(self._parts.write, part, rows)
+        self._in_flight = storage.in_daemon(partial(self._parts.write, part, rows), "part-writer")
 
     def _row(self, sample: int, names: list[str], shares: list[float]) -> Row:
         # Bytes in a file's name that are no UTF-8 are in no table either.

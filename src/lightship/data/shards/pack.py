@@ -10,7 +10,6 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +26,7 @@ from lightship.data.sources.parts import is_ignored
 from lightship.errors import ConfigError, DataError, LightshipError
 
 logger = logging.getLogger(__name__)
-_REMOVED_AT_ONCE = 16
+_MAX_REMOVALS = 16
 _PROBED = 64
 
 
@@ -260,8 +259,7 @@ def _finish(
 def _remove(url: str, files: Iterable[str]) -> None:
     """Remove what was needed while packing, last the mark that it is not done."""
     urls = [storage.join(url, path) for path in files if path != UNFINISHED]
-    with ThreadPoolExecutor(_REMOVED_AT_ONCE) as pool:
-        list(pool.map(storage.remove, urls))
+    storage.parallel_map(storage.remove, urls, _MAX_REMOVALS)
     storage.remove(storage.join(url, UNFINISHED))
     if not storage.is_remote(url):
         shutil.rmtree(storage.local_path(storage.join(url, WORK)), ignore_errors=True)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from lightship import storage
 from lightship.data.manifest import Manifest, load_manifests
@@ -140,14 +140,13 @@ def _look(url: str, root: str, leave_out: Sequence[str]) -> Listing | dict[str, 
     """What lies at a root, or if it holds packed shards, the splits that their index names."""
     if (packed := _find_on_web(url, root)) is not None:
         return packed
-    with ThreadPoolExecutor(1) as pool:
-        load = None
-        if storage.is_remote(url) and split(url)[2] is None:
-            # Beside the listing, which tells whether it is there: a round trip less to wait for.
-            load = pool.submit(load_manifests, storage.join(url, INDEX)).result
-        listing = list_root(url, root, leave_out)
-        if INDEX in listing.sizes:
-            return load_index(url, f"--data.root {root}", lambda files: listing.sizes, load)
+    load = None
+    if storage.is_remote(url) and split(url)[2] is None:
+        # Beside the listing, which tells whether it is there: a round trip less to wait for.
+        load = storage.in_daemon(partial(load_manifests, storage.join(url, INDEX))).result
+    listing = list_root(url, root, leave_out)
+    if INDEX in listing.sizes:
+        return load_index(url, f"--data.root {root}", lambda files: listing.sizes, load)
     return listing
 
 
@@ -168,8 +167,7 @@ def _find_on_web(url: str, root: str) -> dict[str, Manifest] | None:
             return None
 
     def sizes_of(files: Iterable[str]) -> dict[str, int]:
-        with ThreadPoolExecutor(_SIZE_THREADS) as pool:
-            return dict(filter(None, pool.map(size_of, files)))
+        return dict(filter(None, storage.parallel_map(size_of, files, _SIZE_THREADS)))
 
     try:
         return load_index(url, f"--data.root {root}", sizes_of)

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +54,7 @@ def scan_parquet(root_url: str, files: Sequence[str], root: str, labelled: bool 
         return _scan_file(url, file or root, labelled)
 
     require_pyarrow()
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        scanned = list(pool.map(scan_one, files))
+    scanned = storage.parallel_map(scan_one, files, _SCAN_THREADS)
     _check_same_column("images", {each.name: each.images for each in scanned}, root)
     names = None
     if labelled:

@@ -4,7 +4,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from lightship import storage
 from lightship.data.names import check_file_names, printable
@@ -40,8 +39,7 @@ def scan_tars(
         url = storage.join(root_url, file) if file else root_url
         return read_members(url, gzipped, file or root)
 
-    with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        shards = list(pool.map(scan_one, files))
+    shards = storage.parallel_map(scan_one, files, _SCAN_THREADS)
     _warn_of_unreadable(files, shards, root)
     found = _find(files, shards, root, labelled)
     if found.encoding == "image":

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from lightship.storage.ahead import ReadAhead
 
 _MOST_BATCHES_AHEAD = 16
 _HORIZON_SHARE = 0.5
-_ROW_GROUPS_AT_ONCE = 4
+_MAX_ROW_GROUPS = 4
 
 Raw = bytes | memoryview | DataError
 """The bytes of one sample, or why there are none."""
@@ -138,9 +139,9 @@ class Fetcher:
         self._reads: ReadAhead | CachedReads = ReadAhead()
         if cache is not None:
             self._reads = CachedReads(self._reads, cache)
-        self._rows: ThreadPoolExecutor | None = None
+        self._rows: storage.Executor | None = None
         if manifest.container == "parquet":
-            self._rows = ThreadPoolExecutor(_ROW_GROUPS_AT_ONCE, "lightship-rows")
+            self._rows = storage.Executor(_MAX_ROW_GROUPS, name="lightship-rows")
         self._horizon: int | None = None  # in batches; None: to the epoch's end
         if mixed_bytes > budget_bytes:
             batch_bytes = float(manifest.length.mean()) * share.epoch(stretch.epoch).shape[1]
@@ -172,7 +173,7 @@ class Fetcher:
         """Give up what is under way."""
         self._reads.close()
         if self._rows is not None:
-            self._rows.shutdown(wait=False, cancel_futures=True)
+            self._rows.close()
 
     def _upcoming(self) -> Iterator[tuple[_Epoch, int]]:
         stretch, number, first = self.stretch, self.stretch.epoch, self.stretch.batch
@@ -230,7 +231,9 @@ class Fetcher:
         if span is None:
             assert self._rows is not None
             size_bytes = int(self.manifest.length[run].sum())
-            return _Request(run, 0, size_bytes, self._rows.submit(self._read_one_by_one, run))
+            return _Request(
+                run, 0, size_bytes, self._rows.submit(partial(self._read_one_by_one, run))
+            )
         assert span.end is not None
         return _Request(run, span.start, span.end - span.start, self._reads.begin(span))
 
@@ -257,8 +260,7 @@ class Fetcher:
                 continue
             request = epoch.requests.pop(i)
             rows.setdefault(request.future, []).append((row, i, request))
-        completed = as_completed if self._rows is not None else self._reads.as_completed
-        for future in completed(rows):
+        for future in (self._rows or self._reads).as_completed(rows):
             for row, i, request in rows[future]:
                 if request.samples is None:
                     request.samples = self._samples(request)
