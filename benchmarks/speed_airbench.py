@@ -19,7 +19,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "0" if Path("/dev/nvidia0").exists(
 
 import torch
 
-from lightship.data import sample_reader
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 
 _SCRIPT = "airbench94_muon.py"
@@ -40,7 +40,7 @@ def write_images(root: str, folder: str) -> None:
     """The files that the script looks for before it would download."""
     os.makedirs(f"{folder}/cifar10")
     for split, manifest in layouts.scan(root).items():
-        images, _ = sample_reader.decode_all(manifest, threads=len(os.sched_getaffinity(0)))
+        images, _ = decode_all(manifest, threads=len(os.sched_getaffinity(0)))
         rows = {
             "images": torch.from_numpy(images),
             "labels": torch.from_numpy(manifest.label.astype("int64")),

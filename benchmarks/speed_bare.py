@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lightship.data import sample_reader
 from lightship.data.augment import Augment
 from lightship.data.order import Order, TrainShare
 from lightship.data.resident import ResidentSplit, ResidentTrainLoader
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.models.nets.speednet import speednet
 from lightship.models.optim.build import SGDPart, build_optimizer, build_schedule
@@ -23,7 +23,7 @@ _WARM_UP = 2
 
 def main(root: str, steps: int, bf16: bool) -> None:
     manifest = layouts.scan(root)["train"]
-    images, skipped = sample_reader.decode_all(manifest, threads=len(os.sched_getaffinity(0)))
+    images, skipped = decode_all(manifest, threads=len(os.sched_getaffinity(0)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     split = ResidentSplit.from_arrays(images, manifest.label, np.zeros(len(images), bool), device)
     assert not skipped.told

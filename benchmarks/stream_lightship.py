@@ -25,6 +25,7 @@ from benchmarks.stream_arm import BATCH, SIZE_PX, WORKERS, run
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.order import Order, TrainShare
+from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sources import layouts
 from lightship.data.streaming.loaders import StreamedSplit, StreamedTrainLoader
 from lightship.data.streaming.prefetch import BatchRange
@@ -40,9 +41,8 @@ class Batches:
         manifest = layouts.scan(root)["train"]
         order = Order.of(manifest, BATCH, seed=0)
         bad = BadSamples(manifest, len(manifest), None)
-        split = StreamedSplit(
-            manifest, SIZE_PX, True, WORKERS, BUDGET_BYTES, 0, bad, torch.device("cpu")
-        )
+        decoder = SampleDecoder(manifest, SIZE_PX)
+        split = StreamedSplit(decoder, WORKERS, BUDGET_BYTES, 0, bad, torch.device("cpu"))
         share = TrainShare(order, rank=0, world_size=1, parts=1)
         self.epoch, self.batch, self.batches = 0, 0, len(share)
         self.first = len(share) // 2 if is_resumed else 0

@@ -10,6 +10,7 @@ from lightship import storage
 from lightship.config import PackConfig
 from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
+from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX
 from lightship.data.shards.pack import pack
 from lightship.data.sources import layouts
@@ -52,7 +53,7 @@ def packed(source: str, destination: str, **options) -> str:
 
 def content(manifest: Manifest) -> list[tuple[str, bytes]]:
     """(class, pixels) in the manifest's order."""
-    pixels, bad = sample_reader.decode_all(manifest)
+    pixels, bad = decode_all(manifest)
     assert not bad.told
     names = [manifest.class_names[label] for label in manifest.label]
     return [(name, image.tobytes()) for name, image in zip(names, pixels, strict=True)]

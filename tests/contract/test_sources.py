@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from lightship import storage
-from lightship.data import sample_reader
 from lightship.data.manifest import Manifest, load_manifests, save_manifests
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.data.sources.split_names import splits_of_files
 from lightship.errors import ConfigError, DataError
@@ -106,7 +106,7 @@ def assert_holds(manifests: dict[str, Manifest], truth: dict[str, list[tuple[str
         manifest = manifests[split]
         assert manifest.class_names == list(CLASSES)
         assert [manifest.class_names[i] for i in manifest.label] == [name for name, _ in pairs]
-        pixels, bad = sample_reader.decode_all(manifest)
+        pixels, bad = decode_all(manifest)
         assert not bad.told
         np.testing.assert_array_equal(pixels, np.stack([image for _, image in pairs]))
 
@@ -155,9 +155,7 @@ def test_cifar_pickled_by_python_3(tmp_path):
     batch = {"fine_labels": [0, 1, 2, 0, 1, 2], "data": pixels.reshape(6, -1)}
     files["cifar-100-python/train"] = pickle.dumps(batch, protocol=4)
     manifest = layouts.scan(put(str(tmp_path), files))["train"]
-    np.testing.assert_array_equal(
-        sample_reader.decode_all(manifest)[0], pixels.transpose(0, 2, 3, 1)
-    )
+    np.testing.assert_array_equal(decode_all(manifest)[0], pixels.transpose(0, 2, 3, 1))
 
 
 class Attack:
@@ -228,7 +226,7 @@ FLAT = {path.replace("/", "-"): data for path, data in FILES.items()}
 )
 def test_scan_images_finds_every_image_anywhere(store, layout):
     manifest = layouts.scan_images(layout[1](store))
-    pixels, _ = sample_reader.decode_all(manifest)
+    pixels, _ = decode_all(manifest)
     assert {image.tobytes() for image in pixels} == {
         images.pixels_of(data).tobytes() for data in FILES.values()
     }
@@ -239,13 +237,13 @@ def test_scan_images_finds_every_image_anywhere(store, layout):
 
 def test_scan_images_of_one_image_of_parquet_and_of_cifar(tmp_path):
     one = inside("a.png", FILES["train/ant/000.png"])(str(tmp_path / "one"))
-    assert sample_reader.decode_all(layouts.scan_images(one))[0].shape == (1, 8, 8, 3)
+    assert decode_all(layouts.scan_images(one))[0].shape == (1, 8, 8, 3)
     rows = {name: data for name, data in images.parquet(FILES).items() if "test" in name}
     assert len(layouts.scan_images(put(str(tmp_path / "pq"), rows))) == 12
     cifar = images.cifar10(images.cifar_pixels(10), images.cifar_pixels(3))
     manifest = layouts.scan_images(put(str(tmp_path / "c10"), cifar))
     np.testing.assert_array_equal(
-        sample_reader.decode_all(manifest)[0][10:], images.cifar_pixels(3).transpose(0, 2, 3, 1)
+        decode_all(manifest)[0][10:], images.cifar_pixels(3).transpose(0, 2, 3, 1)
     )
 
 
@@ -494,7 +492,7 @@ def test_the_embedded_digits_are_scikit_learns():
     truth = load_digits()
     seen = 0
     for split, manifest in manifests.items():
-        pixels, _ = sample_reader.decode_all(manifest)
+        pixels, _ = decode_all(manifest)
         for i in range(len(manifest)):
             number = int(Path(manifest.name(i)).stem)
             scaled = np.rint(truth.images[number] * (255 / 16))
@@ -571,7 +569,7 @@ def test_an_archive_with_an_md5_is_fetched_once_and_verified(web, tmp_path, kind
         s: m.fingerprint() for s, m in first.items()
     }
     assert first["train"].root == layouts.resolve_root(root, md5)
-    assert sample_reader.decode_all(first["train"])[0].shape[0] == len(first["train"])
+    assert decode_all(first["train"])[0].shape[0] == len(first["train"])
 
 
 def test_a_named_root_is_shorthand_for_an_address_and_its_md5(web, tmp_path, monkeypatch):
@@ -583,7 +581,7 @@ def test_a_named_root_is_shorthand_for_an_address_and_its_md5(web, tmp_path, mon
         s: m.fingerprint() for s, m in spelled_out.items()
     }
     np.testing.assert_array_equal(
-        sample_reader.decode_all(named["test"])[0], images.cifar_pixels(3).transpose(0, 2, 3, 1)
+        decode_all(named["test"])[0], images.cifar_pixels(3).transpose(0, 2, 3, 1)
     )
 
 
@@ -597,9 +595,9 @@ def test_a_wrong_md5_is_refused_and_nothing_is_kept(web, tmp_path):
 def test_pyarrow_is_imported_only_for_parquet(tmp_path):
     root = put(str(tmp_path / "set"), FILES)
     code = (
-        "import sys; from lightship.data import sample_reader\n"
+        "import sys; from lightship.data import sample_decoder\n"
         "from lightship.data.sources import layouts\n"
-        f"sample_reader.decode_all(layouts.scan({root!r})['train'])\n"
+        f"sample_decoder.decode_all(layouts.scan({root!r})['train'])\n"
         "assert not {'pyarrow', 'sklearn'} & set(sys.modules), 'imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,8 +20,8 @@ from lightship import cli, storage
 from lightship.checkpoint.store import CheckpointStore
 from lightship.commands import export
 from lightship.config import EXPORTS
-from lightship.data import sample_reader
 from lightship.data.images.resize import decode_square
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.models.classifier import ImageClassifier
 from tests.support.images import encoded
@@ -67,9 +67,7 @@ def digits() -> torch.Tensor:
     """[256, 3, 32, 32] uint8: real digits, evenly over the test split."""
     manifest = layouts.scan("digits", None)["test"]
     ids = np.linspace(0, len(manifest) - 1, 256).astype(np.int64)
-    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0]).permute(
-        0, 3, 1, 2
-    )
+    return torch.from_numpy(decode_all(manifest, ids, image_size_px=32)[0]).permute(0, 3, 1, 2)
 
 
 def checkpoint(run: str, which: str = "best") -> tuple[ImageClassifier, int]:

@@ -23,8 +23,8 @@ from lightship import __version__, storage
 from lightship.commands.base import Command
 from lightship.commands.loading import build_model, load_checkpoint
 from lightship.config import EXPORTS, Config, DataConfig
-from lightship.data import sample_reader
 from lightship.data.images.decode import PixelLimit
+from lightship.data.sample_decoder import decode_all
 from lightship.data.splits import load_splits
 from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError, LightshipError
@@ -318,7 +318,7 @@ def _real_images(config: Config, model: ImageClassifier) -> tuple[Tensor, str]:
     split = next(name for name in ("test", "val", "train") if name in splits)
     manifest = splits[split]
     ids = np.unique(np.linspace(0, len(manifest) - 1, _COMPARED_IMAGES).astype(np.int64))
-    images, bad = sample_reader.decode_all(
+    images, bad = decode_all(
         manifest,
         ids,
         image_size_px=model.hparams["image_size_px"],

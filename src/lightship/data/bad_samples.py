@@ -21,6 +21,12 @@ class News(NamedTuple):
     """Whether access was denied to each of them."""
 
 
+def reason(manifest: Manifest, i: int, error: DataError) -> str:
+    """Why sample `i` cannot be read, with its name."""
+    name = manifest.name(i)
+    return str(error) if name in str(error) else f"{name}: {error}"
+
+
 class BadSamples:
     """The samples of a split that cannot be read, each counted once. For any thread.
 
@@ -59,8 +65,7 @@ class BadSamples:
             DataError: It may not be left out, or too many (or all) have been.
             ConfigError: The same, where access was denied to all of them.
         """
-        name = self.manifest.name(i)
-        told = str(error) if name in str(error) else f"{name}: {error}"
+        told = reason(self.manifest, i, error)
         is_denied = error.exit_name == ConfigError.exit_name
         if self.max_fraction is None:
             kind = ConfigError if is_denied else DataError

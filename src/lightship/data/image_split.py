@@ -7,12 +7,12 @@ import torch
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data import sample_reader
 from lightship.data.bad_samples import BadSamples
 from lightship.data.images.decode import PixelLimit
 from lightship.data.manifest import Manifest
 from lightship.data.regime import choose_regime, side_of_first
 from lightship.data.resident import ResidentSplit
+from lightship.data.sample_decoder import SampleDecoder, decode_all
 from lightship.data.streaming.loaders import StreamedSplit
 from lightship.distributed import comm
 from lightship.errors import DataError
@@ -56,7 +56,7 @@ class ImageSplit:
     def _decode(
         self, ids: np.ndarray | None, max_bad_fraction: float | None
     ) -> tuple[np.ndarray, BadSamples]:
-        return sample_reader.decode_all(
+        return decode_all(
             self.manifest,
             ids,
             image_size_px=self.size_px,
@@ -94,16 +94,14 @@ class ImageSplit:
         """The split as a loader takes it. Called once; the host keeps no copy of what CUDA has."""
         if self.decoded is None:
             is_remote = storage.is_remote(self.manifest.root)
+            resize = self.config.image_size_px is not None
             return StreamedSplit(
-                self.manifest,
-                self.size_px,
-                resize=self.config.image_size_px is not None,
+                SampleDecoder(self.manifest, self.size_px, resize, self._limit),
                 threads=self._threads,
                 budget_bytes=int(self.config.prefetch_gib * 2**30),
                 cache_bytes=int(self.config.cache_gib * 2**30) if is_remote else 0,
                 bad=self.bad,
                 device=device,
-                limit=self._limit,
             )
         is_bad = np.isin(np.arange(len(self.manifest)), list(self.bad.told))
         labels = self.manifest.label

@@ -7,8 +7,9 @@ import numpy as np
 from lightship import storage
 from lightship.config import DataConfig
 from lightship.data.bad_samples import BadSamples
-from lightship.data.images.decode import PixelLimit, decode
+from lightship.data.images.decode import PixelLimit
 from lightship.data.manifest import Manifest
+from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sample_reader import read_samples
 from lightship.errors import ConfigError, DataError
 
@@ -41,18 +42,15 @@ def side_of_first(manifest: Manifest, bad: BadSamples, limit: PixelLimit) -> int
     Raises:
         DataError: It is not square; or an image cannot be read and may not be skipped.
     """
+    decoder = SampleDecoder(manifest, limit=limit)
     start, count = 0, 1
     while start < len(manifest):
         ids = np.arange(start, min(start + count, len(manifest)))
         for i, sample in read_samples(manifest, ids):
-            try:
-                if isinstance(sample, DataError):
-                    raise sample
-                image = decode(sample, manifest.encoding, limit=limit)
-            except DataError as error:
-                bad.add(i, error)
-            else:
+            image = decoder.decode(i, sample)
+            if not isinstance(image, DataError):
                 return side_of(image, manifest.name(i))
+            bad.add(i, image)
         start, count = start + count, min(2 * count, _MOST_AT_ONCE)
     raise DataError(f"none of {len(manifest)} images can be read: {bad.first_told()}")
 

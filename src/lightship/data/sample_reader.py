@@ -1,34 +1,29 @@
-"""Many samples at once: blocks of bytes from storage, and whole splits decoded by threads."""
+"""The bytes of samples: many fetched at once, checked, in any order."""
 
 import gzip
 import shutil
 import tempfile
 import zlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from typing import TypeVar
 
 import numpy as np
 
 from lightship import storage
-from lightship.data.bad_samples import BadSamples
-from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit, decode
-from lightship.data.images.resize import decode_square, fit_square
 from lightship.data.manifest import Manifest
 from lightship.data.sources.parquet_file import RowReader
-from lightship.distributed import comm
 from lightship.errors import DataError, LightshipError
-
-__all__ = ["decode", "decode_all", "fit_square", "read_samples"]
 
 _GROUP_BYTES, _GROUP_SAMPLES = 32 * 2**20, 4096
 _SPAN_BYTES = 8 * 2**20  # a block (4 MiB) whole, with gaps
 _GAP_BYTES = 16 * 2**10  # reading over a tar header costs less than another request
-_CHUNK_BYTES, _CHUNK_SAMPLES = 2**20, 256
 _IN_MEMORY_BYTES = 2**28  # a larger unpacked file goes to a temporary file
 
 Sample = bytes | DataError
+Raw = bytes | memoryview | DataError
+"""The bytes of one sample, or why there are none."""
+_Raw = TypeVar("_Raw", bound=Raw)
 
 
 def read_samples(
@@ -59,136 +54,8 @@ def read_samples(
             in_place = np.lexsort((manifest.offset[chosen], manifest.file_index[chosen]))
             data: list[Sample] = [b""] * len(chosen)
             for where, got in zip(in_place, reader.read(chosen[in_place]), strict=True):
-                if not isinstance(got, DataError):
-                    got = fault_of(manifest, int(chosen[where]), got) or got
-                data[where] = got
+                data[where] = checked(manifest, int(chosen[where]), got)
             yield from zip(chosen.tolist(), data, strict=True)
-
-
-def decode_all(
-    manifest: Manifest,
-    ids: Sequence[int] | np.ndarray | None = None,
-    image_size_px: int | None = None,
-    resize: bool = True,
-    threads: int = 0,
-    max_bad_fraction: float | None = None,
-    limit: PixelLimit = DEFAULT_LIMIT,
-) -> tuple[np.ndarray, BadSamples]:
-    """Read and decode samples into one array, files in the order they lie. Any rank; blocks.
-
-    Beyond the result, memory holds a group being read and a few MiB being decoded.
-
-    Args:
-        manifest: The split.
-        ids: [N] which samples; default: all.
-        image_size_px: Make squares of this side (`fit_square`); None: all must have one size.
-        resize: If not, images must have that side instead.
-        threads: Decoding threads; 0: one a core.
-        max_bad_fraction: Largest share of N that may be bad and is left black; None: raise at the
-            first.
-        limit: Bound of an image that is decoded.
-
-    Returns:
-        ([N, H, W, 3] uint8 in the order of `ids`; those that could not be read).
-
-    Raises:
-        DataError: A bad sample, too many or all, or images of two sizes.
-    """
-    ids = np.arange(len(manifest)) if ids is None else np.asarray(ids, dtype=np.int64)
-    order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
-    result = _Result(manifest, ids, max_bad_fraction)
-    if not resize and image_size_px is not None:
-        result.expect((image_size_px, image_size_px, 3))
-        image_size_px = None
-    threads = threads or comm.cores()
-    pool = ThreadPoolExecutor(threads)
-    waiting: deque[tuple[list[int], Future[list[np.ndarray | DataError]]]] = deque()
-    done, samples = 0, (sample for _, sample in read_samples(manifest, ids[order]))
-    try:
-        for places, chunk in _chunks(order.tolist(), samples):
-            decoding = pool.submit(_decode_chunk, chunk, manifest.encoding, image_size_px, limit)
-            waiting.append((places, decoding))
-            is_last = done + sum(len(each) for each, _ in waiting) == len(ids)
-            while waiting and (is_last or len(waiting) > 2 * threads + 2):
-                places, decoding = waiting.popleft()
-                for place, image in zip(places, decoding.result(), strict=True):
-                    result.put(place, image)
-                done += len(places)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return result.images, result.bad
-
-
-class _Result:
-    """The array that fills up, and which samples are bad."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        ids: np.ndarray,
-        max_bad_fraction: float | None,
-    ):
-        self.manifest, self.ids = manifest, ids
-        self.bad = BadSamples(manifest, len(ids), max_bad_fraction)
-        self.images = np.zeros((0, 0, 0, 3), dtype=np.uint8)
-        self.first = "others"
-
-    def expect(self, shape: tuple[int, ...]) -> None:
-        """All images have this shape [H, W, 3]."""
-        self.images = np.zeros((len(self.ids), *shape), dtype=np.uint8)
-
-    def put(self, place: int, image: np.ndarray | DataError) -> None:
-        if isinstance(image, DataError):
-            self.bad.add(int(self.ids[place]), image)
-            return
-        if not self.images.shape[1]:
-            self.expect(image.shape)
-            self.first = self.manifest.name(self.ids[place])
-        if image.shape != self.images.shape[1:]:
-            name = self.manifest.name(self.ids[place])
-            raise two_sizes(name, image.shape, self.first, self.images.shape[1:])
-        self.images[place] = image
-
-
-def two_sizes(
-    name: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]
-) -> DataError:
-    """What to raise where two images ([H, W, 3]) differ in size and no size was asked for."""
-    sizes = [f"{width}x{height} px" for height, width, _ in (shape, other_shape)]
-    return DataError(
-        f"{name} is {sizes[0]} and {other} {sizes[1]}: images of more than one size need "
-        "--data.image_size_px"
-    )
-
-
-def _chunks(
-    places: Sequence[int], samples: Iterator[Sample]
-) -> Iterator[tuple[list[int], list[Sample]]]:
-    chunk: list[Sample] = []
-    start, size = 0, 0
-    for end, sample in enumerate(samples, 1):
-        chunk.append(sample)
-        size += len(sample) if isinstance(sample, bytes) else 0
-        if size >= _CHUNK_BYTES or len(chunk) == _CHUNK_SAMPLES or end == len(places):
-            yield list(places[start:end]), chunk
-            chunk, start, size = [], end, 0
-
-
-def _decode_chunk(
-    chunk: list[Sample], encoding: str, image_size_px: int | None, limit: PixelLimit
-) -> list[np.ndarray | DataError]:
-    images: list[np.ndarray | DataError] = []
-    for data in chunk:
-        try:
-            if isinstance(data, DataError):
-                raise data
-            if image_size_px is None:
-                images.append(decode(data, encoding, limit=limit))
-            else:
-                images.append(decode_square(data, encoding, image_size_px, limit))
-        except DataError as error:
-            images.append(error)
-    return images
 
 
 def _groups(lengths: np.ndarray) -> Iterator[slice]:
@@ -202,14 +69,16 @@ def _groups(lengths: np.ndarray) -> Iterator[slice]:
         yield slice(start, len(lengths))
 
 
-def fault_of(manifest: Manifest, i: int, data: bytes | memoryview) -> DataError | None:
-    """Why `data` is not the whole sample `i`, if it is not: empty, or of another checksum."""
+def checked(manifest: Manifest, i: int, data: _Raw) -> _Raw | DataError:
+    """Sample `i`, or why `data` is not all of it: empty, or of another checksum."""
+    if isinstance(data, DataError):
+        return data
     if not data:
         return DataError(f"{manifest.name(i)} is empty (0 bytes)")
     known = int(manifest.crc32[i])
-    if known >= 0 and zlib.crc32(data) != known:
-        return DataError(f"{manifest.name(i)}: checksum {zlib.crc32(data):08x}, not {known:08x}")
-    return None
+    if known >= 0 and (found := zlib.crc32(data)) != known:
+        return DataError(f"{manifest.name(i)}: checksum {found:08x}, not {known:08x}")
+    return data
 
 
 def _sample_error(manifest: Manifest, i: int, error: Exception) -> DataError:

@@ -8,9 +8,11 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.images.decode import PixelLimit, decode
+from lightship.data import bad_samples
+from lightship.data.images.decode import PixelLimit
 from lightship.data.images.resize import decode_square
 from lightship.data.manifest import Manifest, refuse_one_class
+from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sample_reader import read_samples
 from lightship.data.sources.layouts import scan
 from lightship.distributed import comm
@@ -198,18 +200,13 @@ def _unreadable(data: DataConfig, manifest: Manifest) -> tuple[int, list[str]]:
     count = _MAX_REMOTE if storage.is_remote(data.root) else _MAX_LOCAL
     ids = np.unique(np.linspace(0, len(manifest) - 1, count).astype(np.int64))
     np.random.default_rng(0).shuffle(ids)  # those examined in time are spread over the whole split
-    limit = PixelLimit(data.max_image_pixels)
+    decoder = SampleDecoder(manifest, limit=PixelLimit(data.max_image_pixels))
     ends_s, examined, bad = time.monotonic() + _EXAMINED_S, 0, []
     for at in range(0, len(ids), _EXAMINED_AT_ONCE):
         for i, sample in read_samples(manifest, np.sort(ids[at : at + _EXAMINED_AT_ONCE])):
             examined += 1
-            try:
-                if isinstance(sample, DataError):
-                    raise sample
-                decode(sample, manifest.encoding, limit=limit)
-            except DataError as error:
-                name = manifest.name(i)
-                bad.append(str(error) if name in str(error) else f"{name}: {error}")
+            if isinstance(error := decoder.decode(i, sample), DataError):
+                bad.append(bad_samples.reason(manifest, i, error))
         if time.monotonic() > ends_s:
             break
     return examined, bad

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightship.commands import export
 from lightship.config import EXPORTS
-from lightship.data import sample_reader
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
@@ -35,9 +35,7 @@ def digits() -> Tensor:
     """[256, 3, 32, 32] uint8: real digits, evenly over the set."""
     manifest = layouts.scan("digits", None)["test"]
     ids = np.linspace(0, len(manifest) - 1, 256).astype(np.int64)
-    return torch.from_numpy(sample_reader.decode_all(manifest, ids, image_size_px=32)[0]).permute(
-        0, 3, 1, 2
-    )
+    return torch.from_numpy(decode_all(manifest, ids, image_size_px=32)[0]).permute(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,10 @@ from torchvision.transforms.v2 import functional as V
 from lightship import storage
 from lightship.data import sample_reader
 from lightship.data.images import resize
+from lightship.data.images.decode import decode
+from lightship.data.images.resize import decode_square, fit_square
 from lightship.data.manifest import Manifest
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.errors import ConfigError, DataError
 from tests.support.images import encoded, expected, little_set, parquet, put, tarred, zipped
@@ -51,7 +54,7 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 
 def assert_looks_like(data: bytes, rgb: np.ndarray, tolerance: float) -> None:
     """rgb: [H, W, 3]."""
-    image = sample_reader.decode(data, "image")
+    image = decode(data, "image")
     assert image.dtype == np.uint8
     assert image.shape == rgb.shape
     assert np.abs(image.astype(float) - rgb).max() <= tolerance
@@ -156,7 +159,7 @@ def test_exif_orientation_is_applied(orientation, kind):
 def test_the_fast_path_gives_pillows_pixels(subsampling, quality):
     data = saved(Image.fromarray(picture()), "JPEG", quality=quality, subsampling=subsampling)
     np.testing.assert_array_equal(
-        sample_reader.decode(data, "image"),
+        decode(data, "image"),
         np.asarray(Image.open(io.BytesIO(data))),
     )
 
@@ -174,7 +177,7 @@ def test_of_an_animation_the_first_frame_counts():
 def test_a_truncated_image_is_refused(kind, share):
     data = AWKWARD[kind][0]
     with pytest.raises(DataError):
-        sample_reader.decode(data[: int(len(data) * share)], "image")
+        decode(data[: int(len(data) * share)], "image")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_a_truncated_image_is_refused(kind, share):
 )
 def test_what_is_no_image_is_refused(data):
     with pytest.raises(DataError):
-        sample_reader.decode(data * 9, "image")
+        decode(data * 9, "image")
 
 
 def test_decompression_bombs_are_refused_with_the_bound():
@@ -194,15 +197,15 @@ def test_decompression_bombs_are_refused_with_the_bound():
     jpeg[frame + 5 : frame + 9] = (14_000).to_bytes(2, "big") * 2
     for bomb in (png, jpeg):
         with pytest.raises(DataError, match=r"14000x14000 px.*--data\.max_image_pixels 178956970"):
-            sample_reader.decode(bytes(bomb), "image")
+            decode(bytes(bomb), "image")
 
 
 def test_raw_pixels():
     raw = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
-    pixels = sample_reader.decode(raw.tobytes(), "raw:3x4x5")
+    pixels = decode(raw.tobytes(), "raw:3x4x5")
     np.testing.assert_array_equal(pixels, raw.transpose(1, 2, 0))
     with pytest.raises(DataError, match=r"59 bytes where raw:3x4x5 has 60"):
-        sample_reader.decode(raw.tobytes()[1:], "raw:3x4x5")
+        decode(raw.tobytes()[1:], "raw:3x4x5")
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (9, 7), (32, 50), (33, 33)])
@@ -210,7 +213,7 @@ def test_fit_square_is_torchvisions_resize_and_centre_crop(height, width):
     image = picture(height, width)
     tensor = torch.from_numpy(image).permute(2, 0, 1).float()
     peer = V.center_crop(V.resize(tensor, [32], antialias=True), [32, 32])
-    ours = sample_reader.fit_square(image, 32)
+    ours = fit_square(image, 32)
     assert ours.shape == (32, 32, 3)
     assert ours.dtype == np.uint8
     assert np.abs(ours.astype(float) - peer.permute(1, 2, 0).numpy()).max() <= 1
@@ -218,7 +221,7 @@ def test_fit_square_is_torchvisions_resize_and_centre_crop(height, width):
 
 def test_fit_square_leaves_an_image_of_the_size_alone():
     image = picture(16, 16)
-    np.testing.assert_array_equal(sample_reader.fit_square(image, 16), image)
+    np.testing.assert_array_equal(fit_square(image, 16), image)
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -379,7 +382,7 @@ def test_storage_that_refuses_is_no_samples_fault():
             f"http://127.0.0.1:{server.server_port}", ["a.png"], one.astype(np.int32), one,
             one + 99, one, one - 1, ["0"], "bytes", "image")  # fmt: skip
         with pytest.raises(ConfigError, match="403"):
-            sample_reader.decode_all(manifest, max_bad_fraction=1)
+            decode_all(manifest, max_bad_fraction=1)
     finally:
         server.shutdown()
         server.server_close()
@@ -399,24 +402,20 @@ def photograph(height: int, width: int, **options) -> bytes:
 def test_a_large_jpeg_decoded_at_a_part_of_its_size_looks_the_same() -> None:
     data = photograph(1100, 1500)
     whole, part = (
-        sample_reader.decode(data, "image"),
-        sample_reader.decode(data, "image", (448, 448)),
+        decode(data, "image"),
+        decode(data, "image", (448, 448)),
     )
     assert part.shape == (550, 750, 3)
-    difference = sample_reader.decode_square(data, "image", 224).astype(
-        int
-    ) - sample_reader.fit_square(whole, 224)
+    difference = decode_square(data, "image", 224).astype(int) - fit_square(whole, 224)
     assert np.abs(difference).mean() < 1
     assert np.abs(difference).max() < 16
-    assert sample_reader.decode(data, "image", (600, 600)).shape == whole.shape, (
-        "or it would be too small"
-    )
+    assert decode(data, "image", (600, 600)).shape == whole.shape, "or it would be too small"
 
 
 @pytest.mark.parametrize("min_area", [0.08, 1.0])
 def test_a_random_box_is_the_same_part_at_whatever_size_it_is_decoded(min_area: float) -> None:
     data, draws = photograph(1600, 2000), np.random.default_rng(1).random((10, 4))
-    whole = sample_reader.decode(data, "image")
+    whole = decode(data, "image")
     box = resize.random_box(1600, 2000, draws, min_area)
     expected = resize.cut(whole, box, 64).astype(int)
     difference = resize.decode_box(data, "image", 64, draws, min_area) - expected
@@ -429,7 +428,7 @@ def test_a_random_box_of_a_turned_photograph_is_of_the_upright_one() -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     turned, draws = photograph(300, 400, exif=exif), np.random.default_rng(1).random((10, 4))
-    upright = sample_reader.decode(turned, "image")
+    upright = decode(turned, "image")
     assert upright.shape == (400, 300, 3)
     expected = resize.cut(upright, resize.random_box(400, 300, draws, 0.3), 64)
     np.testing.assert_array_equal(resize.decode_box(turned, "image", 64, draws, 0.3), expected)
@@ -455,7 +454,7 @@ def test_random_boxes_are_distributed_as_torchvisions() -> None:
 def test_decode_all_gives_every_image_in_the_order_of_the_ids(folder, threads):
     manifest = layouts.scan(str(folder))["val"]
     ids = np.random.default_rng(0).permutation(len(manifest))
-    images, bad = sample_reader.decode_all(manifest, ids, threads=threads)
+    images, bad = decode_all(manifest, ids, threads=threads)
     truth = expected(little_set())["val"]
     np.testing.assert_array_equal(images, np.stack([truth[i][1] for i in ids]))
     assert images.dtype == np.uint8
@@ -464,33 +463,33 @@ def test_decode_all_gives_every_image_in_the_order_of_the_ids(folder, threads):
 
 def test_decode_all_resizes(folder):
     manifest = layouts.scan(str(folder))["train"]
-    images, _ = sample_reader.decode_all(manifest, image_size_px=5)
+    images, _ = decode_all(manifest, image_size_px=5)
     assert images.shape == (12, 5, 5, 3)
-    one = sample_reader.decode(bytes_of(manifest, [7])[0], "image")  # type: ignore[arg-type]
-    np.testing.assert_array_equal(images[7], sample_reader.fit_square(one, 5))
+    one = decode(bytes_of(manifest, [7])[0], "image")  # type: ignore[arg-type]
+    np.testing.assert_array_equal(images[7], fit_square(one, 5))
 
 
 def test_images_of_two_sizes_need_image_size_px(folder):
     (folder / "train" / "bee" / "001.png").write_bytes(encoded(picture()))
     manifest = layouts.scan(str(folder))["train"]
     with pytest.raises(DataError) as error:
-        sample_reader.decode_all(manifest)
+        decode_all(manifest)
     for word in ("train/bee/001.png", "28x20", "8x8", "--data.image_size_px"):
         assert word in str(error.value)
-    assert sample_reader.decode_all(manifest, image_size_px=8)[0].shape == (12, 8, 8, 3)
+    assert decode_all(manifest, image_size_px=8)[0].shape == (12, 8, 8, 3)
 
 
 def test_a_bad_image_stops_by_default_and_is_named(folder):
     manifest, _ = bad_folder(folder)
     with pytest.raises(DataError, match=r"train/ant/000\.png.*--data\.on_error skip"):
-        sample_reader.decode_all(manifest)
+        decode_all(manifest)
 
 
 def test_what_does_not_decode_is_named_too(folder):
     (folder / "train" / "cat" / "003.png").write_bytes(b"not an image")
     manifest = layouts.scan(str(folder))["train"]
     with pytest.raises(DataError, match=r"train/cat/003\.png: no image"):
-        sample_reader.decode_all(manifest)
+        decode_all(manifest)
 
 
 def test_a_split_of_bad_images_alone_is_refused_whatever_the_bound(folder):
@@ -498,20 +497,20 @@ def test_a_split_of_bad_images_alone_is_refused_whatever_the_bound(folder):
     for i in range(2):
         (folder / manifest.name(i)).write_bytes(b"x" * int(manifest.length[i]))
     with pytest.raises(DataError, match="none of 2 images"):
-        sample_reader.decode_all(manifest, max_bad_fraction=1)
+        decode_all(manifest, max_bad_fraction=1)
 
 
 def test_bad_images_are_skipped_and_marked_up_to_the_bound(folder):
     (folder / "train" / "cat" / "003.png").write_bytes(b"not an image")
     manifest, bad_ones = bad_folder(folder)
-    images, bad = sample_reader.decode_all(manifest, max_bad_fraction=4 / 12)
+    images, bad = decode_all(manifest, max_bad_fraction=4 / 12)
     assert sorted(bad.told) == [*bad_ones, 11]
     assert not images[sorted(bad.told)].any()
     truth = expected(little_set())["train"]
     for i in set(range(12)) - set(bad.told):
         np.testing.assert_array_equal(images[i], truth[i][1])
     with pytest.raises(DataError, match=r"4 of 12 .*--data\.max_bad_fraction 0\.3"):
-        sample_reader.decode_all(manifest, max_bad_fraction=0.3)
+        decode_all(manifest, max_bad_fraction=0.3)
 
 
 def test_decode_all_opens_each_gzipped_file_once(tmp_path, monkeypatch):
@@ -529,7 +528,7 @@ def test_decode_all_opens_each_gzipped_file_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "open_binary", open_binary)
     ids = np.random.default_rng(0).permutation(len(manifest))
-    images, _ = sample_reader.decode_all(manifest, ids)
+    images, _ = decode_all(manifest, ids)
     truth = expected(files)["train"]
     np.testing.assert_array_equal(images, np.stack([truth[i][1] for i in ids]))
     assert opened == dict.fromkeys(shards, 1)

@@ -12,9 +12,8 @@ from lightship import devices
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.batch import NOT_COUNTED, Batch
-from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit
-from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, ListedShare, TrainShare
+from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.streaming.messages import Decoded, Failed, LogLine, Task
 from lightship.data.streaming.prefetch import BatchRange
 from lightship.data.streaming.worker_process import Worker
@@ -29,41 +28,31 @@ class StreamedSplit:
     """A split that is read as it is needed.
 
     Attributes:
-        manifest: The split.
-        size_px: Side of the squares images become (or have, if not `resize`).
-        resize: Whether images are scaled.
+        decoder: Of the split; its size is known.
         threads: That decode.
         budget_bytes: Bound of what is read ahead.
         cache_bytes: Of the block cache; 0: none.
         bad: Takes the samples that cannot be read.
         device: Where batches go.
-        limit: Bound of an image that is decoded.
     """
 
-    manifest: Manifest
-    size_px: int
-    resize: bool
+    decoder: SampleDecoder
     threads: int
     budget_bytes: int
     cache_bytes: int
     bad: BadSamples
     device: torch.device
-    limit: PixelLimit = DEFAULT_LIMIT
 
     def task(
         self, share: TrainShare | EvalShare | ListedShare, stretch: BatchRange, mixed_bytes: int = 0
     ) -> Task:
         """Whole images of a rank's share."""
         return Task(
-            self.manifest,
-            self.manifest.block_edges(),
+            self.decoder,
+            self.decoder.manifest.block_edges(),
             share,
             stretch,
             share.batch_size,
-            self.size_px,
-            self.resize,
-            self.limit,
-            min_area=0.0,
             flip=None,
             seed=0,
             threads=self.threads,
@@ -123,7 +112,8 @@ class StreamedTrainLoader:
             order = self.share.order
             mixed_bytes = order.mixed_bytes // self.share.world_size
             task = self.split.task(self.share, stretch, mixed_bytes)
-            task = replace(task, min_area=self.min_area, flip=self.flip, seed=order.seed)
+            decoder = replace(task.decoder, min_area=self.min_area)
+            task = replace(task, decoder=decoder, flip=self.flip, seed=order.seed)
             self._stream = _Stream(task, self.split)
         return self._stream.take()
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightship.data.augment import Augment
-from lightship.data.images.decode import PixelLimit
 from lightship.data.manifest import Manifest
+from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.streaming.prefetch import BatchRange, Share
 from lightship.errors import DataError
 
@@ -16,15 +16,11 @@ class Task:
     """What a worker makes.
 
     Attributes:
-        manifest: The split.
-        block_edges: Its blocks.
+        decoder: Of the split.
+        block_edges: Blocks of the split.
         share: The rank's batches.
         stretch: Which of them.
         batch_size: Rows of each.
-        size_px: Side of the squares.
-        resize: Whether images are scaled to that, or must have it.
-        limit: Bound of an image that is decoded.
-        min_area: Least share of the image in a random box; 0: no boxes but the whole image.
         flip: Mirrors those images that it would mirror, and does no more; None: nothing.
         seed: The run's.
         threads: That decode.
@@ -34,15 +30,11 @@ class Task:
         cache_bytes: Of the block cache; 0: none.
     """
 
-    manifest: Manifest
+    decoder: SampleDecoder
     block_edges: np.ndarray
     share: Share
     stretch: BatchRange
     batch_size: int
-    size_px: int
-    resize: bool
-    limit: PixelLimit
-    min_area: float
     flip: Augment | None
     seed: int
     threads: int
@@ -52,9 +44,16 @@ class Task:
     cache_bytes: int
 
     @property
+    def manifest(self) -> Manifest:
+        """The split."""
+        return self.decoder.manifest
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of the shared memory, uint8: [slots, B, S, S, 3]."""
-        return (self.slots, self.batch_size, self.size_px, self.size_px, 3)
+        size_px = self.decoder.size_px
+        assert size_px is not None
+        return (self.slots, self.batch_size, size_px, size_px, 3)
 
 
 @dataclass(frozen=True)

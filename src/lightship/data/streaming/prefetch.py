@@ -13,17 +13,14 @@ import numpy as np
 from lightship import storage
 from lightship.data.batch import NOT_COUNTED
 from lightship.data.manifest import Manifest
-from lightship.data.sample_reader import plan_spans, read_samples, samples_of
+from lightship.data.sample_reader import Raw, plan_spans, read_samples, samples_of
 from lightship.data.streaming.cache import BlockCache, CachedReads
-from lightship.errors import DataError, LightshipError
+from lightship.errors import LightshipError
 from lightship.storage.ahead import ReadAhead
 
 _MOST_BATCHES_AHEAD = 16
 _HORIZON_SHARE = 0.5
 _MAX_ROW_GROUPS = 4
-
-Raw = bytes | memoryview | DataError
-"""The bytes of one sample, or why there are none."""
 
 
 class Share(Protocol):

@@ -24,12 +24,10 @@ import torch
 from lightship import storage
 from lightship.data.augment import uniform
 from lightship.data.batch import NOT_COUNTED
-from lightship.data.images.decode import decode
-from lightship.data.images.resize import decode_box, decode_square
-from lightship.data.sample_reader import fault_of, two_sizes
+from lightship.data.sample_reader import Raw, checked
 from lightship.data.streaming.cache import BlockCache
 from lightship.data.streaming.messages import Decoded, Failed, LogLine, Task
-from lightship.data.streaming.prefetch import FetchedBatch, Fetcher, Raw
+from lightship.data.streaming.prefetch import FetchedBatch, Fetcher
 from lightship.data.streaming.worker_process import SharedSlots
 from lightship.errors import DataError, LightshipError
 
@@ -217,54 +215,32 @@ class _Decoder:
         out: np.ndarray,
     ) -> dict[int, DataError]:
         boxes, flips = draws
-        bad = {}
+        bad: dict[int, DataError] = {}
         for row, raw in rows:
             i = int(ids[row])
             if i == NOT_COUNTED:
                 out[row] = 0
                 continue
-            try:
-                out[row] = self._pixels(i, raw, boxes[row])
-                if flips[row]:  # by torch: NumPy takes ten times as long to copy pixels backwards
-                    out[row] = torch.from_numpy(out[row]).flip(1).numpy()
-            except DataError as error:
-                if isinstance(error, _TwoSizes):
-                    raise
-                out[row] = 0
-                bad[row] = error
+            raw = checked(self.task.manifest, i, raw)
+            pixels = self.task.decoder.decode(i, raw, boxes[row])
+            if isinstance(pixels, DataError):
+                out[row], bad[row] = 0, pixels
+                continue
+            out[row] = pixels
+            if flips[row]:  # by torch: NumPy takes ten times as long to copy pixels backwards
+                out[row] = torch.from_numpy(out[row]).flip(1).numpy()
         return bad
-
-    def _pixels(self, i: int, raw: Raw, box_draws: np.ndarray) -> np.ndarray:
-        task = self.task
-        fault = raw if isinstance(raw, DataError) else fault_of(task.manifest, i, raw)
-        if fault is not None:
-            raise fault
-        assert not isinstance(raw, DataError)
-        encoding = task.manifest.encoding
-        if task.min_area:
-            return decode_box(raw, encoding, task.size_px, box_draws, task.min_area, task.limit)
-        if task.resize:
-            return decode_square(raw, encoding, task.size_px, task.limit)
-        image = decode(raw, encoding, limit=task.limit)
-        expected = (task.size_px, task.size_px, 3)
-        if image.shape != expected:
-            raise _TwoSizes(two_sizes(task.manifest.name(i), image.shape, "others", expected))
-        return image
 
     def _draws(self, fetched: FetchedBatch) -> tuple[np.ndarray, list[bool]]:
         """([B, 10, 4] in [0, 1), [B]) for boxes and mirrors: of seed, epoch and id alone."""
         task, ids = self.task, torch.from_numpy(fetched.ids)
         boxes, flips = np.zeros((len(ids), 0)), [False] * len(ids)
-        if task.min_area:
+        if task.decoder.min_area:
             draws = uniform(ids, task.seed + _BOX_STREAM, fetched.epoch, _BOX_TRIES * 4)
             boxes = draws.view(len(ids), _BOX_TRIES, 4).numpy()
         if task.flip:
             flips = task.flip.mirrored(ids, fetched.epoch).tolist()
         return boxes, flips
-
-
-class _TwoSizes(DataError):
-    """An image of another size than the first: no sample's fault but a setting's."""
 
 
 def _in_pieces(samples: Iterator[tuple[int, Raw]]) -> Iterator[list[tuple[int, Raw]]]:

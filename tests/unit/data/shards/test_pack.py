@@ -17,6 +17,7 @@ from lightship import cli, storage, versions
 from lightship.config import PackConfig
 from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
+from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX, ShardWriter, sample_bytes, shard_sizes
 from lightship.data.shards.pack import pack
 from lightship.data.shards.plan import Plan, Shard
@@ -181,8 +182,8 @@ def test_training_meets_the_same_pixels_as_without_packing(tmp_path: Path, folde
     sizes = {pixels_of(data).shape for _, data in sample_reader.read_samples(manifest, range(18))}
     assert sizes == {(24, 32, 3)}
     np.testing.assert_array_equal(
-        sample_reader.decode_all(manifest, image_size_px=24)[0],
-        sample_reader.decode_all(layouts.scan(folder)["train"], image_size_px=24)[0],
+        decode_all(manifest, image_size_px=24)[0],
+        decode_all(layouts.scan(folder)["train"], image_size_px=24)[0],
     )
 
 

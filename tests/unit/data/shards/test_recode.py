@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightship.data import sample_reader
+from lightship.data.images.decode import decode
+from lightship.data.images.resize import fit_square
 from lightship.data.shards.recode import extension_of, recode
 from lightship.errors import DataError
 from tests.support.images import encoded, pixels_of
@@ -44,8 +45,8 @@ def test_scaling_keeps_jpeg_and_turns_the_rest_into_png(extension: str) -> None:
     small, kind = recode(data, "image", 30, None)
     assert kind == ("jpg" if extension == "jpg" else "png")
     assert pixels_of(small).shape == (30, 45, 3)
-    direct = sample_reader.fit_square(sample_reader.decode(data, "image"), 30)
-    then = sample_reader.fit_square(sample_reader.decode(small, "image"), 30)
+    direct = fit_square(decode(data, "image"), 30)
+    then = fit_square(decode(small, "image"), 30)
     if kind == "png":
         np.testing.assert_array_equal(then, direct)
     else:

@@ -10,7 +10,7 @@ import pytest
 
 from lightship import storage
 from lightship.config import PackConfig
-from lightship.data import sample_reader
+from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX
 from lightship.data.shards.pack import pack
 from lightship.data.sources import layouts
@@ -65,7 +65,7 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     manifest = layouts.scan(str(tmp_path))["train"]
     assert len(manifest) == len(FLAT) + 2
     with pytest.raises((DataError, ConfigError, storage.NotFound), match=r"cat/(gone|loop)\.png"):
-        sample_reader.decode_all(manifest)
+        decode_all(manifest)
 
 
 def test_pipes_and_sockets_are_not_read_and_said(tmp_path, monkeypatch, caplog):
@@ -207,7 +207,7 @@ def test_a_local_name_may_hold_two_colons(tmp_path, monkeypatch, name, form):
             (tmp_path / root / split / "cat").rename(tmp_path / root / split / name)
     manifests = layouts.scan(root)
     for manifest in manifests.values():
-        assert len(sample_reader.decode_all(manifest)[0]) == 6
+        assert len(decode_all(manifest)[0]) == 6
     assert (name in manifests["train"].class_names) == (form == "class")
 
 
@@ -249,7 +249,7 @@ def test_zips_of_other_systems(tmp_path, form, system):
     assert set(manifests) == {"train", "test"}
     for manifest in manifests.values():
         assert manifest.class_names == ["ant", "bee", "cat"]
-        assert len(sample_reader.decode_all(manifest)[0]) == 6
+        assert len(decode_all(manifest)[0]) == 6
 
 
 def test_a_backslash_in_a_name_stays_where_slashes_separate(tmp_path):
@@ -257,7 +257,7 @@ def test_a_backslash_in_a_name_stays_where_slashes_separate(tmp_path):
     (tmp_path / "x.zip").write_bytes(images.zipped(files))
     manifest = layouts.scan(str(tmp_path / "x.zip"))["train"]
     assert "back\\slash" in manifest.class_names
-    assert len(sample_reader.decode_all(manifest)[0]) == len(files)
+    assert len(decode_all(manifest)[0]) == len(files)
 
 
 # ---- named roots, lists of classes -------------------------------------------------------------

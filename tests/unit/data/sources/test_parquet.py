@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightship.data import sample_reader
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.data.sources.parquet_file import RowReader
 from lightship.errors import DataError
@@ -53,7 +54,7 @@ def table(
 
 def classes_of(manifest: Any) -> list[tuple[str, str]]:
     """(the label's name, what the image shows) of every row."""
-    pixels, bad = sample_reader.decode_all(manifest)
+    pixels, bad = decode_all(manifest)
     assert not bad.told
     shown = [PIXELS[image.tobytes()] for image in pixels]
     return list(zip([manifest.class_names[x] for x in manifest.label], shown, strict=True))

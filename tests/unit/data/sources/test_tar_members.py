@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
+from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.errors import DataError
 from tests.support import images
@@ -144,7 +144,7 @@ FOLLOWED_COUNTS = dict.fromkeys(("symbolic", "hard", "to a hidden file", "to a f
 def test_links_within_a_tar_are_followed(tmp_path, case, gzipped):
     data = gzip.compress(FOLLOWED[case]) if gzipped else FOLLOWED[case]
     manifest = scanned(tmp_path, data)
-    pixels, bad = sample_reader.decode_all(manifest)
+    pixels, bad = decode_all(manifest)
     assert not bad.told
     names = [manifest.class_names[label] for label in manifest.label]
     assert set(names) == {"a", "b"}
@@ -169,7 +169,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path, links, kind,
     manifest = scanned(tmp_path, data)
     assert re.search(r"images in the tars cannot be read.*t/a/1\.png", caplog.text)
     assert len(manifest) == 2 + len(links)
-    bad = sample_reader.decode_all(manifest, max_bad_fraction=0.6)[1].told
+    bad = decode_all(manifest, max_bad_fraction=0.6)[1].told
     assert sorted(bad) == list(range(1, 1 + len(links)))
 
 

@@ -19,13 +19,14 @@ import torch
 
 from lightship import storage
 from lightship.data import manifest as manifests
-from lightship.data import sample_reader
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.batch import NOT_COUNTED
 from lightship.data.manifest import Manifest
 from lightship.data.order import EvalShare, Order, TrainShare
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
+from lightship.data.sample_decoder import SampleDecoder, decode_all
+from lightship.data.sample_reader import checked
 from lightship.data.sources import layouts
 from lightship.data.streaming import cache as cache_module
 from lightship.data.streaming.cache import BlockCache, CachedReads
@@ -67,7 +68,8 @@ def streamed(
     cache_bytes: int = 0,
 ) -> StreamedSplit:
     bad = BadSamples(manifest, len(manifest), most)
-    return StreamedSplit(manifest, SIZE_PX, False, 2, budget_bytes, cache_bytes, bad, CPU)
+    decoder = SampleDecoder(manifest, SIZE_PX, resize=False)
+    return StreamedSplit(decoder, 2, budget_bytes, cache_bytes, bad, CPU)
 
 
 def rows_of(batches: Iterator, places: list[tuple[int, int]]) -> Pixels:
@@ -93,7 +95,7 @@ def stream(
     augment: Augment | None = None,
 ) -> Pixels:
     """The batches at `places`, whatever comes before the first."""
-    share = TrainShare(order_of(split.manifest), rank, world_size, parts)
+    share = TrainShare(order_of(split.decoder.manifest), rank, world_size, parts)
     where = iter(places)
     loader = StreamedTrainLoader(
         split,
@@ -111,7 +113,7 @@ def stream(
 def resident(
     manifest: Manifest, places: list[tuple[int, int]], augment: Augment | None = None
 ) -> Pixels:
-    images, _ = sample_reader.decode_all(manifest)
+    images, _ = decode_all(manifest)
     split = ResidentSplit.from_arrays(
         images, manifest.label, np.zeros(len(manifest), dtype=bool), CPU
     )
@@ -219,7 +221,7 @@ def test_random_boxes_are_of_seed_epoch_and_sample_alone(files: Files, tmp_path:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_is_that_of_a_resident_split(world_size: int, manifest: Manifest) -> None:
-    images, _ = sample_reader.decode_all(manifest)
+    images, _ = decode_all(manifest)
     held = ResidentSplit.from_arrays(
         images, manifest.label, np.zeros(len(manifest), dtype=bool), CPU
     )
@@ -268,7 +270,7 @@ class TestFetching:
             fetcher.release(batch)
             assert sorted(samples) == list(range(len(batch.ids)))
             for row, i in enumerate(batch.ids.tolist()):
-                assert sample_reader.fault_of(manifest, i, samples[row]) is None
+                assert not isinstance(checked(manifest, i, samples[row]), DataError)
         assert batches == len(share) - first
         assert fetcher.held_bytes == 0
         fetcher.close()
@@ -603,7 +605,8 @@ def test_a_worker_needs_no_more_memory_than_it_was_given(tmp_path: Path) -> None
     budget_mib = 16
     assert manifest.length.sum() / 2**20 > 19 * budget_mib
     Worker.stop()
-    split = replace(streamed(manifest, budget_mib * 2**20), resize=True)
+    split = streamed(manifest, budget_mib * 2**20)
+    split = replace(split, decoder=replace(split.decoder, resize=True))
     share = TrainShare(order_of(manifest, batch_size=6), 0, 1, 1)
     where = iter([(epoch, batch) for epoch in range(2) for batch in range(len(share))])
     loader = StreamedTrainLoader(
