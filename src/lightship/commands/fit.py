@@ -1,4 +1,4 @@
-"""One run in reading order: output, data, model, callbacks, trainer, fit, test, report."""
+"""`lightship fit`: train, evaluate, report."""
 
 import dataclasses
 import logging
@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 
 from lightship import storage
-from lightship.checkpoint.policy import CheckpointPolicy
+from lightship.checkpoint.record import Commit
+from lightship.checkpoint.store import CheckpointStore
 from lightship.commands.base import Command
 from lightship.config import Config
 from lightship.data.manifest import refuse_one_class
@@ -18,27 +18,20 @@ from lightship.data.module import ImageData
 from lightship.data.splits import load_splits
 from lightship.distributed import comm
 from lightship.distributed.signals import StopRequest
-from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
 from lightship.models.nets.build import check_training
-from lightship.report import ReportData, Shown, write_report
+from lightship.report import ReportData, write_report
+from lightship.report.collect import collect_report
 from lightship.report.environment import environment_facts
-from lightship.report.error_analysis import find_mistakes
 from lightship.run import config_file
-from lightship.run.folder import RunFolder
+from lightship.run.folder import RunFolder, Start
 from lightship.run.restarts import record_start
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.start import run_id, start_tracking
 from lightship.tracking.tracker import Tracker
-from lightship.training.callbacks.checkpointing import Checkpointing
-from lightship.training.callbacks.divergence import Divergence
-from lightship.training.callbacks.early_stopping import EarlyStopping
-from lightship.training.callbacks.ema import EMA
-from lightship.training.callbacks.image_predictions import ImagePredictionLogger
-from lightship.training.callbacks.schedule_change import ScheduleChange
-from lightship.training.callbacks.seeding import StepSeeding
-from lightship.training.callbacks.sync_buffers import SyncBuffers
-from lightship.training.callbacks.throughput import Throughput
+from lightship.training.callbacks.build import build_callbacks
+from lightship.training.callbacks.early_stopping import check_early_stopping
+from lightship.training.callbacks.progress import Progress
 from lightship.training.trainer import (
     build_data,
     build_trainer,
@@ -52,129 +45,70 @@ _IMAGES_TO_START_FROM = 5000
 
 
 def fit(command: Command) -> None:
-    """Train, test the best checkpoint, report. Goes on from the newest good checkpoint."""
-    with StopRequest() as stop, ExitStack() as at_end:
-        _fit(command, stop, at_end)
+    """Train, evaluate the best checkpoint and write the report. Every rank; blocks.
 
+    Resumes from the newest checkpoint under run.output, if there is one.
+    """
+    config, folder = command.config, RunFolder(command.config)
+    store = folder.checkpoints
+    with StopRequest() as stop, ExitStack() as at_exit:
+        progress = start_progress(config)
+        if completed := comm.broadcast_from_rank_0(folder.completed):
+            logger.info(completed)
+            return
+        start = comm.broadcast_from_rank_0(partial(folder.open, command.ckpt_path))
+        data = _load_data(config, folder.at("data"))
+        model = _build_model(config, data, is_new=start.url is None)
 
-def _fit(command: Command, stop: StopRequest, at_end: ExitStack) -> None:
-    config = command.config
-    progress = start_progress(config)
-    output = RunFolder(config)
-    store = output.checkpoints
-    if completed := comm.broadcast_from_rank_0(output.completed):
-        logger.info(completed)
-        return
-    start = comm.broadcast_from_rank_0(partial(output.open, command.ckpt_path))
-    manifests = load_splits(config.data, output.at("data"), need="train")
-    refuse_one_class(manifests["train"], config.data.root)
-    data = build_data(config, manifests)
-    early_stopping = _early_stopping(config, data)
-    for part in ("train", "val"):
-        if part in data.manifests:
-            data.prepare(part)
+        environment = environment_facts() if comm.is_rank_0() else {}
+        tracker = comm.on_rank_0(partial(_start_tracking, folder, environment, at_exit))
+        starts = comm.on_rank_0(partial(record_start, folder.url, start.step, comm.world_size()))
+        metrics = MetricsCSV(folder.url, store.check_fence)
+        callbacks = build_callbacks(config, data, store, metrics, tracker, stop, progress)
+        trainer = build_trainer(config, callbacks, [metrics, tracker], store)
+        logger.info(_summary(config, data, model, start, environment))
+        trainer.fit(model, datamodule=data, ckpt_path=start.url)
+        store.wait()
+        stop.end_training()
 
-    torch.manual_seed(config.run.seed)
-    model = _build_model(config, data)
-    if start is None and config.model.weights is None and model.wants_images:
-        model.init_from_images(data.examples("train", _IMAGES_TO_START_FROM)[0])
-
-    environment = environment_facts() if comm.is_rank_0() else {}
-    tracker: Tracker | None = None
-
-    def track() -> None:
-        nonlocal tracker
-        tracking_id = run_id(output.tracking_id())
-        output.keep_tracking_id(tracking_id)
-        logs_url = output.at("logs", "wandb") if storage.is_remote(output.url) else None
-        tracker = start_tracking(
-            config.run.tracking,
-            project=config.run.project,
-            run_id=tracking_id,
-            name=storage.base_name(output.url),
-            config={**config_file.shown(config), "environment": environment},
-            scratch_path=output.scratch_path(),
-            mirror_url=logs_url,
+        best = _load_best(store, model)
+        split, results = _evaluate(config, data, model, progress)
+        report = collect_report(
+            model,
+            data,
+            split,
+            config.run.log_images,
+            title=folder.name,
+            config=config_file.shown(config),
+            rows=metrics.rows,
+            final={
+                "steps": float(trainer.global_step),
+                "best_step": float(best.step),
+                **metrics.validation(best.step),
+                **results,
+            },
+            environment=environment,
+            starts=starts,
         )
-        if tracker:
-            at_end.enter_context(tracker)
-
-    comm.broadcast_from_rank_0(track)
-    step = start.step if start else 0
-    starts = comm.broadcast_from_rank_0(partial(record_start, output.url, step, comm.world_size()))
-    table = MetricsCSV(output.url, store.check_fence)
-    divergence = Divergence(config.trainer.on_nonfinite, table)
-
-    callbacks = [
-        StepSeeding(config.run.seed),
-        *([EMA(config.model.ema_decay)] if config.model.ema_decay else []),
-        SyncBuffers(),
-        ScheduleChange(),
-        *early_stopping,
-        *_prediction_logger(config, data, tracker),
-        progress,
-        divergence,
-        Throughput(config.data.global_batch_size, config.trainer.log_every_n_steps, divergence),
-        Checkpointing(
-            store,
-            facts={"class_names": data.class_names},
-            stop=stop,
-            table=table,
-            monitor=config.trainer.monitor if "val" in data.manifests else None,
-            bound=CheckpointPolicy(
-                config.run.checkpoint_every_steps, config.run.checkpoint_every_s
-            ),
-        ),
-    ]
-    trainer = build_trainer(config, callbacks, [table, *([tracker] if tracker else [])], store)
-    logger.info(_first_line(config, data, model, environment, start.step if start else None))
-    trainer.fit(model, datamodule=data, ckpt_path=start.url if start else None)
-    store.wait()
-    stop.end_training()
-
-    comm.broadcast_from_rank_0(store.check_fence)
-    best = comm.broadcast_from_rank_0(store.best)
-    assert best is not None, "a finished fit has a checkpoint"
-    numbers = {"steps": float(trainer.global_step), "best_step": float(best.step)}
-    validated = next((row for row in table.rows if row["step"] == best.step), {})
-    numbers |= {name: value for name, value in validated.items() if name.startswith("val/")}
-    split = next((name for name in ("test", "val") if name in data.manifests), None)
-    if split:
-        model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
-        numbers |= evaluate(config, data, model, split, progress)
-    found = find_mistakes(model, data, split) if split else {}
-    skipped = comm.gather_to_rank_0(data.skipped)
-    if not comm.is_rank_0():
-        return
-    report = ReportData(
-        title=storage.base_name(output.url),
-        config=config_file.shown(config),
-        rows=table.rows,
-        final=numbers,
-        class_names=model.class_names,
-        predictions=_examples(config, data, model, split) if split else [],
-        environment=environment,
-        skipped=sorted({line for each in skipped for line in each}),
-        starts=starts,
-        **found,
-    )
-    store.check_fence()
-    write_report(output.url, report)
-    if tracker:
-        final = {name: value for name, value in numbers.items() if not name.startswith("val/")}
-        tracker.log_metrics(final, trainer.global_step)
-        if report.confusion is not None:
-            tracker.log_confusion(report.confusion, data.class_names, f"{split}/confusion")
-        tracker.finish(0)
-    store.check_fence()
-    output.mark_done(numbers)
-    how = f"the best by {best.metric.monitor}" if best.metric else "the newest"
-    of = f", by the checkpoint of step {best.step}, {how}" if split else ""
-    progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
-    logger.info(_last_line(output, best.file, tracker))
+        if report is not None:
+            _finish(folder, report, best, split, tracker, progress)
 
 
-def _build_model(config: Config, data: ImageData) -> ImageClassifier:
+def _load_data(config: Config, cache_url: str) -> ImageData:
+    """The images at data.root, those for training and validation read or ready to be read."""
+    manifests = load_splits(config.data, cache_url, need="train")
+    refuse_one_class(manifests["train"], config.data.root)
+    check_early_stopping(config.trainer, manifests)
+    data = build_data(config, manifests)
+    for split in ("train", "val"):
+        if split in manifests:
+            data.prepare(split)
+    return data
+
+
+def _build_model(config: Config, data: ImageData, is_new: bool) -> ImageClassifier:
+    """The model of the settings; a new one starts from weights or images, if there are any."""
+    torch.manual_seed(config.run.seed)
     mean, std = data.pixel_statistics()
     model = ImageClassifier(
         net=config.model.net,
@@ -196,80 +130,96 @@ def _build_model(config: Config, data: ImageData) -> ImageClassifier:
     check_training(model.net, config.model.net, batch_size, data.image_size_px)
     if config.model.compile != "none":
         model.compile_net(config.model.compile)
+    if is_new and config.model.weights is None and model.wants_images:
+        model.init_from_images(data.examples("train", _IMAGES_TO_START_FROM)[0])
     return model
 
 
-def _early_stopping(config: Config, data: ImageData) -> list[Callback]:
-    trainer = config.trainer
-    if not trainer.early_stopping_patience:
-        return []
-    if "val" not in data.manifests:
-        raise ConfigError(
-            "--trainer.early_stopping_patience needs a validation split, and --data.root "
-            f"{storage.redact(config.data.root)} has none: set --data.val_fraction, or 0 patience"
-        )
-    mode = "min" if trainer.monitor.endswith("loss") else "max"
-    return [
-        EarlyStopping(
-            trainer.monitor,
-            patience=trainer.early_stopping_patience,
-            mode=mode,
-            check_on_train_epoch_end=False,  # an epoch that max_steps cuts short has no validation
-        )
-    ]
+def _start_tracking(
+    folder: RunFolder, environment: dict[str, Any], at_exit: ExitStack
+) -> Tracker | None:
+    """Start or resume the run's tracking, to be finished by `at_exit`. Rank 0; blocks."""
+    config = folder.config
+    tracking_id = run_id(folder.tracking_id())
+    folder.keep_tracking_id(tracking_id)
+    tracker = start_tracking(
+        config.run.tracking,
+        project=config.run.project,
+        run_id=tracking_id,
+        name=folder.name,
+        config={**config_file.shown(config), "environment": environment},
+        scratch_path=folder.scratch_path(),
+        mirror_url=folder.at("logs", "wandb") if storage.is_remote(folder.url) else None,
+    )
+    return at_exit.enter_context(tracker) if tracker else None
 
 
-def _prediction_logger(
-    config: Config, data: ImageData, tracker: Tracker | None
-) -> list[ImagePredictionLogger]:
-    if tracker is None or not config.run.log_images or "val" not in data.manifests:
-        return []
-    examples = data.examples("val", config.run.log_images)
-    return [ImagePredictionLogger(*examples, data.class_names, tracker)]
+def _load_best(store: CheckpointStore, model: ImageClassifier) -> Commit:
+    """Put the weights of the best checkpoint into `model`. Every rank; blocks."""
+    comm.broadcast_from_rank_0(store.check_fence)
+    best = comm.broadcast_from_rank_0(store.best)
+    assert best is not None, "a finished fit has a checkpoint"
+    model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
+    return best
 
 
-def _examples(config: Config, data: ImageData, model: ImageClassifier, split: str) -> list[Shown]:
-    """What the best checkpoint makes of a few fixed images of the evaluated split."""
-    if not config.run.log_images:
-        return []
-    images, labels, ids = data.examples(split, config.run.log_images)
-    shares = model.probabilities(images)
-    names, manifest = model.class_names, data.manifests[split]
-    return [
-        Shown(
-            image.permute(1, 2, 0).numpy(),
-            names[int(label)],
-            names[int(share.argmax())],
-            float(share.max()),
-            path=manifest.name(int(id)),
-        )
-        for image, label, id, share in zip(images, labels, ids, shares, strict=True)
-    ]
+def _evaluate(
+    config: Config, data: ImageData, model: ImageClassifier, progress: Progress
+) -> tuple[str | None, dict[str, float]]:
+    """The test split's metrics, else the validation split's. Every rank; blocks."""
+    split = next((name for name in ("test", "val") if name in data.manifests), None)
+    return split, evaluate(config, data, model, split, progress) if split else {}
 
 
-def _first_line(
+def _finish(
+    folder: RunFolder,
+    report: ReportData,
+    best: Commit,
+    split: str | None,
+    tracker: Tracker | None,
+    progress: Progress,
+) -> None:
+    """Write the report, log the results and mark the run as complete. Rank 0; blocks."""
+    store, numbers = folder.checkpoints, report.final
+    store.check_fence()
+    write_report(folder.url, report)
+    if tracker:
+        final = {name: value for name, value in numbers.items() if not name.startswith("val/")}
+        tracker.log_metrics(final, int(numbers["steps"]))
+        if report.confusion is not None:
+            tracker.log_confusion(report.confusion, report.class_names, f"{split}/confusion")
+        tracker.finish(0)
+    store.check_fence()
+    folder.mark_done(numbers)
+    chosen = f"best {best.metric.monitor}" if best.metric else "newest"
+    of = f" (checkpoint of step {best.step}, {chosen})" if split else ""
+    progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
+    places = {
+        "report": folder.at("report", "report.html"),
+        "best checkpoint": store.url_of(best),
+        **({"W&B": tracker.place} if tracker else {}),
+    }
+    shown = ", ".join(f"{name} {storage.redact(place)}" for name, place in places.items())
+    logger.info(f"outputs in {storage.redact(folder.url)}: {shown}")
+
+
+def _summary(
     config: Config,
     data: ImageData,
     model: ImageClassifier,
+    start: Start,
     environment: dict[str, Any],
-    step: int | None,
 ) -> str:
+    """What is trained, on what and where, in a line."""
     sizes = ", ".join(f"{data.readable(split)} {split}" for split in data.manifests)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    start = f", from step {step}" if step is not None else ""
+    resumed = "" if start.url is None else f", from step {start.step}"
     on = environment.get("device", "")
     if comm.world_size() > 1:
         on = f"{comm.world_size()} processes, {on}"
     return (
         f"training {config.model.net} ({parameters / 1e6:.2f} M parameters) on "
         f"{storage.redact(config.data.root)}: {sizes} images of {data.image_size_px} px in "
-        f"{len(data.class_names)} classes, to {storage.redact(str(config.run.output))}{start}; {on}"
+        f"{len(data.class_names)} classes, to {storage.redact(str(config.run.output))}{resumed}; "
+        f"{on}"
     )
-
-
-def _last_line(output: RunFolder, best_file: str, tracker: Tracker | None) -> str:
-    report, best = output.at("report", "report.html"), output.at("checkpoints", best_file)
-    places = [f"report {storage.redact(report)}", f"best checkpoint {storage.redact(best)}"]
-    if tracker:
-        places.append(f"W&B {tracker.place}")
-    return f"outputs in {storage.redact(output.url)}: {', '.join(places)}"

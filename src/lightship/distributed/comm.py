@@ -111,6 +111,19 @@ def broadcast_from_rank_0(work: Callable[[], T]) -> T:
     return result
 
 
+def on_rank_0(work: Callable[[], T]) -> T | None:
+    """Call `work` on rank 0 alone and return its result there, None elsewhere.
+
+    Every rank; blocks for rank 0. For what cannot be sent, or need not.
+
+    Raises:
+        LightshipError: As `broadcast_from_rank_0`.
+    """
+    results: list[T] = []
+    broadcast_from_rank_0(lambda: results.append(work()))
+    return results[0] if results else None
+
+
 def local_rank_0_first(work: Callable[[], T]) -> T:
     """Call `work` on one rank of each node, which fills a cache, then on the node's other ranks.
 

@@ -26,11 +26,17 @@ _SHOWN = ("test/acc", "val/acc")
 
 
 class Start(NamedTuple):
-    """The checkpoint that a start resumes from."""
+    """Where a start begins.
 
-    url: str
-    step: int
-    epoch: int
+    Attributes:
+        url: The checkpoint that it resumes from; None: it starts from scratch.
+        step: Optimizer steps done.
+        epoch: Epochs done.
+    """
+
+    url: str | None = None
+    step: int = 0
+    epoch: int = 0
 
 
 class RunFolder:
@@ -53,6 +59,11 @@ class RunFolder:
             metric=Metric.of(config.trainer.monitor),
             metric_before=self._metric_before,
         )
+
+    @property
+    def name(self) -> str:
+        """The last part of its URL."""
+        return storage.base_name(self.url)
 
     def at(self, *parts: str) -> str:
         """URL of something inside."""
@@ -130,7 +141,7 @@ class RunFolder:
         except storage.NotFound:
             return None
 
-    def open(self, ckpt_path: str | None = None) -> Start | None:
+    def open(self, ckpt_path: str | None = None) -> Start:
         """Take the run over for this start, and choose the checkpoint to resume from.
 
         Args:
@@ -148,7 +159,7 @@ class RunFolder:
         if commits:
             self.refuse_another_run(f"a run at step {commits[-1].step}")
         commit = store.best() if ckpt_path == "best" else store.newest()
-        start = None
+        start = Start()
         if commit is not None:
             store.protect(commit)
             start = Start(store.url_of(commit), commit.step, commit.epoch)
@@ -160,21 +171,20 @@ class RunFolder:
             start = self._foreign(store, ckpt_path)
         elif commits:
             logger.warning("no valid checkpoint found; starting from scratch")
-        if start is not None:
-            self._refuse_fewer(start)
+        self._refuse_fewer(start)
         store.open_attempt()  # the last: a start that is refused leaves the run to its owner
         self._remove_temporaries()
         self._remove_done(start)
         config_file.write(self.url, self.config)
         return start
 
-    def _remove_done(self, start: Start | None) -> None:
+    def _remove_done(self, start: Start) -> None:
         """The run is not complete any more; a DONE that is damaged is kept aside."""
         if not storage.exists(self.at("DONE")):
             return
         if self._done_numbers() is None:
             set_aside(self.at("DONE"), "is damaged")
-        elif start is not None:
+        elif start.url is not None:
             bounds = _bounds(self.config.trainer)
             logger.info(
                 f"run was complete at step {start.step}, epoch {start.epoch}; training on: {bounds}"

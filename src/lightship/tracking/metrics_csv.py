@@ -94,6 +94,11 @@ class MetricsCSV(Logger):
         if rows:
             self._started_s = time.monotonic() - rows[-1]["time_s"]
 
+    def validation(self, step: int) -> dict[str, float]:
+        """What was logged of a validation at `step`: the `val/...` metrics."""
+        row = next((row for row in self.rows if row["step"] == step), {})
+        return {name: value for name, value in row.items() if name.startswith("val/")}
+
     def _write(self) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")

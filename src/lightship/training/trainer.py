@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def build_data(
 def build_trainer(
     config: Config,
     callbacks: list[Callback],
-    loggers: list[Logger] | None = None,
+    loggers: Sequence[Logger | None] = (),
     checkpoint_io: CheckpointIO | None = None,
 ) -> Trainer:
     """Lightning's Trainer with what is configured, and our own in place of its defaults.
@@ -72,7 +72,7 @@ def build_trainer(
             deterministic=asked.deterministic,
             sync_batchnorm=asked.sync_batchnorm,
             callbacks=[*build_heartbeat(), *callbacks],
-            logger=loggers or False,
+            logger=[each for each in loggers if each is not None],
             enable_checkpointing=checkpoint_io is not None,
             use_distributed_sampler=False,  # order.py is the sampler
             enable_progress_bar=False,  # lightship has its own

@@ -1,13 +1,37 @@
 """Early stopping whose patience may change between two starts of a run."""
 
+from collections.abc import Collection
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from lightship.checkpoint.record import Metric
+from lightship.config import TrainerConfig
+from lightship.errors import ConfigError
+
+
+def check_early_stopping(config: TrainerConfig, splits: Collection[str]) -> None:
+    """Raise ConfigError for early stopping without a validation split."""
+    if config.early_stopping_patience and "val" not in splits:
+        raise ConfigError(
+            "--trainer.early_stopping_patience needs a validation split, and --data.root has "
+            "none: set --data.val_fraction, or a patience of 0"
+        )
+
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's, with the patience of this start: Lightning takes that of the checkpoint."""
+
+    @classmethod
+    def of(cls, config: TrainerConfig) -> "EarlyStopping":
+        """As the trainer's settings ask for; called with a patience of at least 1."""
+        return cls(
+            config.monitor,
+            patience=config.early_stopping_patience,
+            mode=Metric.of(config.monitor).mode,
+            check_on_train_epoch_end=False,  # an epoch that max_steps cuts short has no validation
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from the checkpoint."""
