@@ -9,6 +9,7 @@ seconds of importing are spent once. An agent's workers are forked from the agen
 import atexit
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -67,6 +68,7 @@ def become(arguments: list[str], env: dict[str, str], files: list[int | None]) -
         os.setsid()
         for number in _SIGNALS:  # as exec would
             signal.signal(number, signal.SIG_DFL)
+        logging.getLogger("lightship").handlers.clear()
         for number, file in enumerate(files, 1):
             if file is not None:
                 os.dup2(file, number)
