@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 
 from lightship import cli
 from lightship.commands import fit
-from lightship.training.callbacks import progress
+from lightship.console import display
 
 SYNCS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
 
@@ -64,7 +64,7 @@ def test_no_sync_between_log_points(tmp_path: Path, monkeypatch, flags: list[str
 
     monkeypatch.setattr(fit, "build_trainer", with_profiler)
     # A line of progress every few seconds is a log point too; here it must not be one of chance.
-    monkeypatch.setattr(progress, "_LINE_EVERY_S", 3600.0)
+    monkeypatch.setattr(display, "_LINE_EVERY_S", 3600.0)
     arguments = [
         "fit", "--config=digits", f"--run.output={tmp_path}/run", "--trainer.max_steps=25",
         "--trainer.log_every_n_steps=10", "--run.checkpoint_every_s=3600", *flags,

@@ -38,8 +38,8 @@ ALLOWED: dict[str, set[str]] = {
         "tracking", "training",
     },
     "commands": {
-        "errors", "checkpoint", "config", "data", "devices", "distributed", "doctor", "models",
-        "predict", "report", "run", "storage", "strict_json", "tracking", "training",
+        "errors", "checkpoint", "config", "console", "data", "devices", "distributed", "doctor",
+        "models", "predict", "report", "run", "storage", "strict_json", "tracking", "training",
     },
     "cli": {
         "errors", "commands", "config", "console", "data", "distributed", "predict", "run",

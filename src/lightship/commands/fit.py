@@ -193,7 +193,7 @@ def _finish(
     folder.mark_done(numbers)
     chosen = f"best {best.metric.monitor}" if best.metric else "newest"
     of = f" (checkpoint of step {best.step}, {chosen})" if split else ""
-    progress.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
+    progress.display.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
     places = {
         "report": folder.at("report", "report.html"),
         "best checkpoint": store.url_of(best),

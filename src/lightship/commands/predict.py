@@ -15,6 +15,7 @@ from lightship import devices, storage
 from lightship.commands.base import Command
 from lightship.commands.loading import build_model, load_checkpoint
 from lightship.config import Config, DataConfig
+from lightship.console.work import work_progress
 from lightship.data.batch import NOT_COUNTED
 from lightship.data.manifest import Manifest
 from lightship.data.splits import load_unlabelled
@@ -122,7 +123,7 @@ def _make_parts(
 
     sizes = [sum(len(division.ids(n)) for n in each if n is not None) for each in rounds]
     before = [len(manifest) - sum(sizes[number:]) for number in range(len(rounds) + 1)]
-    with progress.of_work("images") as show:
+    with work_progress(progress.display, "images") as show:
 
         def tell(number: int, rows: int) -> None:
             """Rank 0 tells of its own batches at once, of the others' when a round is done."""

@@ -14,7 +14,7 @@ def duration_text(seconds: float) -> str:
 
 
 def sentence(event: str, facts: dict[str, Any]) -> str:
-    """The line of an event (see `JsonLines`) with its facts."""
+    """The line of an event (see `Display.show`) with its facts."""
     if event in ("test", "validate"):
         split = {"test": "test", "validate": "val"}[event]
         shown = numbers(facts, *(f"{split}/{key}" for key in ("loss", "acc", "top5")))

@@ -1,7 +1,6 @@
 """What is shown of a real small fit: bounded, parseable, whole lines, and no fetch of its own."""
 
 import io
-import itertools
 import json
 import logging
 import re
@@ -10,13 +9,15 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lightship.console import display as display_module
 from lightship.console import log
 from lightship.console import screen as screen_module
+from lightship.console.display import Bar
 from lightship.console.log_format import duration_text
 from lightship.console.screen import Screen
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.training.callbacks import progress as progress_module
-from lightship.training.callbacks.progress import Bar, JsonLines, TextLines, build_progress
+from lightship.training.callbacks.progress import build_progress
 from lightship.training.callbacks.throughput import Throughput
 from tests.support.little_fit import fit
 
@@ -26,7 +27,7 @@ class Clock(Callback):
 
     def __init__(self, monkeypatch, step_s):
         self.now_s, self.step_s = 0.0, step_s
-        for module in (progress_module, screen_module):
+        for module in (progress_module, display_module, screen_module):
             monkeypatch.setattr(module, "monotonic", lambda: self.now_s)
 
     def on_train_batch_start(self, *args):
@@ -61,15 +62,6 @@ def test_json_lines_parse_and_carry_the_numbers(tmp_path, monkeypatch):
     assert train[1]["train/loss"] == pytest.approx(table.rows[2]["train/loss"], rel=1e-6)
     assert events[-1]["test/acc"] == pytest.approx(table.rows[-1]["test/acc"])
     assert not {"epoch", "step", "left_s"} & events[-1].keys(), "of a trainer that has not trained"
-
-
-def test_how_a_run_ended_is_a_sentence_or_its_numbers():
-    for log_format, expected in (("text", "done: 0.5"), ("json", '"event": "done"')):
-        stream = io.StringIO()
-        with log.shown(Screen(log_format, stream), "info"):
-            build_progress(log_format).done("done: 0.5", {"test/acc": 0.5})
-        assert expected in stream.getvalue()
-    assert json.loads(stream.getvalue())["test/acc"] == 0.5
 
 
 def test_a_number_is_told_once(tmp_path, monkeypatch):
@@ -207,12 +199,9 @@ def test_nothing_is_read_from_a_tensor_of_another_device(monkeypatch):
     assert all("train/loss" not in event for event in events)
 
 
-def test_the_bar_is_for_terminals_and_notes_do_not_tear_it(tmp_path, monkeypatch):
+def test_log_lines_do_not_tear_the_bar(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
-    assert isinstance(build_progress("auto", stream=io.StringIO()), TextLines)
-    assert isinstance(build_progress("text", stream=Terminal()), TextLines)
-    assert isinstance(build_progress("json", stream=Terminal()), JsonLines)
     terminal, clock = Terminal(), Clock(monkeypatch, step_s=3)
 
     class Speaker(Callback):
@@ -221,7 +210,7 @@ def test_the_bar_is_for_terminals_and_notes_do_not_tear_it(tmp_path, monkeypatch
 
     with log.shown(Screen("auto", terminal), "info"):
         shown = build_progress("auto")
-        assert isinstance(shown, Bar)
+        assert isinstance(shown.display, Bar)
         fit([clock, Throughput(6, 1), Speaker(), shown], [MetricsCSV(str(tmp_path))])
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
@@ -245,50 +234,3 @@ def test_an_exception_gives_the_screen_back(monkeypatch):
     with pytest.raises(RuntimeError, match="out of luck"):
         fit([build_progress("auto", stream=terminal), Fails()])
     assert terminal.getvalue().count("\x1b[?25h") == 1
-
-
-def test_durations():
-    assert duration_text(59.9) == "0:59"
-    assert duration_text(3661) == "1:01:01"
-    assert duration_text(float("inf")) == "-"
-
-
-@pytest.mark.parametrize("log_format", ["text", "json"])
-def test_work_without_a_trainer_is_few_lines_and_the_last_is_whole(
-    monkeypatch, log_format: str
-) -> None:
-    now_s = itertools.count(0.0, 0.5)
-    for module in (progress_module, screen_module):
-        monkeypatch.setattr(module, "monotonic", lambda: next(now_s))
-    stream = io.StringIO()
-    with build_progress(log_format, stream=stream).of_work("images") as show:
-        for done in range(0, 1001, 10):
-            show(done, 1000)
-        show(1000, 1000)
-    lines = stream.getvalue().splitlines()
-    assert 5 < len(lines) < 40, "of 101 calls"
-    if log_format == "json":
-        last = json.loads(lines[-1])
-        assert (last["event"], last["done"], last["total"], last["unit"]) == (
-            "work", 1000, 1000, "images",
-        )  # fmt: skip
-        assert last["per_s"] > 0
-    else:
-        assert "1,000/1,000 images" in lines[-1]
-        assert "left 0:00" in lines[-1]
-    assert len({line.split("]")[-1] for line in lines}) == len(lines), "no line twice"
-
-
-def test_work_without_a_trainer_is_one_bar_in_a_terminal():
-    stream = Terminal()
-    with (
-        log.shown(Screen("auto", stream), "info"),
-        build_progress("auto").of_work("images") as show,
-    ):
-        show(0, 36)
-        logging.getLogger("lightship.any").info("a line above")
-        show(36, 36)
-    text = stream.getvalue()
-    assert "36/36 images" in text
-    assert "a line above" in text
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1, "the cursor comes back"
