@@ -19,7 +19,7 @@ import pytest
 from lightship import storage
 from lightship.data.manifest import Manifest, load_manifests, save_manifests
 from lightship.data.sample_decoder import decode_all
-from lightship.data.sources import layouts
+from lightship.data.sources import layouts, roots
 from lightship.data.sources.split_names import splits_of_files
 from lightship.errors import ConfigError, DataError
 from tests.support import images, make_digits
@@ -508,7 +508,7 @@ def test_the_embedded_digits_are_scikit_learns():
 def test_the_script_makes_the_embedded_zip_again(tmp_path):
     make_digits.write_zip(tmp_path / "digits.zip")
     again = zipfile.ZipFile(tmp_path / "digits.zip")
-    embedded = zipfile.ZipFile(layouts.resolve_root("digits").removeprefix("zip://::"))
+    embedded = zipfile.ZipFile(roots.resolve_root("digits").removeprefix("zip://::"))
     assert again.namelist() == embedded.namelist()
     for name in again.namelist():
         np.testing.assert_array_equal(
@@ -568,14 +568,14 @@ def test_an_archive_with_an_md5_is_fetched_once_and_verified(web, tmp_path, kind
     assert {s: m.fingerprint() for s, m in again.items()} == {
         s: m.fingerprint() for s, m in first.items()
     }
-    assert first["train"].root == layouts.resolve_root(root, md5)
+    assert first["train"].root == roots.resolve_root(root, md5)
     assert decode_all(first["train"])[0].shape[0] == len(first["train"])
 
 
 def test_a_named_root_is_shorthand_for_an_address_and_its_md5(web, tmp_path, monkeypatch):
     (tmp_path / "web" / "c.tar.gz").write_bytes(ARCHIVES["cifar"])
     md5 = hashlib.md5(ARCHIVES["cifar"]).hexdigest()
-    monkeypatch.setitem(layouts.NAMED_ROOTS, "cifar10", (f"{web.url}/c.tar.gz", md5))
+    monkeypatch.setitem(roots.NAMED_ROOTS, "cifar10", (f"{web.url}/c.tar.gz", md5))
     named, spelled_out = layouts.scan("cifar10"), layouts.scan(f"{web.url}/c.tar.gz", md5)
     assert {s: m.fingerprint() for s, m in named.items()} == {
         s: m.fingerprint() for s, m in spelled_out.items()

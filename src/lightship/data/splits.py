@@ -9,7 +9,7 @@ from functools import partial
 from lightship import storage
 from lightship.config import DataConfig
 from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
-from lightship.data.sources import layouts
+from lightship.data.sources import layouts, roots
 from lightship.distributed import comm
 from lightship.errors import DataError
 
@@ -75,5 +75,5 @@ def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manife
 
 def _at_local_root(config: DataConfig, splits: dict[str, Manifest]) -> dict[str, Manifest]:
     """The same tables on every node, with the path where this node keeps a downloaded archive."""
-    root = comm.local_rank_0_first(partial(layouts.resolve_root, config.root, config.root_md5))
+    root = comm.local_rank_0_first(partial(roots.resolve_root, config.root, config.root_md5))
     return {split: dataclasses.replace(table, root=root) for split, table in splits.items()}

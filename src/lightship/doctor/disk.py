@@ -4,7 +4,7 @@ import os
 import shutil
 
 from lightship import storage
-from lightship.data.sources.layouts import NAMED_ROOTS
+from lightship.data.sources.roots import NAMED_ROOTS
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 

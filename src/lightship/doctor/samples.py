@@ -15,12 +15,20 @@ from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.regime import side_of
 from lightship.data.sample_reader import plan_spans, read_samples
 from lightship.data.shards.index import INDEX
-from lightship.data.sources.cifar import ENCODING, cifar_files
-from lightship.data.sources.layouts import NAMED_ROOTS, scan
+from lightship.data.sources.cifar import ENCODING
+from lightship.data.sources.detect import (
+    LOOKED_FOR,
+    files_by_kind,
+    kind_of_file,
+    largest_kind,
+    may_be_packed,
+)
+from lightship.data.sources.file_names import count_by_suffix, is_ignored, is_image
+from lightship.data.sources.layouts import scan
 from lightship.data.sources.listing import nothing_there
 from lightship.data.sources.own_files import without_runs
 from lightship.data.sources.parquet import scan_parquet
-from lightship.data.sources.parts import is_ignored, is_image, seen
+from lightship.data.sources.roots import NAMED_ROOTS, inside_if_zip
 from lightship.doctor.context import Context
 from lightship.errors import DataError
 
@@ -30,7 +38,6 @@ _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
 _DECODED = 16
 _TAR = "tar shards"
-_TARS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,8 @@ def find_first_samples(data: DataConfig) -> FirstSamples:
         if not kept.exists():
             size = storage.size_bytes(url)
             return FirstSamples("an archive", _pieces(url, size), whole_bytes=size)
-        url = str(kept)
-    if url.startswith(("http://", "https://")) and not storage.base_name(url).count("."):
-        return _indexed(url)
-    return _listed(url)
+        return _listed(inside_if_zip(str(kept), is_download=True))
+    return _indexed(url) if may_be_packed(url) else _listed(inside_if_zip(url))
 
 
 def _listed(url: str) -> FirstSamples:
@@ -121,31 +126,31 @@ def _listed(url: str) -> FirstSamples:
     sizes = without_runs({f.path: f.size_bytes for f in files if not is_ignored(f.path)})
     if INDEX in sizes:
         return _indexed(url)
-    if cifar := cifar_files(list(sizes)):
+    kinds = files_by_kind(sizes)
+    if not kinds:
+        raise DataError(
+            f"--data.root {storage.redact(url)}: the first {len(sizes)} files are "
+            f"{count_by_suffix(sizes)}; looked for {LOOKED_FOR}"
+        )
+    kind = largest_kind(kinds, sizes)
+    path = kinds[kind][0]
+    if kind == "CIFAR":
         # Its pickles are read whole; rows of 3,073 bytes.
-        path = max(cifar.values(), key=lambda path: sizes[path])
+        path = max(kinds[kind], key=lambda path: sizes[path])
         pieces = _pieces(storage.join(url, path), sizes[path])
         return FirstSamples("a CIFAR python archive, unpacked", pieces, 3073.0, encoding=ENCODING)
-    images = [path for path in sizes if is_image(path)]
-    tars = [path for path in sizes if path.lower().endswith(_TARS)]
-    parquet = [path for path in sizes if path.lower().endswith(".parquet")]
-    if images:
-        return _single_files(url, images, sizes)
-    if tars:
-        return _in_tar(storage.join(url, tars[0]), sizes[tars[0]])
-    if parquet:
-        return _in_parquet(url, parquet[0], sizes[parquet[0]])
-    raise DataError(
-        f"--data.root {storage.redact(url)}: the first {len(sizes)} files are {seen(sizes)}; "
-        "looked for class folders of images, .tar shards, .parquet files or a CIFAR archive"
-    )
+    if kind == "image":
+        return _single_files(url, kinds[kind], sizes)
+    if kind == "Parquet":
+        return _in_parquet(url, path, sizes[path])
+    return _in_tar(storage.join(url, path), sizes[path])
 
 
 def _in_one_file(url: str, size_bytes: int) -> FirstSamples:
-    head = storage.read_range(url, 0, min(size_bytes, 512))
-    if head.startswith(b"PK\x03\x04") and "::" not in url:
-        return _listed(f"zip://::{url}")
-    if head.startswith(b"PAR1"):
+    kind = kind_of_file(url, size_bytes, storage.redact(url))
+    if kind == "image":
+        return _single_files(url, [""], {"": size_bytes})
+    if kind == "Parquet":
         return _in_parquet(url, "", size_bytes)
     return _in_tar(url, size_bytes)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lightship.data.sources import layouts
-from lightship.data.sources.parts import Found, Part, build_manifests, build_unlabelled, suffix
+from lightship.data.sources.build_manifests import build_manifests, build_unlabelled
+from lightship.data.sources.file_names import suffix
+from lightship.data.sources.parts import Found, Part
 from lightship.errors import DataError
 from tests.support import images
 from tests.support.images import little_set, put

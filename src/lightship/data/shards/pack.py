@@ -21,8 +21,8 @@ from lightship.data.sample_reader import read_samples
 from lightship.data.shards.index import INDEX, PLAN, SKIPPED, UNFINISHED, WORK, load_index
 from lightship.data.shards.plan import Plan, Shard, ShardRecord
 from lightship.data.shards.write import SCRATCH, Packing, stored_form
-from lightship.data.sources import layouts
-from lightship.data.sources.parts import is_ignored
+from lightship.data.sources import layouts, roots
+from lightship.data.sources.file_names import is_ignored
 from lightship.errors import ConfigError, DataError, LightshipError
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _list_destination(source: str, url: str) -> dict[str, int]:
 
 
 def _is_inside(url: str, source: str) -> bool:
-    if source == "digits" or source in layouts.NAMED_ROOTS:
+    if source == "digits" or source in roots.NAMED_ROOTS:
         return False
     if not storage.is_remote(url) and not storage.is_remote(source):
         here, there = (storage.local_path(each).resolve() for each in (url, source))

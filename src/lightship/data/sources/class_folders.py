@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightship.data.sources.parts import is_ignored, seen, some
+from lightship.data.sources.file_names import count_by_suffix, is_ignored, list_some
 from lightship.data.sources.split_names import SPLITS, split_of_name, template
 from lightship.errors import DataError
 
@@ -195,10 +195,10 @@ def _check_one_reading(pieces: Pieces, cut: int, root: str) -> None:
 
 
 def _two_readings(folders: list[str], root: str, shared: list[str] | None = None) -> DataError:
-    inside = f"hold the same folders ({some(shared)})" if shared else "have names of splits"
+    inside = f"hold the same folders ({list_some(shared)})" if shared else "have names of splits"
     return DataError(
-        f"{root}: the folders {some(folders)} {inside}, so they may be the classes or parts of "
-        "the set: if they are the classes, move them into a folder train/; if they are parts, "
+        f"{root}: the folders {list_some(folders)} {inside}, so they may be the classes or parts "
+        "of the set: if they are the classes, move them into a folder train/; if they are parts, "
         "name them train, val or test, or give one of them as --data.root"
     )
 
@@ -209,8 +209,8 @@ def _lone_split(
     name = split[0]
     return DataError(
         f"{root}: the folder {name} may be the split {split[1]} with the classes "
-        f"{some(deep[name])}, or a class beside {some(beside)}: if it is the split, move the "
-        "other folders out of --data.root; if it is a class, move all into a folder train/"
+        f"{list_some(deep[name])}, or a class beside {list_some(beside)}: if it is the split, move "
+        "the other folders out of --data.root; if it is a class, move all into a folder train/"
     )
 
 
@@ -239,5 +239,5 @@ def check_no_empty_class(
                 held = [other for other in others if other.startswith(f"{prefix}{name}/")]
                 raise DataError(
                     f"{root}: the class folder {prefix}{name}/ has no image "
-                    f"(found {seen(held)}); fill it or remove it"
+                    f"(found {count_by_suffix(held)}); fill it or remove it"
                 )

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 from lightship import storage
 from lightship.data.shards.index import INDEX, UNFINISHED, WORK
+from lightship.data.sources.file_names import is_ignored, system_folder
 from lightship.data.sources.own_files import folders_without_images, run_folders, without_runs
-from lightship.data.sources.parts import is_ignored, system_folder
 from lightship.errors import DataError
 from lightship.storage.archives import plain_names
 from lightship.storage.urls import relative_to, split

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightship import storage
+from lightship.data.sources.file_names import list_some
 from lightship.data.sources.parquet_file import (
     class_names,
     image_columns,
@@ -16,7 +17,7 @@ from lightship.data.sources.parquet_file import (
     open_parquet,
     require_pyarrow,
 )
-from lightship.data.sources.parts import Found, Label, Part, some
+from lightship.data.sources.parts import Found, Label, Part
 from lightship.data.sources.split_names import split_of_name, split_words, splits_of_files
 from lightship.errors import DataError
 
@@ -123,7 +124,8 @@ def _check_same_column(what: str, columns: dict[str, list[str]], root: str) -> N
             )
     if others := {_shown(c) for each in columns.values() for c in each[1:]} - {_shown(taken)}:
         logger.warning(
-            f"{root}: the {what} are taken from the column {_shown(taken)}, not from {some(others)}"
+            f"{root}: the {what} are taken from the column {_shown(taken)}, not from "
+            f"{list_some(others)}"
         )
 
 
@@ -201,14 +203,14 @@ def _check_one_configuration(files: Sequence[str], splits: Sequence[str] | None,
     if len(folders) > 1:
         raise DataError(
             f"{root}: the Parquet files lie in {len(folders)} folders "
-            f"({some(folder or '.' for folder in folders)}), which may be different configurations "
-            f"of one data set; set --data.root to one of them, such as {root.rstrip('/')}/"
-            f"{min(filter(None, folders))}, or move the files into one folder"
+            f"({list_some(folder or '.' for folder in folders)}), which may be different "
+            "configurations of one data set; set --data.root to one of them, such as "
+            f"{root.rstrip('/')}/{min(filter(None, folders))}, or move the files into one folder"
         )
     if len(prefixes := {before for file in files if (before := _prefix(file)) is not None}) > 1:
         logger.warning(
-            f"{root}: the names of the Parquet files begin differently ({some(prefixes)}); all of "
-            "them are taken as one data set"
+            f"{root}: the names of the Parquet files begin differently ({list_some(prefixes)}); "
+            "all of them are taken as one data set"
         )
 
 

@@ -9,7 +9,8 @@ from lightship import storage
 from lightship.data.names import check_file_names, printable
 from lightship.data.sources.cifar import cifar_files, scan_cifar
 from lightship.data.sources.class_folders import check_no_empty_class, read_class_folders
-from lightship.data.sources.parts import Found, Label, Part, is_image, suffix
+from lightship.data.sources.file_names import is_image, suffix
+from lightship.data.sources.parts import Found, Label, Part
 from lightship.data.sources.split_names import splits_of_files
 from lightship.data.sources.tar_members import TarMembers, is_label, read_members
 from lightship.errors import DataError

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightship import storage
-from lightship.data.sources.parts import is_ignored, is_image, suffix
+from lightship.data.sources.file_names import is_ignored, is_image, suffix
 from lightship.errors import DataError, LightshipError
 
 logger = logging.getLogger(__name__)

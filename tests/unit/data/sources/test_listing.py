@@ -13,7 +13,7 @@ from lightship.config import PackConfig
 from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX
 from lightship.data.shards.pack import pack
-from lightship.data.sources import layouts
+from lightship.data.sources import layouts, roots
 from lightship.data.sources.own_files import PREDICTION_COLUMNS
 from lightship.errors import ConfigError, DataError
 from lightship.predict.table import COLUMNS, Prediction, Table
@@ -267,7 +267,7 @@ def test_a_backslash_in_a_name_stays_where_slashes_separate(tmp_path):
 def test_a_folder_named_as_a_known_set_is_said(tmp_path, monkeypatch, name, caplog):
     monkeypatch.chdir(tmp_path)
     known = inside_zip(tmp_path / "known.zip")
-    monkeypatch.setitem(layouts.NAMED_ROOTS, "cifar10", known)
+    monkeypatch.setitem(roots.NAMED_ROOTS, "cifar10", known)
     put(f"./{name}", FILES)
     assert len(layouts.scan(name)["train"]) != 6
     assert re.search(rf"{name} is the data set of that name.* give \./{name}", caplog.text)

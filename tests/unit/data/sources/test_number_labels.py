@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lightship.data.manifest import Manifest
-from lightship.data.sources.parts import Found, Label, Part, build_manifests
+from lightship.data.sources.build_manifests import build_manifests
+from lightship.data.sources.parts import Found, Label, Part
 from lightship.errors import DataError
 
 

@@ -1,0 +1,194 @@
+"""How the parts that a scan finds become manifests: splits, class numbers, checks."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lightship.data.manifest import Manifest
+from lightship.data.names import check_class_names, check_file_names, normal_form, printable
+from lightship.data.sources.file_names import count_by_suffix, list_some
+from lightship.data.sources.parts import Found, Label, Part
+from lightship.errors import DataError
+
+logger = logging.getLogger(__name__)
+_FEW_CLASSES, _MAX_CLASSES_PER_LABEL = 1000, 10
+
+
+def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifest]:
+    """One manifest a split, with the same classes for all of them.
+
+    Args:
+        found: The parts, each in manifest order; parts of one split follow one another.
+        root_url: `Manifest.root`.
+        root: What to call it in messages.
+
+    Raises:
+        DataError: Labels are missing, out of range, of two kinds, or differ between splits.
+    """
+    by_split = {
+        split: [p for p in found.parts if p.split == split] for split in ("train", "val", "test")
+    }
+    labels = {
+        split: _in_normal_form([x for p in parts for x in p.labels])
+        for split, parts in by_split.items()
+    }
+    for split, values in labels.items():
+        if values and all(value is None for value in values):
+            logger.warning(f"{root}: the split {split} has no labels; not used")
+            labels[split] = []
+        elif None in values:
+            raise DataError(f"{root}: {values.count(None)} of {len(values)} samples of {split} "
+                            "have no label")  # fmt: skip
+    labels = {split: values for split, values in labels.items() if values}
+    if not labels:
+        raise DataError(f"{root}: no sample has a label")
+    if found.class_folders:
+        _check_same_classes(
+            {split: set(map(str, values)) for split, values in labels.items()}, root
+        )
+    listed = None if found.class_names is None else check_class_names(found.class_names, root)
+    class_names, numbers = _number_labels(labels, listed, root)
+    class_names = check_class_names(class_names, root)
+    left = _not_read(found, root)
+    check_file_names((file for part in found.parts for file in part.files), root)
+    return {
+        split: replace(
+            _manifest(found, by_split[split], numbers[split], class_names, root_url),
+            not_read=left,
+        )
+        for split in labels
+    }
+
+
+def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:
+    """All parts as one manifest with label -1.
+
+    It is not saved, so its files and members may have names that are not UTF-8 (as surrogates).
+    """
+    size = sum(len(part.offset) for part in found.parts)
+    label = np.full(size, -1, dtype=np.int64)
+    manifest = _manifest(found, found.parts, label, [], root_url)
+    members = [name for part in found.parts for name in part.members or ()]
+    return replace(
+        manifest,
+        members=members if len(members) == size else None,
+        not_read=_not_read(found, root),
+    )
+
+
+def _in_normal_form(labels: list[Label]) -> list[Label]:
+    """The labels with each name in composed form (NFC), so that one class has one spelling."""
+    other = {x: normal_form(x) for x in set(labels) if isinstance(x, str) and not x.isascii()}
+    if all(name == form for name, form in other.items()):
+        return labels
+    return [other.get(x, x) if isinstance(x, str) else x for x in labels]
+
+
+def _not_read(found: Found, root: str) -> str:
+    """What no reader takes, by suffix, or ""; a warning names it, and the ignored folders."""
+    told = count_by_suffix(found.not_read) if found.not_read else ""
+    lines = [f"not read: {told}, such as {printable(found.not_read[0])}"] if told else []
+    lines += [f"ignored: {list_some(found.ignored)}"] if found.ignored else []
+    if lines:
+        logger.warning(f"{root}: {'; '.join(lines)}")
+    return told
+
+
+def _manifest(
+    found: Found,
+    parts: list[Part],
+    label: np.ndarray,
+    class_names: list[str],
+    root_url: str,
+) -> Manifest:
+    files = [file for part in parts for file in part.files]
+    starts = np.cumsum([0, *(len(part.files) for part in parts)])
+    joined: dict[str, Any] = {
+        "file_index": [
+            start + np.asarray(p.file_index) for start, p in zip(starts[:-1], parts, strict=True)
+        ],
+        "offset": [np.asarray(part.offset, dtype=np.int64) for part in parts],
+        "length": [np.asarray(part.length, dtype=np.int64) for part in parts],
+        "crc32": [
+            np.full(len(part.offset), -1) if part.crc32 is None else np.asarray(part.crc32)
+            for part in parts
+        ],
+    }
+    columns: dict[str, Any] = {
+        name: np.concatenate(arrays).astype(np.int64) for name, arrays in joined.items()
+    }
+    return Manifest(
+        root=root_url,
+        files=files,
+        file_index=columns.pop("file_index").astype(np.int32),
+        label=label,
+        class_names=class_names,
+        container=found.container,
+        encoding=found.encoding,
+        **columns,
+    )
+
+
+def _check_same_classes(classes: dict[str, set[str]], root: str) -> None:
+    first, *others = classes
+    for other in others:
+        missing = {other: classes[first] - classes[other], first: classes[other] - classes[first]}
+        told = [f"{split} lacks {list_some(names)}" for split, names in missing.items() if names]
+        if told:
+            raise DataError(f"{root}: the class folders differ between splits: {'; '.join(told)}")
+
+
+def _number_labels(
+    labels: dict[str, list[Label]], class_names: list[str] | None, root: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    kinds = {type(value) for values in labels.values() for value in values}
+    if kinds == {str}:
+        names = {str(value) for values in labels.values() for value in values}
+        if class_names is None:
+            class_names = sorted(names)
+        elif names - set(class_names):
+            raise DataError(f"{root}: labels not in the list of classes: "
+                            f"{list_some(names - set(class_names))}")  # fmt: skip
+        number = {name: i for i, name in enumerate(class_names)}
+        numbered = {s: np.array([number[str(v)] for v in values]) for s, values in labels.items()}
+        return class_names, numbered
+    if kinds != {int}:
+        raise DataError(f"{root}: some labels are numbers and some are text")
+    numbers = {int(value) for values in labels.values() for value in values if value is not None}
+    if class_names is None:
+        class_names = _names_of_numbers(numbers, root)
+    if not 0 <= min(numbers) <= max(numbers) < len(class_names):
+        split, wrong = next(
+            (split, wrong)
+            for split, values in labels.items()
+            if (wrong := [x for x in values if not 0 <= int(x or 0) < len(class_names)])
+        )
+        raise DataError(
+            f"{root}: {len(wrong)} labels of {split} are out of range, such as {wrong[0]}; "
+            f"with {len(class_names)} classes they must be 0 to {len(class_names) - 1}"
+        )
+    return class_names, {s: np.array(values, dtype=np.int64) for s, values in labels.items()}
+
+
+def _names_of_numbers(numbers: set[int], root: str) -> list[str]:
+    """A class for each number from 0 to the largest.
+
+    Raises:
+        DataError: Most of them would be empty: the numbers are dates, codes, ids of another set.
+    """
+    count = max(0, *numbers) + 1
+    if count > max(_FEW_CLASSES, _MAX_CLASSES_PER_LABEL * len(numbers)):
+        raise DataError(
+            f"{root}: the labels are {len(numbers)} different numbers up to {max(numbers)}, which "
+            f"would make {count} classes; number the classes from 0, write their names as labels, "
+            "or list a name for each number in classes.txt"
+        )
+    empty = sorted(set(range(count)) - numbers)
+    if empty and min(numbers) >= 0:
+        logger.warning(
+            f"{root}: {len(empty)} of {count} classes have no image: no label is "
+            f"{list_some(map(str, empty))}; labels count from 0"
+        )
+    return [str(i) for i in range(count)]
