@@ -60,6 +60,50 @@ WITHOUT_SLOW += ["distributed/signals.py", "predict/table.py", "__init__.py", "_
 OPTIONAL = {"wandb", "s3fs", "obstore", "torch_xla", "pyarrow", "sklearn", "onnx"}
 OPTIONAL |= {"onnxscript", "onnxruntime"}
 
+LOCAL_IMPORTS = {
+    "a wrong command line is refused without torch and fsspec": {
+        "cli/__init__.py": """
+            lightship.commands.dispatch.run lightship.storage.parallel.calls_in_flight
+        """,
+        "cli/command_line.py": "lightship.run.config_file lightship.storage",
+    },
+    "an agent, which trains nothing, starts without torch (as far as it can) and Lightning": {
+        "commands/dispatch.py": """
+            lightship.commands.doctor.doctor lightship.commands.evaluate
+            lightship.commands.export.export lightship.commands.fit.fit
+            lightship.commands.pack.pack lightship.commands.predict.predict
+            lightship.data.streaming.worker_process.Worker lightship.run.folder.RunFolder
+            lightship.training.callbacks.heartbeat
+        """,
+        "distributed/launcher.py": """
+            lightship.distributed.comm lightship.distributed.elastic_agent.run_agent torch
+        """,
+        "distributed/slurm.py": "lightning",
+    },
+    "a data worker starts without Lightning": {"distributed/comm.py": "lightning"},
+    "doctor shows its first rows without torch": {
+        "doctor/output.py": "lightship.run.folder.RunFolder"
+    },
+    "an optional package": {
+        "commands/export.py": "onnxruntime",
+        "data/sources/parquet_file.py": "pyarrow",
+        "devices/xla.py": "torch_xla",
+        "predict/table.py": "pyarrow",
+        "storage/obstore_s3.py": "obstore",
+    },
+    "slow to import, and most processes do not need it": {
+        "console/screen.py": "rich",
+        "report/html.py": "jinja2",
+        "storage/api.py": "aiohttp",
+        "tracking/service.py": "wandb",
+        "tracking/settings.py": "wandb",
+        "tracking/start.py": "wandb",
+        "tracking/tracker.py": "wandb",
+    },
+}
+"""Reason -> module -> what it imports within functions; a package that is not ours by its name."""
+MAX_FUNCTION_LINES = 60
+
 
 @functools.cache
 def modules() -> dict[str, ast.Module]:
@@ -182,3 +226,35 @@ def test_modules_say_what_they_are() -> None:
     for module, tree in modules().items():
         assert ast.get_docstring(tree), f"{module} has no docstring"
         assert Path(module).stem not in {"utils", "common", "helpers"}
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree) if isinstance(node, kinds)]
+
+
+def test_imports_within_functions_have_a_reason() -> None:
+    """Other imports are at the top; the list names none that is gone."""
+    expected = {
+        (module, name)
+        for modules_of_reason in LOCAL_IMPORTS.values()
+        for module, names in modules_of_reason.items()
+        for name in names.split()
+    }
+    found = {
+        (module, name if name.startswith("lightship.") else name.split(".")[0])
+        for module, tree in modules().items()
+        for function in functions(tree)
+        for name in imports(function)
+    }
+    assert found == expected
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{module}:{function.name}"
+        for module, tree in modules().items()
+        for function in functions(tree)
+        if (function.end_lineno or 0) - function.lineno + 1 > MAX_FUNCTION_LINES
+    }
+    assert not long, f"more than {MAX_FUNCTION_LINES} lines"

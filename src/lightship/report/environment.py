@@ -7,13 +7,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lightship.distributed import comm
+
 
 def environment_facts() -> dict[str, Any]:
     """Versions, device, processors and git commit of this process, as plain values. Any rank."""
-    import torch
-
-    from lightship.distributed import comm
-
     packages = ("lightship", "torch", "torchvision", "lightning")
     facts: dict[str, Any] = {"python": platform.python_version()}
     facts |= {package: importlib.metadata.version(package) for package in packages}

@@ -5,6 +5,7 @@ import io
 import math
 
 import numpy as np
+from PIL import Image
 
 from lightship.report.charts import calibration_bars, line_chart
 from lightship.report.data import (
@@ -78,8 +79,6 @@ def _heat_map(shares: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
     picture = Image.fromarray(image)
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     return np.asarray(picture)
@@ -87,8 +86,6 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 def _png_uri(image: np.ndarray) -> str:
     """Pixels, [H, W, 3 or 4] uint8, as the address of a PNG within the page."""
-    from PIL import Image
-
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
