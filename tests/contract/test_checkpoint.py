@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lightship import cli, storage
+from lightship.checkpoint.loading import read_checkpoint
 from lightship.checkpoint.record import CheckpointDamaged, Commit, Metric
 from lightship.checkpoint.store import CheckpointStore
 from lightship.errors import ConfigError, PeerLost, TimeoutExpired
@@ -420,7 +421,7 @@ def test_a_record_or_checkpoint_of_a_newer_version_is_refused_and_kept(url: str)
     torch.save({**state(2), "lightship": {"version": 99}}, newer)
     storage.write_bytes(f"{url}/alone.ckpt", newer.getvalue())
     with pytest.raises(ConfigError, match=r"alone.ckpt has version 99 .* upgrade lightship"):
-        CheckpointStore("").load_checkpoint(f"{url}/alone.ckpt")
+        read_checkpoint(f"{url}/alone.ckpt")
 
 
 @pytest.mark.parametrize("error", [storage.Denied, storage.StorageTimeout, ConfigError])

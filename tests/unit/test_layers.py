@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "storage": {"errors"},
     "checkpoint": {"errors", "devices", "storage", "versions"},
     "data": {"errors", "config", "devices", "distributed", "storage", "versions"},
-    "models": {"errors", "config", "data", "devices", "storage", "versions"},
+    "models": {"errors", "checkpoint", "config", "data", "devices", "storage", "versions"},
     "run": {"errors", "checkpoint", "config", "storage", "strict_json", "strict_yaml", "versions"},
     "tracking": {"errors", "storage"},
     "training": {

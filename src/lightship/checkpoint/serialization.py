@@ -51,25 +51,27 @@ def to_bytes(snapshot: dict[str, Any]) -> memoryview:
 def from_bytes(payload: bytes, name: str) -> dict[str, Any]:
     """A checkpoint's content without running any code in it.
 
+    Args:
+        payload: The file.
+        name: Names the file in errors.
+
     Raises:
         ConfigError: The file holds more than tensors and plain values.
     """
     if not payload.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle (before torch 1.6)
         start = f"it begins with {bytes(payload[:16])!r}" if payload else "it is empty"
-        raise ConfigError(f"{name} is not a checkpoint ({start})")
+        raise ConfigError(f"{name} is not a PyTorch file ({start})")
     try:
         # Said outright, so that no environment variable can turn it off.
         loaded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         reason = str(error).splitlines()[0][:200]
-        raise ConfigError(
-            f"checkpoint {name} needs code to be unpickled and is refused ({reason})"
-        ) from None
+        raise ConfigError(f"{name} needs code to be unpickled and is refused ({reason})") from None
     except Exception as error:  # whatever the unpickler meets in a file of another kind
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise ConfigError(f"{name} is not a checkpoint ({reason})") from None
+        raise ConfigError(f"{name} cannot be read as a PyTorch file ({reason})") from None
     if not isinstance(loaded, Mapping):
-        raise ConfigError(f"checkpoint {name} holds a {type(loaded).__name__}, not a dictionary")
+        raise ConfigError(f"{name} holds a {type(loaded).__name__}, not a dictionary")
     return dict(loaded)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightship import storage, versions
+from lightship.checkpoint.loading import read_checkpoint, read_verified
 from lightship.checkpoint.record import (
     DEFAULT_METRIC,
     PAYLOAD,
@@ -29,7 +30,7 @@ from lightship.checkpoint.record import (
     best_first,
     record_of,
 )
-from lightship.checkpoint.serialization import from_bytes, take_snapshot, to_bytes
+from lightship.checkpoint.serialization import take_snapshot, to_bytes
 from lightship.errors import PeerLost, TimeoutExpired
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,7 @@ class CheckpointStore(CheckpointIO):
     the one before it: policy.py keeps that within what the user has set.
 
     Args:
-        url: Folder of the checkpoints, anywhere storage.py reaches; empty: a run has none, and only
-            `load_checkpoint` is of use.
+        url: Folder of the checkpoints.
         keep_last: Newest checkpoints kept, beside the best.
         metric: What the scores of this start are of.
         metric_before: Finds what the scores are of that 0.1.0 recorded; None: of `metric`.
@@ -144,7 +144,7 @@ class CheckpointStore(CheckpointIO):
             )
         for commit in list(candidates):
             try:
-                self._verify(self.url_of(commit), commit)
+                self._verify(commit)
             except CheckpointDamaged as error:
                 logger.warning(f"{error}; using the previous checkpoint")
                 self.commits().remove(commit)
@@ -160,55 +160,24 @@ class CheckpointStore(CheckpointIO):
     ) -> dict[str, Any]:
         """A verified checkpoint, on the CPU. Called by Lightning on every rank. Blocks.
 
-        One of another folder may lack a record; it is then taken as it is.
+        One of another folder may lack a commit record.
 
         Raises:
-            CheckpointDamaged: It does not match its record, or is one of ours that has none.
+            CheckpointDamaged: It does not match its record, or is of this store and has none.
             ConfigError: It could only be loaded by running code in it.
         """
         self.wait()
-        url = str(path)
-        if self._verified is None or self._verified[0] != url:
-            try:
-                data = storage.read_bytes(record_of(url))
-            except (storage.NotFound, storage.Denied):  # how S3 says it to who may not list
-                if self.url and url.startswith(f"{self.url}/"):
-                    raise CheckpointDamaged(f"{storage.redact(url)} was never committed") from None
-                data = None
-            where = f"the record of {storage.redact(url)}"
-            self._verify(url, None if data is None else Commit.from_bytes(data, where))
-        assert self._verified is not None
-        checkpoint, self._verified = self._verified[1], None
-        return checkpoint
+        url, verified = str(path), self._verified
+        self._verified = None
+        if verified is not None and verified[0] == url:
+            return verified[1]
+        return read_checkpoint(url, must_be_committed=url.startswith(f"{self.url}/"))
 
-    def _verify(self, url: str, commit: Commit | None) -> None:
+    def _verify(self, commit: Commit) -> None:
         """Load and verify into `_verified`, so that choosing and loading read once."""
-        if self._verified is not None and self._verified[0] == url:
-            return
-        name = storage.base_name(url)
-        try:
-            payload = storage.read_bytes(url)
-            if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
-                payload = storage.read_bytes(url)  # it may have happened on the way
-        except storage.NotFound:
-            raise CheckpointDamaged(f"checkpoint {name} is gone") from None
-        except storage.StorageTimeout as error:
-            if type(error.__cause__).__name__ != "FlexibleChecksumError":
-                raise
-            # S3's client compares with a sum that the server keeps, and that will never agree.
-            raise CheckpointDamaged(f"checkpoint {name} does not match the storage's sum") from None
-        if commit and len(payload) != commit.size_bytes:
-            raise CheckpointDamaged(
-                f"checkpoint {name} has {len(payload)} of {commit.size_bytes} bytes"
-            )
-        if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
-            raise CheckpointDamaged(f"checkpoint {name} does not match its sha256")
-        checkpoint = from_bytes(payload, name)
-        about = checkpoint.get("lightship")
-        versions.check(
-            "checkpoint", about.get("version") if isinstance(about, dict) else None, name
-        )
-        self._verified = url, checkpoint
+        url = self.url_of(commit)
+        if self._verified is None or self._verified[0] != url:
+            self._verified = url, read_verified(url, commit)
 
     # Writing
 

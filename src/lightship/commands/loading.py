@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightship import storage
-from lightship.checkpoint.store import CheckpointStore
+from lightship.checkpoint.loading import MODEL_KEYS, load_ckpt_path
 from lightship.commands.base import Command
 from lightship.distributed import comm
 from lightship.errors import ConfigError
@@ -23,24 +23,17 @@ def load_checkpoint(command: Command) -> dict[str, Any]:
     Every rank; blocks. Only best and last need a run.
 
     Raises:
-        ConfigError: There is no such checkpoint, or it is not one of lightship's.
-        CheckpointDamaged: It does not match its record.
+        ConfigError: There is no such checkpoint, it is damaged, or not one of lightship's.
     """
-    choice, has_run = command.ckpt_path or "best", command.config.run.output is not None
-    output = RunFolder(command.config) if has_run else None
-    store = output.checkpoints if output else CheckpointStore("")
-    if output and choice in ("best", "last"):
-        commit = comm.broadcast_from_rank_0(store.best if choice == "best" else store.newest)
-        if commit is None:
-            raise ConfigError(
-                f"no valid checkpoint under --run.output {storage.redact(output.url)}"
-            )
-        checkpoint = store.load_checkpoint(store.url_of(commit))
-    else:
-        checkpoint = store.load_checkpoint(choice)
-    if not {"state_dict", "hyper_parameters"} <= set(checkpoint):
-        raise ConfigError(f"--ckpt_path {storage.redact(choice)} is no checkpoint of lightship's")
-    return checkpoint
+    config, choice = command.config, command.ckpt_path or "best"
+    store = RunFolder(config).checkpoints if config.run.output is not None else None
+    if store is None or choice not in ("best", "last"):
+        return load_ckpt_path(choice, MODEL_KEYS, store.url if store else "")
+    commit = comm.broadcast_from_rank_0(store.best if choice == "best" else store.newest)
+    if commit is None:
+        where = storage.redact(str(config.run.output))
+        raise ConfigError(f"--ckpt_path {choice}: no valid checkpoint under --run.output {where}")
+    return store.load_checkpoint(store.url_of(commit))
 
 
 def build_model(checkpoint: dict[str, Any]) -> ImageClassifier:

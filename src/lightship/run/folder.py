@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from lightship import config as settings
 from lightship import storage, strict_json
-from lightship.checkpoint.record import CheckpointDamaged, Metric
+from lightship.checkpoint.loading import RESUME_KEYS, load_ckpt_path
+from lightship.checkpoint.record import Metric
 from lightship.checkpoint.store import CheckpointStore
 from lightship.config import Config, TrainerConfig
 from lightship.errors import ConfigError
@@ -18,10 +19,6 @@ from lightship.run import config_file
 from lightship.run.quarantine import set_aside
 
 logger = logging.getLogger(__name__)
-_NEEDED = {
-    "state_dict", "hyper_parameters", "loops", "optimizer_states", "lr_schedulers", "lightship",
-}  # fmt: skip
-
 _SHOWN = ("test/acc", "val/acc")
 
 
@@ -168,7 +165,8 @@ class RunFolder:
         elif self.config.run.resume == "must":
             raise ConfigError(f"--run.resume must: no valid checkpoint under {where}")
         elif ckpt_path is not None:
-            start = self._foreign(store, ckpt_path)
+            foreign = load_ckpt_path(ckpt_path, RESUME_KEYS, store.url)
+            start = Start(ckpt_path, foreign["global_step"], foreign["epoch"])
         elif commits:
             logger.warning("no valid checkpoint found; starting from scratch")
         self._refuse_fewer(start)
@@ -202,19 +200,6 @@ class RunFolder:
                     f"--trainer.{name} is {bound}; the checkpoint to resume from has {done} "
                     f"{name.removeprefix('max_')} done"
                 )
-
-    def _foreign(self, store: CheckpointStore, url: str) -> Start:
-        shown = f"--ckpt_path {storage.redact(url)}"
-        try:
-            checkpoint = store.load_checkpoint(url)
-        except CheckpointDamaged as error:
-            raise ConfigError(f"{shown}: {error}") from None
-        if missing := _NEEDED - set(checkpoint):
-            raise ConfigError(
-                f"{shown} is no checkpoint of lightship's to go on from (no {min(missing)} in it); "
-                "to start from weights alone give them as --model.weights"
-            )
-        return Start(url, checkpoint["global_step"], checkpoint["epoch"])
 
     def _remove_temporaries(self) -> None:
         """Remove what a killed start was just writing (local; elsewhere nothing of it shows)."""

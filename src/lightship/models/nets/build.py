@@ -2,9 +2,7 @@
 
 import difflib
 import importlib
-import io
 import os
-import pickle
 import re
 import sys
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lightship.checkpoint.serialization import from_bytes
 from lightship.errors import ConfigError
 from lightship.models.nets.litcnn import litcnn
 from lightship.models.nets.speednet import speednet, speednet96
@@ -183,18 +182,13 @@ def _unsuitable_size(name: str, image_size_px: int, error: Exception) -> ConfigE
 
 def _load_weights(net: nn.Module, name: str, weights: str) -> None:
     url = _default_weights_url(name) if weights == "default" else weights
-    data, url = read_bytes(url), redact(url)
-    try:
-        stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ConfigError(
-            f"--model.weights {url} is not a PyTorch state dict that loads without running code"
-        ) from error
-    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
+    where = f"--model.weights {redact(url)}"
+    stored = from_bytes(read_bytes(url), where)
+    if isinstance(stored.get("state_dict"), dict):
         # A Lightning checkpoint: the net's weights start with `net.`.
         stored = {key.removeprefix("net."): value for key, value in stored["state_dict"].items()}
-    if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise ConfigError(f"--model.weights {url} holds no state dict (names to tensors)")
+    if not all(isinstance(value, Tensor) for value in stored.values()):
+        raise ConfigError(f"{where} holds no state dict (names to tensors)")
     own = net.state_dict()
     layers = [key for key, part in net.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     head = [key for key in own if layers and key in (f"{layers[-1]}.weight", f"{layers[-1]}.bias")]
@@ -217,8 +211,7 @@ def _load_weights(net: nn.Module, name: str, weights: str) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(
-            f"--model.weights {url} does not fit --model.net {name}: "
-            f"{'; '.join(problems[:3])}{more}"
+            f"{where} does not fit --model.net {name}: {'; '.join(problems[:3])}{more}"
         )
 
 

@@ -243,17 +243,17 @@ def test_weights_that_would_run_code_are_refused(tmp_path) -> None:
             return (open, (str(tmp_path / "sprung"), "w"))
 
     torch.save({"fc.weight": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(ConfigError, match="without running code"):
+    with pytest.raises(ConfigError, match="needs code to be unpickled"):
         build_net("litcnn", 5, 32, weights=str(tmp_path / "trap.pt"))
     assert not (tmp_path / "sprung").exists()
 
 
 def test_weights_that_are_no_state_dict(tmp_path) -> None:
     (tmp_path / "text.pt").write_text("not weights")
-    with pytest.raises(ConfigError, match="not a PyTorch state dict"):
+    with pytest.raises(ConfigError, match="not a PyTorch file"):
         build_net("litcnn", 5, 32, weights=str(tmp_path / "text.pt"))
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ConfigError, match="no state dict"):
+    with pytest.raises(ConfigError, match="holds a list, not a dictionary"):
         build_net("litcnn", 5, 32, weights=str(tmp_path / "list.pt"))
     with pytest.raises(ConfigError, match="no published weights"):
         build_net("litcnn", 5, 32, weights="default")
