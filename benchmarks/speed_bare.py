@@ -26,7 +26,7 @@ def main(root: str, steps: int, bf16: bool) -> None:
     images, skipped = decode_all(manifest, threads=len(os.sched_getaffinity(0)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     split = ResidentSplit.from_arrays(images, manifest.label, np.zeros(len(images), bool), device)
-    assert not skipped.told
+    assert not skipped.reasons
     share = TrainShare(Order(len(manifest), BATCH, 0), 0, 1, 1)
     augment = Augment(0, crop_padding_px=2, flip=True, flip_in_turn=True)
     done = iter(range(10**9))

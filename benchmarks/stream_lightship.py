@@ -47,10 +47,10 @@ class Batches:
         self.epoch, self.batch, self.batches = 0, 0, len(share)
         self.first = len(share) // 2 if is_resumed else 0
         self.loader = iter(
-            StreamedTrainLoader(split, share, Augment(0, flip=True), 0.08, self.stretch)
+            StreamedTrainLoader(split, share, Augment(0, flip=True), 0.08, self.wanted)
         )
 
-    def stretch(self) -> BatchRange:
+    def wanted(self) -> BatchRange:
         return BatchRange(self.epoch, self.batch, self.batches, self.epochs)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -54,7 +54,7 @@ def packed(source: str, destination: str, **options) -> str:
 def content(manifest: Manifest) -> list[tuple[str, bytes]]:
     """(class, pixels) in the manifest's order."""
     pixels, bad = decode_all(manifest)
-    assert not bad.told
+    assert not bad.reasons
     names = [manifest.class_names[label] for label in manifest.label]
     return [(name, image.tobytes()) for name, image in zip(names, pixels, strict=True)]
 

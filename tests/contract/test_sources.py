@@ -107,7 +107,7 @@ def assert_holds(manifests: dict[str, Manifest], truth: dict[str, list[tuple[str
         assert manifest.class_names == list(CLASSES)
         assert [manifest.class_names[i] for i in manifest.label] == [name for name, _ in pairs]
         pixels, bad = decode_all(manifest)
-        assert not bad.told
+        assert not bad.reasons
         np.testing.assert_array_equal(pixels, np.stack([image for _, image in pairs]))
 
 

@@ -326,7 +326,7 @@ def _real_images(config: Config, model: ImageClassifier) -> tuple[Tensor, str]:
         limit=PixelLimit(config.data.max_image_pixels),
         max_bad_fraction=1.0,
     )
-    good = torch.from_numpy(images[~np.isin(ids, list(bad.told))]).permute(0, 3, 1, 2)
+    good = torch.from_numpy(images[~np.isin(ids, list(bad.reasons))]).permute(0, 3, 1, 2)
     if len(good) < 2:
         raise DataError(f"only one image of {split} at --data.root {shown}")
     return good, f"{len(good)} images of {split} at {shown}"

@@ -15,7 +15,7 @@ _NAMED = 3
 class News(NamedTuple):
     """What one rank has found since the ranks last compared their bad samples."""
 
-    told: dict[int, str]
+    reasons: dict[int, str]
     """Sample -> its name, and why it cannot be read."""
     is_denied: bool
     """Whether access was denied to each of them."""
@@ -35,24 +35,24 @@ class BadSamples:
 
     Args:
         manifest: The split.
-        among: How many samples these are counted among.
+        total: How many samples are read.
         max_fraction: Largest share of them that may be bad; None: not one.
         flags: What the flags that set this begin with.
 
     Attributes:
-        told: Sample -> its name, and why it cannot be read.
+        reasons: Sample -> its name, and why it cannot be read.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        among: int,
+        total: int,
         max_fraction: float | None,
         flags: str = "--data.",
     ) -> None:
-        self.manifest, self.among, self.flags = manifest, among, flags
+        self.manifest, self.total, self.flags = manifest, total, flags
         self.max_fraction = max_fraction
-        self.told: dict[int, str] = {}
+        self.reasons: dict[int, str] = {}
         self._compared: set[int] = set()
         self._is_denied = True
         self._shown = 0
@@ -65,20 +65,20 @@ class BadSamples:
             DataError: It may not be left out, or too many (or all) have been.
             ConfigError: The same, where access was denied to all of them.
         """
-        told = reason(self.manifest, i, error)
+        why = reason(self.manifest, i, error)
         is_denied = error.exit_name == ConfigError.exit_name
         if self.max_fraction is None:
             kind = ConfigError if is_denied else DataError
-            raise kind(f"{told}; {self.flags}on_error skip leaves such images out") from error
+            raise kind(f"{why}; {self.flags}on_error skip leaves such images out") from error
         with self._lock:
-            self.told[i] = told
+            self.reasons[i] = why
             self._is_denied = self._is_denied and is_denied
-        self._check(told, error)
+        self._check(why, error)
 
     def take_news(self) -> News:
         """Those found since the last call, for the other ranks."""
         with self._lock:
-            news = {i: told for i, told in self.told.items() if i not in self._compared}
+            news = {i: why for i, why in self.reasons.items() if i not in self._compared}
             self._compared.update(news)
             return News(news, self._is_denied)
 
@@ -91,14 +91,15 @@ class BadSamples:
         """
         last = ""
         for each in news:
-            self._take_over(each.told, each.is_denied)
-            last = next(reversed(each.told.values()), last)
+            self._take_over(each.reasons, each.is_denied)
+            last = next(reversed(each.reasons.values()), last)
         if last:
             self._check(last)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: those known so far, and of which samples."""
-        return {"samples": self._fingerprint, "told": dict(sorted(self.told.items()))}
+        reasons = dict(sorted(self.reasons.items()))
+        return {"samples": self._fingerprint, "told": reasons}  # these keys are in old checkpoints
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from a checkpoint on every rank; from that of other samples nothing is taken."""
@@ -109,23 +110,23 @@ class BadSamples:
     def _fingerprint(self) -> str:
         return self.manifest.fingerprint()
 
-    def _take_over(self, told: Mapping[int, str], is_denied: bool) -> None:
+    def _take_over(self, reasons: Mapping[int, str], is_denied: bool) -> None:
         """Count samples that every rank knows."""
         with self._lock:
-            self.told = {**told, **self.told}
-            self._compared.update(told)
-            self._is_denied = self._is_denied and (is_denied or not told)
+            self.reasons = {**reasons, **self.reasons}
+            self._compared.update(reasons)
+            self._is_denied = self._is_denied and (is_denied or not reasons)
 
     def _check(self, last: str, cause: DataError | None = None) -> None:
         assert self.max_fraction is not None
         with self._lock:
-            count = len(self.told)
+            count = len(self.reasons)
             kind = ConfigError if self._is_denied else DataError
-        if count == self.among:
+        if count == self.total:
             raise kind(f"none of {count} images can be read; the last: {last}") from cause
-        if count > self.max_fraction * self.among:
+        if count > self.max_fraction * self.total:
             raise kind(
-                f"at least {count} of {self.among} images are bad, more than "
+                f"at least {count} of {self.total} images are bad, more than "
                 f"{self.flags}max_bad_fraction {self.max_fraction:g} allows; the last: {last}; "
                 "remove them or raise that flag"
             ) from cause
@@ -133,18 +134,18 @@ class BadSamples:
     def take_line(self) -> str | None:
         """A line of how many there are, if there are more than at the last call."""
         with self._lock:
-            before, self._shown = self._shown, len(self.told)
+            before, self._shown = self._shown, len(self.reasons)
         if before == self._shown:
             return None
         return (
-            f"{self._shown} of {self.among} images could not be read and are skipped "
-            f"({self.first_told()})"
+            f"{self._shown} of {self.total} images could not be read and are skipped "
+            f"({self.first_reasons()})"
         )
 
-    def first_told(self) -> str:
+    def first_reasons(self) -> str:
         """The first few, for a line of a log."""
-        named = "; ".join(list(self.told.values())[:_NAMED])
-        return f"{named}; ..." if len(self.told) > _NAMED else named
+        named = "; ".join(list(self.reasons.values())[:_NAMED])
+        return f"{named}; ..." if len(self.reasons) > _NAMED else named
 
 
 def compare_ranks(splits: Mapping[str, BadSamples]) -> None:
@@ -158,7 +159,7 @@ def compare_ranks(splits: Mapping[str, BadSamples]) -> None:
         ConfigError: The same, where access was denied to all of them.
     """
     news = {split: bad.take_news() for split, bad in splits.items()}
-    if comm.all_reduce_any(any(each.told for each in news.values())):
+    if comm.all_reduce_any(any(each.reasons for each in news.values())):
         everybodys = comm.all_gather(news)
         for split, bad in splits.items():
             bad.merge(each[split] for each in everybodys)

@@ -73,7 +73,7 @@ class ImageSplit:
     @property
     def unreadable(self) -> Mapping[int, str]:
         """Why images cannot be read, by id, as far as this rank has found out: it grows."""
-        return self.bad.told
+        return self.bad.reasons
 
     def spread(self, count: int) -> np.ndarray:
         """[K] ids of at most `count` samples, evenly spaced."""
@@ -87,7 +87,7 @@ class ImageSplit:
             bad = self.bad
         else:
             images, bad = self._decode(ids, 1.0 if self.config.on_error == "skip" else None)
-        is_good = ~np.isin(ids, list(bad.told))
+        is_good = ~np.isin(ids, list(bad.reasons))
         return images[is_good], ids[is_good]
 
     def on(self, device: torch.device) -> ResidentSplit | StreamedSplit:
@@ -103,7 +103,7 @@ class ImageSplit:
                 bad=self.bad,
                 device=device,
             )
-        is_bad = np.isin(np.arange(len(self.manifest)), list(self.bad.told))
+        is_bad = np.isin(np.arange(len(self.manifest)), list(self.bad.reasons))
         labels = self.manifest.label
         held = ResidentSplit.from_arrays(self.decoded.numpy(), labels, is_bad, device)
         if device.type == "cuda":

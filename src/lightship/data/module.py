@@ -100,7 +100,7 @@ class ImageData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The bad samples so far, so that a restart counts on. Every rank; blocks."""
         self.count_bad_samples()
-        return {split: bad.state_dict() for split, bad in self._streamed_bad.items() if bad.told}
+        return {split: bad.state_dict() for split, bad in self._streamed_bad.items() if bad.reasons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Count on from what a checkpoint knows. Every rank, after `prepare`."""

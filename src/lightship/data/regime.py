@@ -52,7 +52,7 @@ def side_of_first(manifest: Manifest, bad: BadSamples, limit: PixelLimit) -> int
                 return side_of(image, manifest.name(i))
             bad.add(i, image)
         start, count = start + count, min(2 * count, _MOST_AT_ONCE)
-    raise DataError(f"none of {len(manifest)} images can be read: {bad.first_told()}")
+    raise DataError(f"none of {len(manifest)} images can be read: {bad.first_reasons()}")
 
 
 def choose_regime(

@@ -59,8 +59,8 @@ def by_groups(manifest: Manifest) -> dict[int, bytes | DataError]:
 def by_fetcher(manifest: Manifest) -> dict[int, bytes | DataError]:
     """Each sample, as a streamed split is read."""
     share = EvalShare(len(manifest), len(manifest), 0, 1)
-    stretch = BatchRange(0, 0, 1, 1)
-    fetcher = Fetcher(manifest, manifest.block_edges(), share, stretch, 2**30, 0)
+    wanted = BatchRange(0, 0, 1, 1)
+    fetcher = Fetcher(manifest, manifest.block_edges(), share, wanted, 2**30, 0)
     [batch] = list(fetch_all(fetcher))
     fetcher.close()
     return batch
@@ -245,8 +245,8 @@ def test_ranks_count_what_any_of_them_has_found(manifest: Manifest) -> None:
     news = [rank.take_news() for rank in ranks]
     for rank in ranks:
         rank.merge(news)
-        assert rank.told.keys() == {1, 2, 3}
-        assert rank.take_news().told == {}
+        assert rank.reasons.keys() == {1, 2, 3}
+        assert rank.take_news().reasons == {}
     with pytest.raises(DataError, match="at least 4 of 120"):
         ranks[0].merge([News({7: "seven: no image"}, is_denied=False), ranks[0].take_news()])
 
@@ -257,12 +257,12 @@ def test_a_restart_counts_on_and_not_twice(manifest: Manifest) -> None:
     before.add(2, DataError("no image"))
     after.load_state_dict(before.state_dict())
     after.add(1, DataError("no image"))
-    assert len(after.told) == 2
+    assert len(after.reasons) == 2
     with pytest.raises(DataError, match="at least 3 of 120"):
         after.add(3, DataError("no image"))
     other = BadSamples(manifest.take(range(100)), 100, 0.0)
     other.load_state_dict(before.state_dict())
-    assert not other.told, "of another set"
+    assert not other.reasons, "of another set"
 
 
 @pytest.mark.parametrize(

@@ -458,7 +458,7 @@ def test_decode_all_gives_every_image_in_the_order_of_the_ids(folder, threads):
     truth = expected(little_set())["val"]
     np.testing.assert_array_equal(images, np.stack([truth[i][1] for i in ids]))
     assert images.dtype == np.uint8
-    assert not bad.told
+    assert not bad.reasons
 
 
 def test_decode_all_resizes(folder):
@@ -504,10 +504,10 @@ def test_bad_images_are_skipped_and_marked_up_to_the_bound(folder):
     (folder / "train" / "cat" / "003.png").write_bytes(b"not an image")
     manifest, bad_ones = bad_folder(folder)
     images, bad = decode_all(manifest, max_bad_fraction=4 / 12)
-    assert sorted(bad.told) == [*bad_ones, 11]
-    assert not images[sorted(bad.told)].any()
+    assert sorted(bad.reasons) == [*bad_ones, 11]
+    assert not images[sorted(bad.reasons)].any()
     truth = expected(little_set())["train"]
-    for i in set(range(12)) - set(bad.told):
+    for i in set(range(12)) - set(bad.reasons):
         np.testing.assert_array_equal(images[i], truth[i][1])
     with pytest.raises(DataError, match=r"4 of 12 .*--data\.max_bad_fraction 0\.3"):
         decode_all(manifest, max_bad_fraction=0.3)

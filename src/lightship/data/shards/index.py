@@ -93,24 +93,24 @@ def load_index(
         NewerVersion: A newer version wrote the index.
         NotFound: There is no index.
     """
-    told = f"{root}: the index {INDEX}"
+    where = f"{root}: the index {INDEX}"
     remedy = "pack again, or remove the index to have the shards read without it"
     try:
         manifests = load() if load else load_manifests(storage.join(url, INDEX))
     except DataError as error:
-        raise DataError(f"{told} cannot be used ({error}); {remedy}") from error
+        raise DataError(f"{where} cannot be used ({error}); {remedy}") from error
     expected = {f: size for m in manifests.values() for f, size in shard_sizes(m).items()}
     there = sizes_of(expected)
     for file, size in expected.items():
         if file not in there:
-            raise DataError(f"{told} names {file}, which is missing; restore it or {remedy}")
+            raise DataError(f"{where} names {file}, which is missing; restore it or {remedy}")
         if there[file] != size:
             raise DataError(
-                f"{told} does not fit {file}: it has {there[file]} bytes, not {size}; {remedy}"
+                f"{where} does not fit {file}: it has {there[file]} bytes, not {size}; {remedy}"
             )
     more = [file for file in there if file.endswith(".tar") and file not in expected]
     if more:
-        raise DataError(f"{told} does not know {more[0]} ({len(more)} such); {remedy}")
+        raise DataError(f"{where} does not know {more[0]} ({len(more)} such); {remedy}")
     return {split: replace(manifest, root=url) for split, manifest in manifests.items()}
 
 

@@ -74,7 +74,7 @@ def pack(
     _finish(url, manifests, shards, packing, held)
     size_mib = sum(record.size for record in records.values()) / 2**20
     kept = sum(len(record.ids) for record in records.values())
-    left_out = sum(len(bad.told) for bad in packing.bad.values())
+    left_out = sum(len(bad.reasons) for bad in packing.bad.values())
     logger.info(
         f"packed {kept:,} images, {size_mib:,.1f} MiB: {storage.redact(url)}"
         + (f"; {left_out:,} could not be read and are listed in {SKIPPED}" * bool(left_out))
@@ -83,19 +83,19 @@ def pack(
 
 def _list_destination(source: str, url: str) -> dict[str, int]:
     """File -> bytes of an earlier start; raises ConfigError for a place that is not ours."""
-    told = f"DST {storage.redact(url)}"
+    place = f"DST {storage.redact(url)}"
     if _is_inside(url, source):
-        raise ConfigError(f"{told} lies in SRC, to which it would add; give another place")
+        raise ConfigError(f"{place} lies in SRC, to which it would add; give another place")
     try:
         held = {file.path: file.size_bytes for file in storage.list_files(url)}
     except storage.NotFound:
         return {}
     if "" in held:
-        raise ConfigError(f"{told} is a file; give a folder that is new or empty")
+        raise ConfigError(f"{place} is a file; give a folder that is new or empty")
     others = [path for path in held if not is_ignored(path)]
     if others and PLAN not in held:
         raise ConfigError(
-            f"{told} holds {len(others)} files that are no pack, such as {others[0]}; give a "
+            f"{place} holds {len(others)} files that are no pack, such as {others[0]}; give a "
             "folder that is new or empty"
         )
     return held
@@ -166,22 +166,22 @@ def _growth(manifest: Manifest, options: PackConfig) -> float:
         try:
             stored, _ = stored_form(data, manifest, options)
         except DataError:
-            continue  # is told when its turn comes
+            continue  # is reported in its turn
         before, after = before + int(manifest.length[i]), after + len(stored)
     return round(after / before, 4) if before else 1.0
 
 
 def _is_finished(url: str, held: Mapping[str, int]) -> bool:
-    told = storage.redact(url)
+    place = storage.redact(url)
     try:
-        manifests = load_index(url, f"DST {told}", lambda files: held)
+        manifests = load_index(url, f"DST {place}", lambda files: held)
     except DataError as error:
         logger.warning(f"packing again: {error}")
         return False
     _remove(url, [path for path in held if path.startswith(f"{WORK}/")])
     images = sum(map(len, manifests.values()))
     shards = sum(len(manifest.files) for manifest in manifests.values())
-    logger.info(f"already packed: {images:,} images in {shards:,} shards: {told}")
+    logger.info(f"already packed: {images:,} images in {shards:,} shards: {place}")
     return True
 
 
@@ -228,7 +228,7 @@ def _finish(
     held: Mapping[str, int],
 ) -> None:
     """Write the index, which makes the pack whole, and remove what was needed until then."""
-    skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.told.items())]
+    skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.reasons.items())]
     if skipped:
         text = "".join(f"{line}\n" for line in skipped)
         storage.write_bytes(storage.join(url, SKIPPED), text.encode())

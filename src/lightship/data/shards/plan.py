@@ -42,7 +42,7 @@ class Plan:
     """All that decides the bytes of the shards; kept as DST/pack.json."""
 
     source: str
-    """Its URL without credentials; only told, because one source may be reached by several."""
+    """Its URL without credentials; for messages only, as one source may be reached by several."""
     fingerprint: dict[str, str]
     """Split -> `Manifest.fingerprint` of the source."""
     shard_mib: float
@@ -99,18 +99,18 @@ class Plan:
         Raises:
             ConfigError: It is damaged, or of a newer version.
         """
-        told = storage.redact(storage.join(url, PLAN))
+        place = storage.redact(storage.join(url, PLAN))
         data = storage.read_bytes(storage.join(url, PLAN))
         try:
             content = json.loads(data)
-            versions.check(_FORMAT, content.get("format"), told)
+            versions.check(_FORMAT, content.get("format"), place)
             plan = cls(**content)
             _check_types(plan)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(
-                f"{told} is damaged ({error}); remove DST, or give another"
+                f"{place} is damaged ({error}); remove DST, or give another"
             ) from error
         return plan
 

@@ -64,8 +64,8 @@ class Packing:
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._done = sum(shard.stop - shard.start for shard in records)
         for shard, record in records.items():
-            for i, told in record.bad.items():
-                self.bad[shard.split].add(i, DataError(told))
+            for i, reason in record.bad.items():
+                self.bad[shard.split].add(i, DataError(reason))
 
     def write(self, todo: list[Shard], progress: Callable[[int, int], None]) -> None:
         """Write and record these shards; blocks. Raises the first error of a thread."""
@@ -158,7 +158,7 @@ class Packing:
                         stored, extension = stored_form(data, manifest, self.options)
                     except DataError as error:
                         self.bad[shard.split].add(i, error)
-                        bad[i] = self.bad[shard.split].told[i]
+                        bad[i] = self.bad[shard.split].reasons[i]
                     else:
                         offset = tar.add(f"{i:09d}", int(manifest.label[i]), stored, extension)
                         rows.append((i, offset, len(stored), zlib.crc32(stored)))

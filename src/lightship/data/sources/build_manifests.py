@@ -88,12 +88,12 @@ def _in_normal_form(labels: list[Label]) -> list[Label]:
 
 def _not_read(found: Found, root: str) -> str:
     """What no reader takes, by suffix, or ""; a warning names it, and the ignored folders."""
-    told = count_by_suffix(found.not_read) if found.not_read else ""
-    lines = [f"not read: {told}, such as {printable(found.not_read[0])}"] if told else []
+    unread = count_by_suffix(found.not_read) if found.not_read else ""
+    lines = [f"not read: {unread}, such as {printable(found.not_read[0])}"] if unread else []
     lines += [f"ignored: {list_some(found.ignored)}"] if found.ignored else []
     if lines:
         logger.warning(f"{root}: {'; '.join(lines)}")
-    return told
+    return unread
 
 
 def _manifest(
@@ -135,9 +135,13 @@ def _check_same_classes(classes: dict[str, set[str]], root: str) -> None:
     first, *others = classes
     for other in others:
         missing = {other: classes[first] - classes[other], first: classes[other] - classes[first]}
-        told = [f"{split} lacks {list_some(names)}" for split, names in missing.items() if names]
-        if told:
-            raise DataError(f"{root}: the class folders differ between splits: {'; '.join(told)}")
+        differences = [
+            f"{split} lacks {list_some(names)}" for split, names in missing.items() if names
+        ]
+        if differences:
+            raise DataError(
+                f"{root}: the class folders differ between splits: {'; '.join(differences)}"
+            )
 
 
 def _number_labels(

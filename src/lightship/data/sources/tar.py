@@ -98,42 +98,42 @@ def _labels_of_keys(shard: TarMembers, file: str) -> dict[str, Label]:
     """Sample -> its label, of its .cls or else of its .json."""
     labels: dict[str, Label] = {}
     for path, raw in shard.bytes_of.items():
-        told = f"{file}: {printable(path)}" if file else f"{printable(path)} in the tar"
+        where = f"{file}: {printable(path)}" if file else f"{printable(path)} in the tar"
         if suffix(path) == "json":
-            label = _json_label(raw, told)
+            label = _json_label(raw, where)
         elif suffix(path) == "cls":
-            label = _text_label(raw, told)
+            label = _text_label(raw, where)
         else:
             continue
         if label is None:
             continue
         if (digits := str(label)).removeprefix("-").isdecimal():
             if len(digits) > _MAX_DIGITS:
-                raise DataError(f"{told}: the label {digits[:_MAX_DIGITS]}... is no class number")
+                raise DataError(f"{where}: the label {digits[:_MAX_DIGITS]}... is no class number")
             label = int(label)
         if suffix(path) == "cls" or _key(path) not in labels:
             labels[_key(path)] = label
     return labels
 
 
-def _text_label(raw: bytes, told: str) -> str:
+def _text_label(raw: bytes, where: str) -> str:
     try:
         label = raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise DataError(f"{told} is not UTF-8 text: {error}") from error
+        raise DataError(f"{where} is not UTF-8 text: {error}") from error
     if len(label.splitlines()) != 1:
-        raise DataError(f"{told} holds {len(label.splitlines())} lines; a label is one")
+        raise DataError(f"{where} holds {len(label.splitlines())} lines; a label is one")
     return label
 
 
-def _json_label(raw: bytes, told: str) -> Label:
+def _json_label(raw: bytes, where: str) -> Label:
     try:
         table = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{told} is not JSON: {error}") from error
+        raise DataError(f"{where} is not JSON: {error}") from error
     label = table.get("label", table.get("cls")) if isinstance(table, dict) else None
     if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
-        raise DataError(f"{told}: the label {label!r:.80} is neither a number nor text")
+        raise DataError(f"{where}: the label {label!r:.80} is neither a number nor text")
     return label
 
 

@@ -44,14 +44,14 @@ class StreamedSplit:
     device: torch.device
 
     def task(
-        self, share: TrainShare | EvalShare | ListedShare, stretch: BatchRange, mixed_bytes: int = 0
+        self, share: TrainShare | EvalShare | ListedShare, wanted: BatchRange, mixed_bytes: int = 0
     ) -> Task:
         """Whole images of a rank's share."""
         return Task(
             self.decoder,
             self.decoder.manifest.block_edges(),
             share,
-            stretch,
+            wanted,
             share.batch_size,
             flip=None,
             seed=0,
@@ -71,7 +71,7 @@ class StreamedTrainLoader:
         share: This rank's batches.
         augment: Applied to each batch on the device.
         min_area: Least share of an image in its random box (see `pixels.random_box`); 0: no boxes.
-        stretch: Gives the place of the next batch and where the run ends. Asked at every batch; one
+        wanted: Gives the place of the next batch and where the run ends. Asked at every batch; one
             that does not follow from the last (a run resumed in the middle of an epoch) starts the
             reading anew there.
     """
@@ -82,9 +82,9 @@ class StreamedTrainLoader:
         share: TrainShare,
         augment: Augment,
         min_area: float,
-        stretch: Callable[[], BatchRange],
+        wanted: Callable[[], BatchRange],
     ) -> None:
-        self.split, self.share, self.min_area, self.stretch = split, share, min_area, stretch
+        self.split, self.share, self.min_area, self.wanted = split, share, min_area, wanted
         # On a CPU mirroring in a batch costs half as much as decoding; in the worker nothing.
         self.flip = augment if augment.flip and not augment.crop_padding_px else None
         self.augment = replace(augment, flip=False) if self.flip else augment
@@ -95,9 +95,9 @@ class StreamedTrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            stretch = self.stretch()
-            batch = self._at(stretch)
-            yield self.augment(batch, stretch.epoch)
+            wanted = self.wanted()
+            batch = self._at(wanted)
+            yield self.augment(batch, wanted.epoch)
 
     def close(self) -> None:
         """Read no more ahead."""
@@ -105,13 +105,13 @@ class StreamedTrainLoader:
             self._stream.close()
             self._stream = None
 
-    def _at(self, stretch: BatchRange) -> Batch:
-        if self._stream is not None and self._stream.following != (stretch.epoch, stretch.batch):
+    def _at(self, wanted: BatchRange) -> Batch:
+        if self._stream is not None and self._stream.following != (wanted.epoch, wanted.batch):
             self.close()
         if self._stream is None:
             order = self.share.order
             mixed_bytes = order.mixed_bytes // self.share.world_size
-            task = self.split.task(self.share, stretch, mixed_bytes)
+            task = self.split.task(self.share, wanted, mixed_bytes)
             decoder = replace(task.decoder, min_area=self.min_area)
             task = replace(task, decoder=decoder, flip=self.flip, seed=order.seed)
             self._stream = _Stream(task, self.split)
@@ -128,8 +128,8 @@ class StreamedEvalLoader:
         return len(self.share)
 
     def __iter__(self) -> Iterator[Batch]:
-        stretch = BatchRange(epoch=0, batch=0, batches_per_epoch=len(self), epochs=1)
-        stream = _Stream(self.split.task(self.share, stretch), self.split)
+        wanted = BatchRange(epoch=0, batch=0, batches_per_epoch=len(self), epochs=1)
+        stream = _Stream(self.split.task(self.share, wanted), self.split)
         try:
             for _ in range(len(self)):
                 yield stream.take()
@@ -142,7 +142,7 @@ class _Stream:
 
     def __init__(self, task: Task, split: StreamedSplit) -> None:
         self.task, self.split = task, split
-        self.following = task.stretch.epoch, task.stretch.batch
+        self.following = task.wanted.epoch, task.wanted.batch
         self.worker = Worker.start(task.manifest.root)
         self.connection, slots = self.worker.begin(task)
         self.slots = torch.from_numpy(slots.pixels)
@@ -160,19 +160,19 @@ class _Stream:
             LightshipError: What ended the worker, or a sample that may not be bad.
         """
         self._give_back()
-        told = self._receive()
-        for row, error in told.bad.items():
-            self.split.bad.add(int(told.ids[row]), error)
+        message = self._receive()
+        for row, error in message.bad.items():
+            self.split.bad.add(int(message.ids[row]), error)
         epoch, place = self.following
-        assert (told.epoch, told.batch) == (epoch, place), "batches come in order"
-        is_last = place + 1 == self.task.stretch.batches_per_epoch
+        assert (message.epoch, message.batch) == (epoch, place), "batches come in order"
+        is_last = place + 1 == self.task.wanted.batches_per_epoch
         self.following = (epoch + 1, 0) if is_last else (epoch, place + 1)
 
-        ids = torch.from_numpy(told.ids)
+        ids = torch.from_numpy(message.ids)
         labels = torch.where(ids < 0, NOT_COUNTED, self._labels[ids.clamp(min=0)])
-        labels[list(told.bad)] = NOT_COUNTED
-        (pixels, labels, ids), copied = self.uploads.begin(self.slots[told.slot], labels, ids)
-        self._lent.append((told.slot, copied))
+        labels[list(message.bad)] = NOT_COUNTED
+        (pixels, labels, ids), copied = self.uploads.begin(self.slots[message.slot], labels, ids)
+        self._lent.append((message.slot, copied))
         return Batch(pixels.permute(0, 3, 1, 2), labels, ids)
 
     def close(self) -> None:
@@ -199,24 +199,24 @@ class _Stream:
         limits = Limits.now()
         batch_bytes = float(self.task.manifest.length.mean()) * self.task.batch_size
         wait_s = 2 * limits.total_s + batch_bytes / limits.slowest_bytes_per_s
-        told: Any = None
-        while told is None or isinstance(told, LogLine):
-            if told is not None:
-                logging.getLogger(told.logger).log(told.level, told.text)
+        message: Any = None
+        while message is None or isinstance(message, LogLine):
+            if message is not None:
+                logging.getLogger(message.logger).log(message.level, message.text)
             if not self.connection.poll(wait_s):
                 raise TimeoutExpired(
                     f"the data worker gave no batch within {wait_s:.0f} s "
                     "(LIGHTSHIP_STORAGE_DEADLINE_S sets the bound)"
                 )
             try:
-                told = self.connection.recv()
+                message = self.connection.recv()
             except (EOFError, ConnectionError):
                 raise RuntimeError(self.worker.how_it_ended()) from None
-        if isinstance(told, Failed):
-            if told.exit_name is None:
-                raise RuntimeError(f"the data worker failed:\n{told.text}")
-            failure = LightshipError(told.text)
-            failure.exit_name = told.exit_name
+        if isinstance(message, Failed):
+            if message.exit_name is None:
+                raise RuntimeError(f"the data worker failed:\n{message.text}")
+            failure = LightshipError(message.text)
+            failure.exit_name = message.exit_name
             raise failure
-        assert isinstance(told, Decoded), "nobody takes more than there are"
-        return told
+        assert isinstance(message, Decoded), "nobody takes more than there are"
+        return message

@@ -19,7 +19,7 @@ class Task:
         decoder: Of the split.
         block_edges: Blocks of the split.
         share: The rank's batches.
-        stretch: Which of them.
+        wanted: Which of them.
         batch_size: Rows of each.
         flip: Mirrors those images that it would mirror, and does no more; None: nothing.
         seed: The run's.
@@ -33,7 +33,7 @@ class Task:
     decoder: SampleDecoder
     block_edges: np.ndarray
     share: Share
-    stretch: BatchRange
+    wanted: BatchRange
     batch_size: int
     flip: Augment | None
     seed: int

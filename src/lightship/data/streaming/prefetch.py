@@ -110,7 +110,7 @@ class Fetcher:
         manifest: The split; its container is "bytes" or "parquet".
         block_edges: Its blocks (see `Manifest.block_edges`).
         share: This rank's batches.
-        stretch: Which of them.
+        wanted: Which of them.
         budget_bytes: Bound of what is held, from its request until it is decoded, but for a batch.
         mixed_bytes: What this rank would hold if blocks were always read whole.
         cache: Asked before the storage; blocks are then read whole, whoever needs what of them.
@@ -121,12 +121,12 @@ class Fetcher:
         manifest: Manifest,
         block_edges: np.ndarray,
         share: Share,
-        stretch: BatchRange,
+        wanted: BatchRange,
         budget_bytes: int,
         mixed_bytes: int,
         cache: BlockCache | None = None,
     ) -> None:
-        self.manifest, self.share, self.stretch = manifest, share, stretch
+        self.manifest, self.share, self.wanted = manifest, share, wanted
         self.budget_bytes = budget_bytes
         self.held_bytes = 0
         self._lock = Lock()
@@ -141,7 +141,7 @@ class Fetcher:
             self._rows = storage.Executor(_MAX_ROW_GROUPS, name="lightship-rows")
         self._horizon: int | None = None  # in batches; None: to the epoch's end
         if mixed_bytes > budget_bytes:
-            batch_bytes = float(manifest.length.mean()) * share.epoch(stretch.epoch).shape[1]
+            batch_bytes = float(manifest.length.mean()) * share.epoch(wanted.epoch).shape[1]
             self._horizon = int(_HORIZON_SHARE * budget_bytes / max(1.0, batch_bytes))
 
     def __iter__(self) -> Iterator[FetchedBatch]:
@@ -173,9 +173,9 @@ class Fetcher:
             self._rows.close()
 
     def _upcoming(self) -> Iterator[tuple[_Epoch, int]]:
-        stretch, number, first = self.stretch, self.stretch.epoch, self.stretch.batch
-        while stretch.epochs is None or number < stretch.epochs:
-            ids = self.share.epoch(number)[: stretch.batches_per_epoch]
+        wanted, number, first = self.wanted, self.wanted.epoch, self.wanted.batch
+        while wanted.epochs is None or number < wanted.epochs:
+            ids = self.share.epoch(number)[: wanted.batches_per_epoch]
             place = np.full(len(self.manifest), -1, dtype=np.int32)
             rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
             counted = ids != NOT_COUNTED
@@ -205,7 +205,7 @@ class Fetcher:
         place = epoch.place[ids]
         wanted = place >= batch
         horizon = self._horizon
-        if (epoch.number, batch) == (self.stretch.epoch, self.stretch.batch) and batch:
+        if (epoch.number, batch) == (self.wanted.epoch, self.wanted.batch) and batch:
             horizon = 0 if self._rows is None and not self._reads_whole else horizon
         if horizon is not None:
             wanted &= place <= batch + horizon

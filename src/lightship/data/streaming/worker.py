@@ -138,7 +138,7 @@ def _fetcher(task: Task) -> Fetcher:
         task.manifest,
         task.block_edges,
         task.share,
-        task.stretch,
+        task.wanted,
         task.budget_bytes,
         task.mixed_bytes,
         cache,

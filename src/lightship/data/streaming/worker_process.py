@@ -155,6 +155,6 @@ class Worker:
             code = self.process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
             return "the data worker gave up a task"
-        told = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         hint = " (for lack of memory?)" if code == -signal.SIGKILL else ""
-        return f"the data worker {told}{hint}"
+        return f"the data worker {end}{hint}"

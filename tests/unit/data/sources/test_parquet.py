@@ -55,7 +55,7 @@ def table(
 def classes_of(manifest: Any) -> list[tuple[str, str]]:
     """(the label's name, what the image shows) of every row."""
     pixels, bad = decode_all(manifest)
-    assert not bad.told
+    assert not bad.reasons
     shown = [PIXELS[image.tobytes()] for image in pixels]
     return list(zip([manifest.class_names[x] for x in manifest.label], shown, strict=True))
 

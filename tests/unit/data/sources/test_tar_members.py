@@ -145,7 +145,7 @@ def test_links_within_a_tar_are_followed(tmp_path, case, gzipped):
     data = gzip.compress(FOLLOWED[case]) if gzipped else FOLLOWED[case]
     manifest = scanned(tmp_path, data)
     pixels, bad = decode_all(manifest)
-    assert not bad.told
+    assert not bad.reasons
     names = [manifest.class_names[label] for label in manifest.label]
     assert set(names) == {"a", "b"}
     assert len(names) == FOLLOWED_COUNTS.get(case, 2)
@@ -169,7 +169,7 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path, links, kind,
     manifest = scanned(tmp_path, data)
     assert re.search(r"images in the tars cannot be read.*t/a/1\.png", caplog.text)
     assert len(manifest) == 2 + len(links)
-    bad = decode_all(manifest, max_bad_fraction=0.6)[1].told
+    bad = decode_all(manifest, max_bad_fraction=0.6)[1].reasons
     assert sorted(bad) == list(range(1, 1 + len(links)))
 
 

@@ -322,9 +322,9 @@ class TestFetching:
     def bytes_before_a_batch(self, manifest: Manifest, first: int, monkeypatch) -> int:
         share = TrainShare(order_of(manifest), 0, 1, 1)
         assert first < len(share)
-        stretch = BatchRange(0, first, len(share), 1)
+        wanted = BatchRange(0, first, len(share), 1)
         mixed_bytes = share.order.mixed_bytes
-        fetcher = Fetcher(manifest, manifest.block_edges(), share, stretch, 2**30, mixed_bytes)
+        fetcher = Fetcher(manifest, manifest.block_edges(), share, wanted, 2**30, mixed_bytes)
         begin, spans = fetcher._reads.begin, []
         monkeypatch.setattr(
             fetcher._reads, "begin", lambda span: (spans.append(span), begin(span))[1]
@@ -342,8 +342,8 @@ class TestFetching:
     def test_what_has_come_does_not_wait_for_the_rest(self, files, tmp_path, monkeypatch) -> None:
         manifest = layouts.scan(put(str(tmp_path), files))["train"]
         share = TrainShare(order_of(manifest), 0, 1, 1)
-        stretch = BatchRange(0, 0, 1, 1)
-        fetcher = Fetcher(manifest, manifest.block_edges(), share, stretch, 2**30, 0)
+        wanted = BatchRange(0, 0, 1, 1)
+        fetcher = Fetcher(manifest, manifest.block_edges(), share, wanted, 2**30, 0)
         under_way: list[Future] = []
         monkeypatch.setattr(
             fetcher._reads, "begin", lambda span: (under_way.append(Future()), under_way[-1])[1]
@@ -516,7 +516,7 @@ class TestBadSamples:
                     assert after[1] == NOT_COUNTED
                 else:
                     assert after == before
-        assert set(split.bad.told) == set(told)
+        assert set(split.bad.reasons) == set(told)
 
     @pytest.mark.parametrize("layout", ["folder", "tar"])
     def test_raise_names_the_sample(self, layout: str, files: Files, tmp_path: Path) -> None:
