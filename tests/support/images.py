@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from lightship import storage
+from lightship.data.manifest import Manifest
+from lightship.data.sources import layouts
 
 Files = dict[str, bytes]
 """Path under a root -> content."""
@@ -230,3 +232,13 @@ def real_cifar10(**per_class: int) -> Files:
                     found[f"{split}/{name}/{image}"] = archive.extractfile(member).read()  # type: ignore[union-attr]
     assert len(found) == 10 * sum(per_class.values())
     return found
+
+
+def bad_folder(folder: Path) -> tuple[Manifest, dict[int, str]]:
+    """A manifest some of whose files have gone bad, and the word that tells of each."""
+    paths = [folder / "train" / "ant" / f"{i:03d}.png" for i in range(4)]
+    paths[1].write_bytes(b"")
+    manifest = layouts.scan(str(folder))["train"]
+    paths[0].write_bytes(paths[0].read_bytes()[:50])
+    paths[2].unlink()
+    return manifest, {0: "truncated", 1: "empty", 2: "not found"}

@@ -1,8 +1,5 @@
 """The bytes of samples: many fetched at once, checked, in any order."""
 
-import gzip
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -12,13 +9,13 @@ import numpy as np
 
 from lightship import storage
 from lightship.data.manifest import Manifest
+from lightship.data.sources.gzip_file import Unpacked
 from lightship.data.sources.parquet_file import RowReader
 from lightship.errors import DataError, LightshipError
 
 _GROUP_BYTES, _GROUP_SAMPLES = 32 * 2**20, 4096
 _SPAN_BYTES = 8 * 2**20  # a block (4 MiB) whole, with gaps
 _GAP_BYTES = 16 * 2**10  # reading over a tar header costs less than another request
-_IN_MEMORY_BYTES = 2**28  # a larger unpacked file goes to a temporary file
 
 Sample = bytes | DataError
 Raw = bytes | memoryview | DataError
@@ -188,7 +185,7 @@ class _OneFileAtATime:
 
     def __init__(self, manifest: Manifest):
         self.manifest, self.file_number = manifest, -1
-        self.file: _Unpacked | RowReader | LightshipError | None = None
+        self.file: Unpacked | RowReader | LightshipError | None = None
 
     def read(self, ids: np.ndarray) -> list[Sample]:
         """`ids` sorted by file and offset."""
@@ -207,34 +204,12 @@ class _OneFileAtATime:
         except LightshipError as error:
             return _sample_error(manifest, i, error)
 
-    def _open(self, url: str) -> "_Unpacked | RowReader | LightshipError":
+    def _open(self, url: str) -> "Unpacked | RowReader | LightshipError":
         try:
-            return _Unpacked(url) if self.manifest.container == "gzip" else RowReader(url)
+            return Unpacked(url) if self.manifest.container == "gzip" else RowReader(url)
         except LightshipError as error:
             return error  # is that of every sample in the file
 
     def close(self) -> None:
-        if isinstance(self.file, (_Unpacked, RowReader)):
+        if isinstance(self.file, (Unpacked, RowReader)):
             self.file.close()
-
-
-class _Unpacked:
-    """A gzipped file, unpacked: in memory, or if large in a temporary file."""
-
-    def __init__(self, url: str):
-        self.plain = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 (kept open)
-        try:
-            with storage.open_binary(url) as packed, gzip.GzipFile(fileobj=packed) as stream:
-                shutil.copyfileobj(stream, self.plain, 2**20)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"a damaged gzip file ({error})") from error
-
-    def read(self, offset: int, length: int) -> bytes:
-        self.plain.seek(offset)
-        data = self.plain.read(length)
-        if len(data) < length:
-            raise DataError(f"truncated after {len(data)} bytes")
-        return data
-
-    def close(self) -> None:
-        self.plain.close()

@@ -160,13 +160,13 @@ def test_several_shards_are_written_at_once(tmp_path: Path, folder: str, monkeyp
 
 def test_a_gzipped_file_is_unpacked_once(tmp_path: Path, monkeypatch) -> None:
     root = storage.join(put(str(tmp_path), {"x.tgz": images.tarred(FILES, gzipped=True)}), "x.tgz")
-    opened, unpack = [], sample_reader._Unpacked.__init__
+    opened, unpack = [], sample_reader.Unpacked.__init__
 
     def spy(self, url: str) -> None:
         opened.append(url)
         unpack(self, url)
 
-    monkeypatch.setattr(sample_reader._Unpacked, "__init__", spy)
+    monkeypatch.setattr(sample_reader.Unpacked, "__init__", spy)
     packed(root, str(tmp_path / "to"), threads=4)
     assert len(list((tmp_path / "to" / "train").glob("*.tar"))) > 1
     assert opened == [root, root], "once for each split"
