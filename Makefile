@@ -28,14 +28,14 @@ train: $(READY) ## train and test on the embedded handwritten digits
 	$(BIN)/lightship fit --config digits
 
 test: $(READY) ## all tests that need no root, GPU or internet (28 min on 2 cores)
-	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder \
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --durations=40 \
 		--ignore=tests/dist --ignore=tests/xla --ignore=tests/container
 
 test-dist: $(READY) ## tests of several processes (kills, lost nodes); need an idle machine (12 min)
-	$(BIN)/python -m pytest tests/dist
+	$(BIN)/python -m pytest --durations=15 tests/dist
 
 test-xla: $(XLA)/.ready ## tests on XLA's CPU runtime, in a separate environment with torch 2.9 (7 min)
-	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest tests/xla
+	PJRT_DEVICE=CPU $(XLA)/bin/python -m pytest --durations=10 tests/xla
 
 $(XLA)/.ready: $(XLA_LOCK) pyproject.toml
 	$(PYTHON) -m venv $(XLA)
