@@ -497,7 +497,7 @@ def test_an_output_that_is_gone_may_come_back(
     Path(tmp_path, "mount").rename(tmp_path / "elsewhere")
     if what == "unmounted":
         (tmp_path / "mount").mkdir()
-    with pytest.raises(TimeoutExpired, match=r"can no longer be read, .*unmounted") as error:
+    with pytest.raises(TimeoutExpired, match=r"can no longer be read .*unmounted") as error:
         save(store, 2)
     assert error.value.exit_code == 74
     assert not Path(url).exists(), "nothing is written in its place"

@@ -1,4 +1,4 @@
-"""How much training a kill may cost: when a save is due, and when training must wait for one."""
+"""When a checkpoint is due, and when training must block on one: the bound on lost training."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class CheckpointPolicy:
-    """Keeps what a kill would lose within so many steps and so many seconds of training.
+    """Bounds the training that a crash loses, in steps and in seconds.
 
-    A save begins at half the bound and is written while training goes on; where it is not durable
-    yet when the whole bound has passed since the last that is, training waits for it. So a save
-    that takes less than half the bound costs no wait, and one that takes longer loses no more.
+    A save starts at half the bound and is written in the background. If it is not durable when the
+    whole bound has passed since the last durable one, training blocks on it. So a save that takes
+    less than half the bound never blocks, and a slower one does not raise the loss.
 
     Args:
-        steps: Optimizer steps that may be lost; None: any number.
-        seconds: Seconds of training that may be lost, a step (and what several ranks take to
-            agree) on top; None: any number.
+        steps: Max optimizer steps lost; None: unbounded.
+        seconds: Max seconds of training lost, plus one step (and the steps until all ranks agree);
+            None: unbounded.
     """
 
     steps: int | None
@@ -24,11 +24,11 @@ class CheckpointPolicy:
     _durable: tuple[int, float] = field(default=(0, 0.0), init=False)
 
     def start(self, step: int) -> None:
-        """Training begins here: what came before is durable, or there is nothing."""
+        """Training starts at `step`, which is durable (or 0)."""
         self._begun = self._durable = step, time.monotonic()
 
     def save_begun(self, step: int) -> None:
-        """A save of this step has begun; with one in flight at most, that before it is durable."""
+        """A save of `step` has started; at most one is in flight, so the one before is durable."""
         self._durable, self._begun = self._begun, (step, time.monotonic())
 
     def save_durable(self) -> None:
@@ -41,15 +41,15 @@ class CheckpointPolicy:
         return self._begun[0]
 
     def is_due(self, step: int) -> bool:
-        """Whether the steps ask for a save; the same steps whatever came before."""
+        """Whether a save is due by steps: the same steps whatever was saved before."""
         return self.steps is not None and step % ((self.steps + 1) // 2) == 0
 
     def is_late(self) -> bool:
-        """Whether the clock of this process asks for a save."""
+        """Whether a save is due by the clock of this process."""
         return self.seconds is not None and time.monotonic() - self._begun[1] >= self.seconds / 2
 
     def is_reached(self, step: int) -> bool:
-        """Whether no further step may be taken before the save in flight is durable."""
+        """Whether the bound is reached: no further step before the save in flight is durable."""
         steps, at_s = self._durable
         return (self.steps is not None and step - steps >= self.steps) or (
             self.seconds is not None and time.monotonic() - at_s >= self.seconds

@@ -1,4 +1,4 @@
-"""The commit record of a checkpoint: a small JSON file beside it that says what it is."""
+"""The commit record of a checkpoint: a small JSON file beside it, written last."""
 
 import dataclasses
 import hashlib
@@ -18,11 +18,11 @@ class CheckpointDamaged(LightshipError):
 
 
 class Metric(NamedTuple):
-    """What scores are of; scores of two metrics are not compared.
+    """The metric of a score; scores of different metrics are not compared.
 
     Attributes:
-        monitor: The metric's name.
-        mode: Which score is the best: the `min` or the `max`.
+        monitor: Its name.
+        mode: Whether the best score is the `min` or the `max`.
     """
 
     monitor: str
@@ -46,10 +46,10 @@ class Commit:
         step: Optimizer steps done.
         size_bytes: Size of the payload.
         sha256: Of the payload, hex.
-        attempt: Id of the start of the run that wrote it; ids sort in the order of the starts.
-        epoch: Epochs finished.
+        attempt: Id of the start that wrote it; ids sort in the order of the starts.
+        epoch: Epochs done.
         score: The monitored metric if the save closed a validated epoch.
-        save: Which save of its attempt it is, from 1.
+        save: Number of the save within its attempt, from 1.
         monitor: Name of the metric of `score`; None: 0.1.0 did not record it.
         mode: `min` or `max`, as of Metric.
     """
@@ -67,21 +67,21 @@ class Commit:
 
     @property
     def metric(self) -> Metric | None:
-        """What the score is of, where there is one and that is known."""
+        """The metric of the score; None without a score, or if the metric is unknown."""
         known = self.score is not None and self.monitor is not None and self.mode is not None
         return Metric(str(self.monitor), str(self.mode)) if known else None
 
     def to_bytes(self) -> bytes:
-        """JSON with its version and a check sum of itself."""
+        """JSON with its version and its own checksum."""
         fields = {**dataclasses.asdict(self), "version": versions.VERSIONS[_FORMAT]}
         return json.dumps({**fields, "check": _check(fields)}, indent=1).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "checkpoint record") -> "Commit":
-        """What `to_bytes` of any version up to this one wrote.
+        """Parse what `to_bytes` of this or an older version wrote.
 
         Raises:
-            CheckpointDamaged: It is not that.
+            CheckpointDamaged: The data is corrupt.
             NewerVersion: A newer version wrote it.
         """
         try:
@@ -89,17 +89,17 @@ class Commit:
         except (ValueError, RecursionError):
             fields = None
         if not isinstance(fields, dict) or fields.pop("check", None) != _check(fields):
-            raise CheckpointDamaged(f"{where} is damaged")
+            raise CheckpointDamaged(f"{where} is corrupt")
         versions.check(_FORMAT, fields.get("version"), where)
         known = {item.name for item in dataclasses.fields(cls)}
         try:
             return cls(**{name: value for name, value in fields.items() if name in known})
         except TypeError:
-            raise CheckpointDamaged(f"{where} is damaged: it lacks a field") from None
+            raise CheckpointDamaged(f"{where} is corrupt: a field is missing") from None
 
 
 def record_of(payload: str) -> str:
-    """The name or URL of the commit record of a payload's."""
+    """The name or URL of a payload's commit record."""
     return payload.removesuffix(PAYLOAD) + RECORD
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint's bytes: a copy of a run's state that later steps cannot change, and back."""
+"""A checkpoint as bytes: a snapshot of the state that later steps cannot change, and back."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def to_bytes(snapshot: dict[str, Any]) -> memoryview:
-    """The file's content, as `torch.save` writes it, while other threads go on. Blocks."""
+    """Serialize with `torch.save`, without stopping other threads. Blocks."""
     memory = _Memory(sum(t.numel() * t.element_size() for t in _tensors(snapshot)))
     torch.save(snapshot, cast(BinaryIO, memory))  # all of a file that torch calls
     return memory.written()
@@ -78,11 +78,11 @@ def from_bytes(payload: bytes, name: str) -> dict[str, Any]:
 class _Memory:
     """What `torch.save` writes into, without stopping other threads.
 
-    BytesIO copies, grows and touches new pages under Python's lock: training would stand still for
-    a second with a checkpoint of 500 MB. NumPy lets go of the lock for that.
+    BytesIO copies, grows and touches new pages while it holds the GIL: a checkpoint of 500 MB would
+    block training for a second. NumPy releases the GIL.
 
     Args:
-        expected_bytes: Of all tensors; the rest is taken to be little, but may be more.
+        expected_bytes: Size of all tensors; more is allocated as needed.
     """
 
     def __init__(self, expected_bytes: int) -> None:

@@ -39,16 +39,17 @@ logger = logging.getLogger(__name__)
 class CheckpointStore(CheckpointIO):
     """The checkpoints of one run. Any rank may read; only global rank 0 writes.
 
-    `save_checkpoint` copies the state and returns; one background thread serialises, uploads,
-    commits and then deletes what retention lets go. At most one save is in flight: the next waits
-    for it and raises what went wrong in it. Until a save is durable, a kill loses what came after
-    the one before it: policy.py keeps that within what the user has set.
+    `save_checkpoint` takes a snapshot and returns; one background thread serializes, uploads,
+    commits, and then deletes old checkpoints. At most one save is in flight: the next waits for it
+    and raises its error. A crash loses the training since the last durable save: policy.py bounds
+    it.
 
     Args:
         url: Folder of the checkpoints.
-        keep_last: Newest checkpoints kept, beside the best.
-        metric: What the scores of this start are of.
-        metric_before: Finds what the scores are of that 0.1.0 recorded; None: of `metric`.
+        keep_last: How many of the newest checkpoints are kept, besides the best.
+        metric: The metric of this start's scores.
+        metric_before: Returns the metric of the scores that 0.1.0 recorded without one; None: it
+            is `metric`.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class CheckpointStore(CheckpointIO):
     # What exists
 
     def commits(self) -> list[Commit]:
-        """The commits not known to be damaged, oldest first. The first call blocks on storage."""
+        """The commits not known to be corrupt, oldest first. The first call blocks on storage."""
         if self._commits is None:
             self._commits = self._list()
         return self._commits
@@ -86,8 +87,8 @@ class CheckpointStore(CheckpointIO):
     def best(self) -> Commit | None:
         """The best checkpoint by this start's metric that verifies. Blocks.
 
-        Where none has a score of that: the best by the metric of the newest score, with a line;
-        else the newest that verifies.
+        If none has such a score: with a warning, the best by the metric of the newest score; if
+        none has a score at all, the newest that verifies.
         """
         scored = [commit for commit in reversed(self.commits()) if commit.metric]
         metric = self.metric
@@ -103,7 +104,7 @@ class CheckpointStore(CheckpointIO):
         return self._first_good([*best, *others])
 
     def url_of(self, commit: Commit) -> str:
-        """Where a commit's payload is."""
+        """URL of a commit's payload."""
         return self._at(commit.file)
 
     def _list(self) -> list[Commit]:
@@ -123,12 +124,12 @@ class CheckpointStore(CheckpointIO):
                     except CheckpointDamaged:
                         damaged.append(name)
         self._damaged = damaged
-        # Of saves that never came to be: they go when this attempt has committed one of its own.
+        # Left by saves that were never committed; deleted after this attempt's first commit.
         self._garbage = [n for n in names if n.startswith("step-") and n not in belonging]
         return sorted(self._named(found), key=lambda commit: (commit.attempt, commit.save))
 
     def _named(self, commits: list[Commit]) -> list[Commit]:
-        """The commits with the metric of their scores also where 0.1.0 did not record it."""
+        """The commits, with the metric of the scores that 0.1.0 recorded without one."""
         unnamed = [c for c in commits if c.score is not None and c.metric is None]
         if not unnamed:
             return commits
@@ -182,9 +183,9 @@ class CheckpointStore(CheckpointIO):
     # Writing
 
     def open_attempt(self) -> None:
-        """Take the folder over: no earlier attempt can commit from here on.
+        """Take the folder over: no earlier attempt can commit from now on.
 
-        Called by rank 0 when it has chosen what to go on from. Blocks.
+        Called by rank 0 once it has chosen where to resume. Blocks.
         """
         try:
             before = storage.read_bytes(self._at("attempt")).decode(errors="replace")
@@ -199,11 +200,11 @@ class CheckpointStore(CheckpointIO):
                 storage.write_bytes(record_of(self.url_of(commit)), commit.to_bytes())
 
     def protect(self, commit: Commit) -> None:
-        """Never let retention delete this one (the one resumed from)."""
+        """Never delete this one (the one resumed from)."""
         self._resumed_from = commit.file
 
     def path_of_step(self, step: int) -> str:
-        """Where the next save goes: a name of its own."""
+        """URL for the next save, under a name that is never used twice."""
         self._saves += 1
         return self._at(f"step-{step:08d}-{self.attempt}-{self._saves}{PAYLOAD}")
 
@@ -212,7 +213,7 @@ class CheckpointStore(CheckpointIO):
     ) -> None:
         """Snapshot `checkpoint` and write it in the background. Called by Lightning on rank 0.
 
-        Blocks for the copy only, and for a save that is still in flight.
+        Blocks for the copy, and for a save that is still in flight.
 
         Raises:
             LightshipError: The save before this one failed.
@@ -222,7 +223,7 @@ class CheckpointStore(CheckpointIO):
         self._in_flight = self._writer.submit(self._write, snapshot, str(path), self._saves)
 
     def wait(self) -> None:
-        """Return when no save is in flight. Blocks, within storage's deadlines.
+        """Wait for the save in flight. Blocks, within the storage's deadlines.
 
         Raises:
             LightshipError: The save in flight failed.
@@ -233,7 +234,7 @@ class CheckpointStore(CheckpointIO):
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save is neither durable nor failed."""
+        """Whether a save is in flight."""
         return self._in_flight is not None and not self._in_flight.done()
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -261,25 +262,24 @@ class CheckpointStore(CheckpointIO):
             monitor=None if score is None else self.metric.monitor,
             mode=None if score is None else self.metric.mode,
         )
-        self.check_fence()  # where the output is gone, nothing is written in its place
+        self.check_fence()  # if the output is gone (unmounted), nothing is written in its place
         storage.write_bytes(url, payload)
         self.check_fence()
         storage.write_bytes(record_of(url), commit.to_bytes())
         self._retain(commit)
 
     def check_fence(self) -> None:
-        """Return if this attempt is the newest. Rank 0, before it writes what is shared. Blocks.
+        """Check that this attempt is the newest. Rank 0, before it writes shared files. Blocks.
 
         Raises:
             PeerLost: A later start of the run has taken over.
-            TimeoutExpired: The output is gone (unmounted, say), and may come back.
+            TimeoutExpired: The output is gone (e.g. unmounted), and may come back.
         """
         try:
             owner = storage.read_bytes(self._at("attempt")).decode(errors="replace")
         except (storage.NotFound, storage.Denied) as error:
             raise TimeoutExpired(
-                f"{storage.redact(self.url)} can no longer be read, and the run writes to it "
-                f"(unmounted or deleted?): {error}"
+                f"{storage.redact(self.url)} can no longer be read (unmounted or deleted?): {error}"
             ) from error
         if owner != self.attempt:
             raise PeerLost(
@@ -288,7 +288,7 @@ class CheckpointStore(CheckpointIO):
             )
 
     def _retain(self, committed: Commit) -> None:
-        """Delete what is neither of the newest steps, nor best by any metric, nor resumed from."""
+        """Delete all but the newest steps, the best by each metric, and the one resumed from."""
         commits = [*self.commits(), committed]
         newest: dict[int, str] = {}  # of each step its newest
         for commit in reversed(commits):

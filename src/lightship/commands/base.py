@@ -1,4 +1,4 @@
-"""What a command line asks for: the command, its settings and its flags."""
+"""A parsed command line: the command, its settings and its flags."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from lightship.config import Config, PackConfig
 
 @dataclass(frozen=True)
 class Command:
-    """What was asked for.
+    """A command with its settings and flags.
 
     Attributes:
         name: One of COMMANDS.
         config: Checked configuration.
-        ckpt_path: `best`, `last` or the URL of a checkpoint; None: the command's own choice.
-        predictions: Where predict writes its table; None: under run.output.
-        export: Where export writes its file; None: under run.output.
+        ckpt_path: `best`, `last` or the URL of a checkpoint; None: the command's default.
+        predictions: URL of predict's table; None: under run.output.
+        export: URL of export's file; None: under run.output.
         format: One of config.EXPORTS.
-        wrong: Why doctor's configuration is not valid; it tells of it among its checks.
-        is_on_its_data: Whether data.root is that of the run that the command is on.
+        wrong: Why doctor's configuration is invalid, which doctor reports as a check.
+        is_on_its_data: Whether data.root is that of the run at run.output.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Command:
 
     @property
     def log_format(self) -> str:
-        """Of its lines: auto, text or json."""
+        """Format of its log lines: auto, text or json."""
         return self.config.run.log_format
 
     @property
     def log_level(self) -> str:
-        """Of the messages that are shown: debug, info or warning."""
+        """Lowest level of the log lines shown: debug, info or warning."""
         return self.config.run.log_level
 
 
@@ -45,8 +45,8 @@ class PackCommand:
     """`lightship pack`, which needs no run.
 
     Attributes:
-        source: What to read: all that `--data.root` takes.
-        destination: URL or path of the folder of the shards.
+        source: Images to read: anything that `--data.root` takes.
+        destination: URL of the folder for the shards.
         config: Checked settings.
     """
 
@@ -56,10 +56,10 @@ class PackCommand:
 
     @property
     def log_format(self) -> str:
-        """Of its lines: auto, text or json."""
+        """Format of its log lines: auto, text or json."""
         return self.config.log_format
 
     @property
     def log_level(self) -> str:
-        """Of the messages that are shown: debug, info or warning."""
+        """Lowest level of the log lines shown: debug, info or warning."""
         return self.config.log_level

@@ -1,4 +1,4 @@
-"""From a parsed command to the function that carries it out, in as many processes as it takes."""
+"""Runs a parsed command, in as many processes as it needs."""
 
 import logging
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from lightship.distributed import launcher
 
 logger = logging.getLogger(__name__)
 _RESUMES_FROM = {"fit": "the newest checkpoint", "predict": "the parts that are written"}
-"""What a command that was killed resumes from; the others start from scratch."""
+"""Command -> where it resumes after a crash; the others start from scratch."""
 
 
 def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
-    """Carry out a command. Blocks until it is done.
+    """Run a command. Blocks until it is done.
 
     Args:
-        command: What to do.
-        arguments: The command line it was parsed from, for the processes that are started.
+        command: The parsed command.
+        arguments: Its command line, for the worker processes.
 
     Raises:
         LightshipError: With the exit code of the contract.
@@ -44,7 +44,7 @@ def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
 
 
 def _run_here(command: Command) -> None:
-    """Carry out a command in this process, alone or as one of several."""
+    """Run a command in this process, alone or as one rank of several."""
     data = command.config.data
     is_read_once = command.name == "predict" and data.mode != "resident"
     if storage.is_remote(data.root):
@@ -71,7 +71,7 @@ def _run_here(command: Command) -> None:
 
 
 def _completed(command: Command) -> str | None:
-    """`RunFolder.completed`, in one process: a node that comes late must not wait for others."""
+    """`RunFolder.completed`, before ranks are started: a late node must not wait for others."""
     output = command.config.run.output
     if command.name != "fit" or not storage.exists(storage.join(str(output), "DONE")):
         return None

@@ -16,23 +16,23 @@ logger = logging.getLogger(__name__)
 
 
 def validate(command: Command) -> None:
-    """Measure a checkpoint on the validation split."""
-    _measure(command, "val")
+    """Evaluate a checkpoint on the validation split."""
+    _evaluate(command, "val")
 
 
 def test(command: Command) -> None:
-    """Measure a checkpoint on the test split."""
-    _measure(command, "test")
+    """Evaluate a checkpoint on the test split."""
+    _evaluate(command, "test")
 
 
-def _measure(command: Command, split: str) -> None:
-    """`validate` and `test`: print a checkpoint's metrics and keep them in the report's folder."""
+def _evaluate(command: Command, split: str) -> None:
+    """Log a checkpoint's metrics on a split and write them to report/. Every rank; blocks."""
     config = command.config
     progress = start_progress(config)
     output = RunFolder(config)
     model = load_model(command)
     config.data.image_size_px = model.hparams["image_size_px"]
-    # Images that came to data.root after the fit would move others between train and validation.
+    # Images added to data.root after the fit would move others between train and validation.
     is_held_out = split == "val" and command.is_on_its_data
     cache_url = output.at("data") if is_held_out else None
     data = build_data(config, load_splits(config.data, cache_url, need=split))

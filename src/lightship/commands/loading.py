@@ -1,4 +1,4 @@
-"""The model in a checkpoint: what every command on a trained run begins with."""
+"""The checkpoint and the model of a command on a trained run."""
 
 from typing import Any
 
@@ -37,10 +37,10 @@ def load_checkpoint(command: Command) -> dict[str, Any]:
 
 
 def build_model(checkpoint: dict[str, Any]) -> ImageClassifier:
-    """The model, rebuilt from a checkpoint of lightship's alone.
+    """The model, rebuilt from a checkpoint alone.
 
     Raises:
-        ConfigError: Its hyper-parameters or weights do not fit this version, or the net's code.
+        ConfigError: Its hyperparameters or weights do not match this version or the net's code.
     """
     arguments = complete(ImageClassifier, checkpoint["hyper_parameters"])
     model = ImageClassifier(**arguments, weights=None)

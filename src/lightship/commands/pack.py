@@ -1,4 +1,4 @@
-"""`lightship pack`: in this process alone; what is parallel there needs no processes."""
+"""`lightship pack`: images into shards, in this process."""
 
 from lightship.commands.base import PackCommand
 from lightship.console.display import build_display
@@ -8,7 +8,7 @@ from lightship.distributed.signals import Phase, StopRequest
 
 
 def pack(command: PackCommand) -> None:
-    """Write the shards, or the rest of them. Blocks."""
+    """Write the shards that are missing. Blocks."""
     display = build_display(command.config.log_format)
     with StopRequest(Phase.PACK), work_progress(display, "images") as show:
         pack_shards(command.source, command.destination, command.config, show)

@@ -1,4 +1,4 @@
-"""A run's own settings: `config.yaml` under its output, written at each start and read by all."""
+"""A run's settings: `config.yaml` under its output, written at each start."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _FORMAT = "config.yaml"
 
 
 def shown(config: Config) -> dict[str, Any]:
-    """The resolved settings as plain values, without the credentials a URL may hold."""
+    """The resolved settings as plain values, without credentials in URLs."""
     return {
         section: {
             name: storage.redact(value) if isinstance(value, str) else value
@@ -33,12 +33,12 @@ def to_yaml(config: Config) -> str:
 
 
 def write(output_url: str, config: Config) -> None:
-    """Keep the settings of a start. Rank 0; blocks."""
+    """Write the settings of a start. Rank 0; blocks."""
     storage.write_bytes(storage.join(output_url, FILE), to_yaml(config).encode())
 
 
 def read(output_url: str) -> dict[str, dict[str, Any]]:
-    """Section -> field -> value of the run at `output_url`, whichever version wrote it. Blocks.
+    """Section -> field -> value of the run at `output_url`, written by any version. Blocks.
 
     Raises:
         NotFound: There is none.

@@ -1,4 +1,4 @@
-"""The one place where a run lives: config.yaml, checkpoints/, logs/, report/ and DONE."""
+"""A run's folder: config.yaml, checkpoints/, logs/, report/ and DONE under run.output."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
 
 class RunFolder:
-    """A run's folder at any URL. Used by rank 0 unless a method says otherwise; methods block.
+    """A run's folder at any URL. Methods are called by rank 0, and block.
 
     Args:
         config: The resolved configuration; `run.output` is set.
@@ -63,7 +63,7 @@ class RunFolder:
         return storage.base_name(self.url)
 
     def at(self, *parts: str) -> str:
-        """URL of something inside."""
+        """URL of a file or folder in it."""
         return storage.join(self.url, *parts)
 
     def completed(self) -> str | None:
@@ -142,12 +142,12 @@ class RunFolder:
         """Take the run over for this start, and choose the checkpoint to resume from.
 
         Args:
-            ckpt_path: None or `last`: the newest good one; `best`: back to the best (at each start
-                that asks for it); a URL: that one, until the run has a checkpoint of its own.
+            ckpt_path: None or `last`: the newest valid one; `best`: the best one, at every start
+                with this flag; a URL: that one, until the run has a checkpoint itself.
 
         Raises:
-            ConfigError: Not writable; run.resume forbids what is there; the configuration changes
-                what an earlier start of this run trained with; no such checkpoint.
+            ConfigError: The folder is not writable; run.resume forbids to use it; the settings are
+                incompatible with those of an earlier start; there is no such checkpoint.
         """
         storage.check_writable(self.url)
         store = self.checkpoints
@@ -177,7 +177,7 @@ class RunFolder:
         return start
 
     def _remove_done(self, start: Start) -> None:
-        """The run is not complete any more; a DONE that is damaged is kept aside."""
+        """Remove DONE, if there is one; a damaged one is kept under another name."""
         if not storage.exists(self.at("DONE")):
             return
         if self._done_numbers() is None:
@@ -202,13 +202,13 @@ class RunFolder:
                 )
 
     def _remove_temporaries(self) -> None:
-        """Remove what a killed start was just writing (local; elsewhere nothing of it shows)."""
+        """Remove the temporary files of a killed start (object stores have none)."""
         if not storage.is_remote(self.url):
             for path in storage.local_path(self.url).rglob(".*.lightship-tmp"):
                 path.unlink(missing_ok=True)
 
     def refuse_another_run(self, what: str) -> None:
-        """Raise ConfigError if this output already holds a run and the settings forbid that."""
+        """Raise ConfigError if the settings are incompatible with the run that is here."""
         where = f"--run.output {storage.redact(self.url)} holds {what}"
         if self.config.run.resume == "never":
             raise ConfigError(f"--run.resume never: {where}; give another output")
@@ -232,7 +232,7 @@ class RunFolder:
             )
 
     def tracking_id(self) -> str | None:
-        """The tracking id of an earlier start, if one was kept and is whole."""
+        """The tracking id of an earlier start; None if there is none or it is damaged."""
         url = self.at("logs", "tracking_id")
         if not storage.exists(url):
             return None
@@ -243,11 +243,11 @@ class RunFolder:
         return None
 
     def keep_tracking_id(self, tracking_id: str) -> None:
-        """Keep the tracking id for the next start."""
+        """Store the tracking id for the next start."""
         storage.write_bytes(self.at("logs", "tracking_id"), tracking_id.encode())
 
     def scratch_path(self) -> Path:
-        """A local folder for what must be written locally: the output's logs if it is local."""
+        """A local folder for files that must be local: logs/ if the output is local."""
         if storage.is_remote(self.url):
             return Path(tempfile.mkdtemp(prefix="lightship-"))
         path = storage.local_path(self.at("logs"))
@@ -255,12 +255,12 @@ class RunFolder:
         return path
 
     def mark_done(self, numbers: dict[str, Any]) -> None:
-        """End the run for good, with its final numbers."""
+        """Mark the run as complete, with its final metrics."""
         storage.write_bytes(self.at("DONE"), strict_json.dumps(numbers).encode())
 
 
 def _is_same(key: str, was: Any, now: Any) -> bool:
-    """Whether a setting has the value that the run was made with, credentials aside."""
+    """Whether a setting has the value of the run's earlier starts, credentials aside."""
     if key == "data.root":
         return settings.is_same_root(str(was), now) or storage.redact(now) == str(was)
     return bool(was == now) or storage.redact(str(now)) == str(was)

@@ -1,4 +1,4 @@
-"""The starts that a run took, and what each restart cost: `logs/starts.json` under its output."""
+"""The starts of a run and the cost of each restart: `logs/starts.json` under its output."""
 
 import csv
 import io
@@ -12,25 +12,25 @@ from lightship.run.quarantine import set_aside
 
 
 def record_start(output_url: str, step: int, processes: int) -> list[dict[str, Any]]:
-    """Add this start to those before it. Rank 0 calls it, before it trains; blocks.
+    """Add this start to the earlier ones. Rank 0, before training; blocks.
 
-    What earlier starts had come to is read from their metrics table, which may be half a minute
-    older than they became: steps done again are so many at least.
+    The progress of earlier starts is read from their metrics table, which may lack their last half
+    minute: `steps_again` is a lower bound.
 
     Args:
-        output_url: Where the run lives.
-        step: Optimizer steps done in the checkpoint that this start goes on from; 0 without one.
+        output_url: Of the run.
+        step: Optimizer steps done in the checkpoint resumed from; 0 without one.
         processes: World size.
 
     Returns:
-        All starts, the oldest first, each with
+        All starts, oldest first, each with
 
         - `began`: ISO 8601, UTC,
         - `step`, `processes`: as given,
-        - `trained_s`: seconds of work that the run's state at `step` had taken,
+        - `trained_s`: seconds of training in the state at `step`,
         - `steps_again`: steps that an earlier start had done beyond `step`,
-        - `lost_s`: seconds since the start before began, less those whose work was kept: the
-          work done again, the pause, and what came before the first step.
+        - `lost_s`: seconds since the previous start began, less those whose training was kept: the
+          work repeated, the pause, and the setup before the first step.
     """
     url = storage.join(output_url, "logs", "starts.json")
     starts = _kept_starts(url)
@@ -57,7 +57,7 @@ def record_start(output_url: str, step: int, processes: int) -> list[dict[str, A
 
 
 def _kept_starts(url: str) -> list[dict[str, Any]]:
-    """The starts that were recorded; none, and a warning, where the file is damaged."""
+    """The recorded starts; none, with a warning, if the file is damaged."""
     if not storage.exists(url):
         return []
     data = storage.read_bytes(url)
