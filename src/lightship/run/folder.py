@@ -1,10 +1,8 @@
 """A run's folder: config.yaml, checkpoints/, logs/, report/ and DONE under run.output."""
 
-import json
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +14,10 @@ from lightship.checkpoint.store import CheckpointStore
 from lightship.config import Config, TrainerConfig
 from lightship.errors import ConfigError
 from lightship.run import config_file
+from lightship.run.completion import Finished, read_results, shown_bounds
 from lightship.run.quarantine import set_aside
 
 logger = logging.getLogger(__name__)
-_SHOWN = ("test/acc", "val/acc")
 
 
 class Start(NamedTuple):
@@ -75,61 +73,19 @@ class RunFolder:
         if not storage.exists(self.at("DONE")):
             return None
         self.refuse_another_run("a finished run")
-        numbers = self._done_numbers()
-        if numbers is None:
+        results = read_results(self.at("DONE"))
+        if results is None:
             return None  # `open` warns
         commits, reasons = self.checkpoints.commits(), []
         if commits:
-            before, newest = config_file.read(self.url)["trainer"], commits[-1]
-            if self._asks_for_more(before, newest.step, newest.epoch):
+            before = TrainerConfig(**config_file.read(self.url)["trainer"])
+            finished = Finished(commits[-1].step, commits[-1].epoch, before)
+            if finished.trains_on(self.config.trainer):
                 return None
-            reasons = self._why_no_more(before, newest.step, newest.epoch)
-        accuracies = [f"{key} {numbers[key]:.4f}" for key in _SHOWN if numbers.get(key) is not None]
-        report = storage.redact(self.at("report", "report.html"))
-        shown = ", ".join([*accuracies, f"report: {report}"])
-        return "; ".join([f"run already complete: {shown}", *reasons])
-
-    def _done_numbers(self) -> dict[str, Any] | None:
-        """What DONE holds; None if it is damaged."""
-        data = storage.read_bytes(self.at("DONE"))
-        try:
-            numbers = json.loads(data)
-            shown = [numbers.get(key) for key in _SHOWN]
-        except (ValueError, RecursionError, AttributeError):
-            return None
-        return numbers if all(isinstance(n, int | float | None) for n in shown) else None
-
-    def _asks_for_more(self, before: Mapping[str, Any], step: int, epoch: int) -> bool:
-        """Whether the settings train a finished run further.
-
-        Args:
-            before: The trainer settings that it finished with.
-            step: Optimizer steps done.
-            epoch: Epochs done.
-        """
-        now = self.config.trainer
-        if _is_reached(now.max_epochs, epoch) or _is_reached(now.max_steps, step):
-            return False
-        if _is_reached(before["max_epochs"], epoch) or _is_reached(before["max_steps"], step):
-            return True
-        was, patience = before["early_stopping_patience"], now.early_stopping_patience
-        return bool(was) and (patience > was or not patience)
-
-    def _why_no_more(self, before: Mapping[str, Any], step: int, epoch: int) -> list[str]:
-        """Where that may be unexpected: why the settings do not train a finished run further."""
-        now = self.config.trainer
-        if _is_reached(now.max_epochs, epoch) or _is_reached(now.max_steps, step):
-            return [
-                f"--trainer.{name} {getattr(now, name)} is below the {done} that are done"
-                for name, done in (("max_epochs", epoch), ("max_steps", step))
-                if 0 <= getattr(now, name) < done
-            ]
-        if (now.max_epochs, now.max_steps) == (before["max_epochs"], before["max_steps"]):
-            return []
-        return [
-            f"early stopping ended this run at epoch {epoch}; to train on to {_bounds(now)}, raise "
-            f"--trainer.early_stopping_patience (was {before['early_stopping_patience']})"
-        ]
+            reasons = finished.why_complete(self.config.trainer)
+        report = f"report: {storage.redact(self.at('report', 'report.html'))}"
+        shown = [f"{key} {value:.4f}" for key, value in results.items()]
+        return "; ".join([f"run already complete: {', '.join([*shown, report])}", *reasons])
 
     def _metric_before(self) -> Metric | None:
         """Of the checkpoints of a version that did not record it."""
@@ -180,10 +136,10 @@ class RunFolder:
         """Remove DONE, if there is one; a damaged one is kept under another name."""
         if not storage.exists(self.at("DONE")):
             return
-        if self._done_numbers() is None:
+        if read_results(self.at("DONE")) is None:
             set_aside(self.at("DONE"), "is damaged")
         elif start.url is not None:
-            bounds = _bounds(self.config.trainer)
+            bounds = shown_bounds(self.config.trainer)
             logger.info(
                 f"run was complete at step {start.step}, epoch {start.epoch}; training on: {bounds}"
             )
@@ -264,16 +220,3 @@ def _is_same(key: str, was: Any, now: Any) -> bool:
     if key == "data.root":
         return settings.is_same_root(str(was), now) or storage.redact(now) == str(was)
     return bool(was == now) or storage.redact(str(now)) == str(was)
-
-
-def _is_reached(bound: int, done: int) -> bool:
-    return bound != -1 and done >= bound
-
-
-def _bounds(trainer: TrainerConfig) -> str:
-    shown = [
-        f"--trainer.{name} {getattr(trainer, name)}"
-        for name in ("max_epochs", "max_steps")
-        if getattr(trainer, name) != -1
-    ]
-    return ", ".join(shown)
