@@ -246,7 +246,7 @@ def test_several_chips_come_to_what_one_does(tmp_path: Path) -> None:
     ("flags", "says"),
     [
         (["--trainer.precision=16-mixed"], "takes 32-true, bf16-mixed, bf16-true"),
-        (["--model.compile=default"], "XLA compiles all by itself"),
+        (["--model.compile=default"], "XLA compiles every step"),
         (["--trainer.devices=3"], f"has {CHIPS} XLA devices"),
         (["--data.global_batch_size=30"], "is not divisible by 4 "),
     ],

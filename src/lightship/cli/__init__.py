@@ -1,4 +1,4 @@
-"""The entry: parses a command and its configuration, then hands over. Imports no torch."""
+"""The entry point: parses the command line and runs the command. Imports no torch."""
 
 import json
 import os
@@ -23,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         streams.set_up()
         host_environment.complete()
-        # OpenMP's threads soon wait asleep (read when torch loads). Where others use the cores too,
-        # a thread that spins keeps out the one that it waits for; docs/measurements.md has numbers.
+        # OpenMP's idle threads sleep soon (read when torch loads): where processes share cores, a
+        # spinning thread delays the one that it waits for; see docs/measurements.md.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        # The imports take seconds, and a container's first process ignores what is not handled.
+        # Imports take seconds, and a container's process 1 ignores signals without a handler.
         StopRequest(Phase.COMMAND).install()
     command = None
     try:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_calls_behind(code: int) -> None:
-    """End the process at once if calls to storage, or checks, that were given up still run.
+    """Exit at once if abandoned calls to storage, or checks, still run.
 
     At a regular exit Python unwinds their threads; within native code that aborts the process.
     """
@@ -66,7 +66,7 @@ def _leave_calls_behind(code: int) -> None:
 
 
 def _tell(error: LightshipError, log_format: str) -> None:
-    """One line on standard error; what the other lines are for a program, so is this."""
+    """One line on standard error, JSON if the other lines are."""
     line = f"lightship: {error}"
     if log_format == "json":
         facts = {"event": "error", "exit_code": error.exit_code, "text": str(error)}

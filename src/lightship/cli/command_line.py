@@ -1,4 +1,4 @@
-"""A command line, its config files and recipes as a checked `Command`. Imports no torch."""
+"""Parses a command line, its config files and recipes into a `Command`. Imports no torch."""
 
 import os
 import re
@@ -26,11 +26,11 @@ from lightship.errors import ConfigError, UsageError
 from lightship.predict import table
 
 _FROM_THE_START = ("fit", "doctor")
-"""Commands that need no run at run.output."""
+"""Commands that need no existing run at run.output."""
 _OF_A_RUN = (None, "best", "last")
-"""Choices of --ckpt_path that are no checkpoint by themselves."""
+"""Values of --ckpt_path that name a checkpoint of the run."""
 _OF_ANOTHER_ROOT = {"data.root_md5": None}
-"""A checksum is that of the root it was given with; another root comes with its own, or none."""
+"""Settings that belong to a root: another root resets them."""
 _Sections = Mapping[str, Mapping[str, Any]]
 """Section -> field -> value, as a config file has them."""
 
@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
 
     Raises:
         UsageError: Unknown command, flag or type.
-        ConfigError: A value out of its range, a config file that is not there.
+        ConfigError: A value out of range, or a missing config file.
     """
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -52,13 +52,13 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     if name not in COMMANDS:
         raise UsageError(f"unknown command '{name}'{nearest(name, COMMANDS)}; see lightship --help")
     for item in arguments:
-        if printable(item) != item:  # a run's files could not hold it
+        if printable(item) != item:  # could not be stored in the run's files
             raise ConfigError(f"{printable(item)} is not UTF-8; rename it")
     if name == "pack":
         return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])
     if not sources and name in _FROM_THE_START and not _gives_root(flags):
-        sources = ["digits"]  # the embedded data set with the settings that suit it
+        sources = ["digits"]  # the embedded data set
     namespace = _parsed(name, sources, flags)
     own = None
     if namespace is not None and name not in _FROM_THE_START and namespace.run.output:
@@ -82,9 +82,9 @@ def _parsed(
 
     Args:
         name: Of the command.
-        sources: What --config gives: the later wins.
-        flags: All other flags, which win over files.
-        own: The settings of the run that the command is on, which all else wins over.
+        sources: Values of --config; later ones override earlier ones.
+        flags: All other flags, which override files.
+        own: Settings of the run at run.output, which all others override.
     """
     parser = build_parser(name)
     try:
@@ -95,12 +95,12 @@ def _parsed(
             _apply_config(parser, source)
         if _gives_root(flags):
             parser.set_defaults(_OF_ANOTHER_ROOT)
-        # jsonargparse reserves the name; it is in the parser for the help only.
+        # jsonargparse reserves the name; the parser has it only for the help.
         return parser.parse_args([flag for flag in flags if flag != "--print_config"])
     except ArgumentError as error:
         raise UsageError(explain(str(error), parser)) from None
     except RecursionError:
-        raise UsageError("the value of a flag is nested too deeply to be read") from None
+        raise UsageError("the value of a flag is nested too deeply") from None
     except SystemExit:
         return None
 
@@ -133,12 +133,12 @@ def read_config(source: str) -> str:
     """The text of a config: a shipped recipe by bare name, else a path or URL.
 
     Raises:
-        ConfigError: It is not there.
+        ConfigError: It does not exist.
     """
     if re.fullmatch(r"[\w-]+", source):
         if source in recipe_names():
             return (resources.files("lightship") / "recipes" / f"{source}.yaml").read_text()
-        if not os.path.exists(source):  # False also for a name that no file can have
+        if not os.path.exists(source):  # False also for an invalid file name
             near = nearest(source, recipe_names())
             raise ConfigError(
                 f"--config {source}: no such recipe{near}; there are {', '.join(recipe_names())}"
@@ -171,7 +171,7 @@ def overview() -> str:
 
 
 def _apply_config(parser: ArgumentParser, source: str) -> None:
-    """Make a config's values the parser's defaults, so that flags win wherever they stand."""
+    """Set a config's values as the parser's defaults, so that flags override them."""
     shown = f"--config {_shown(source)}"
     try:
         content = strict_yaml.load(read_config(source))
@@ -258,7 +258,7 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
 
 
 def _check_split(settings: Config, own: _Sections) -> None:
-    """Raise ConfigError where images that the run has trained on would be validated on."""
+    """Raise ConfigError if training images of the run would be in the validation split."""
     was, now = own["data"]["val_fraction"], settings.data.val_fraction
     if now != was and config.is_same_root(str(own["data"]["root"]), settings.data.root):
         raise ConfigError(
@@ -268,9 +268,9 @@ def _check_split(settings: Config, own: _Sections) -> None:
 
 
 def _default_output(title: str, settings: Config, given_root: str) -> str:
-    """Where a run without run.output lives: named by what it learns."""
+    """Default of run.output: named by a hash of the settings that affect training."""
     output = f"runs/{title}-{versions.identity_hash(settings)}"
-    # In 0.1.0 a slash at the end of data.root was a part of the name: such a run is gone on with.
+    # 0.1.0 hashed a trailing slash of data.root too: resume such a run.
     before = f"runs/{title}-{versions.identity_hash(settings, given_root)}"
     return before if Path(before, "config.yaml").exists() else output
 
@@ -284,5 +284,5 @@ def _is_flag(item: str, *names: str) -> bool:
 
 
 def _shown(source: str) -> str:
-    """A config's name for messages, without what could be a credential in its URL."""
+    """A config's name for messages, without credentials."""
     return re.sub(r"//[^/@]*@", "//***@", source)

@@ -1,7 +1,7 @@
-"""What libraries expect of every process, where a container or a random uid lacks it. No torch.
+"""Completes what libraries expect of a process and containers may lack. Imports no torch.
 
-A uid without a passwd entry has no name and perhaps no home; HOME may be a folder that cannot be
-written, TMPDIR one that is not there.
+A uid without a passwd entry has no name and perhaps no home; HOME may not be writable, TMPDIR may
+not exist.
 """
 
 import atexit
@@ -17,10 +17,7 @@ from lightship.errors import ConfigError
 
 
 def complete() -> None:
-    """Give the user a name and a home. First in a process; children inherit the variables.
-
-    What can be used is left as it is, here and below.
-    """
+    """Set LOGNAME and HOME if they are missing. First in a process; children inherit them."""
     if not hasattr(os, "getuid"):
         return  # Windows
     try:
@@ -28,17 +25,17 @@ def complete() -> None:
     except (KeyError, OSError):
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
     if os.path.expanduser("~") == "~":
-        os.environ["HOME"] = "/"  # as OpenShift has it; without, folders named ~ would be made
+        os.environ["HOME"] = "/"  # as OpenShift does; without it, folders named ~ would be created
 
 
 def provide_folders(output: str | None) -> None:
-    """See to a temporary folder, and to one for caches where the home cannot be written.
+    """Set TMPDIR, and XDG_CACHE_HOME if the home is not writable.
 
     Args:
-        output: Where files may be written if nowhere else; None or remote: it does not help.
+        output: The folder to use if no other is writable; None or remote: not used.
 
     Raises:
-        ConfigError: There is no temporary folder.
+        ConfigError: There is no writable folder for temporary files.
     """
     try:
         path = tempfile.gettempdir()  # TMPDIR if it can be written, else /tmp, ...
@@ -54,7 +51,7 @@ def provide_folders(output: str | None) -> None:
 
 
 def _made_temporary(output: str | None) -> str:
-    """A new temporary folder, removed at the end: of memory, or at the output."""
+    """A new temporary folder, removed at exit: in shared memory, or at the output."""
     parents = ["/dev/shm", *([output] if output and "://" not in output else [])]
     for parent in parents:
         with contextlib.suppress(OSError):
@@ -63,21 +60,19 @@ def _made_temporary(output: str | None) -> str:
             atexit.register(shutil.rmtree, path, ignore_errors=True)
             os.environ["TMPDIR"] = tempfile.tempdir = path
             return path
-    raise ConfigError(
-        "there is no folder for temporary files: set TMPDIR to one that can be written"
-    )
+    raise ConfigError("no writable folder for temporary files: set TMPDIR")
 
 
 def _nearest(path: Path) -> Path:
-    """The innermost folder of `path` that is there."""
+    """The innermost parent of `path` that exists."""
     return next(each for each in path.parents if os.path.exists(each))
 
 
 def _own_folder(parent: Path) -> Path:
-    """This user's folder under one that others can write; the same for all processes."""
+    """This user's folder under one that others can write to; the same for all processes."""
     path = parent / f"lightship-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        return Path(tempfile.mkdtemp(prefix="lightship-"))  # somebody else's
+        return Path(tempfile.mkdtemp(prefix="lightship-"))  # another user's
     return path

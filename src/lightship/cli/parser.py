@@ -1,4 +1,4 @@
-"""The parsers of the commands' flags, made of config.py, and what they say of a wrong flag."""
+"""Parsers of the commands' flags, built from config.py, and their error messages."""
 
 import argparse
 import difflib
@@ -13,13 +13,13 @@ from lightship import config
 from lightship.config import PackConfig
 
 COMMANDS = {
-    "fit": "train, then test the best checkpoint; the same command again resumes",
-    "validate": "measure a checkpoint on the validation split",
-    "test": "measure a checkpoint on the test split, exactly",
-    "doctor": "check all that can be checked before a fit with these flags",
-    "predict": "write a table of predictions for images without labels",
-    "export": "write a checkpoint as one file that runs without lightship, checked against it",
-    "pack": "write images of any layout as tar shards with an index; the same again resumes",
+    "fit": "train, then test the best checkpoint; rerun the command to resume",
+    "validate": "evaluate a checkpoint on the validation split",
+    "test": "evaluate a checkpoint on the test split",
+    "doctor": "check flags, data, storage and hardware before a fit",
+    "predict": "write a table of predictions for unlabelled images",
+    "export": "export a checkpoint as one file that runs without lightship",
+    "pack": "write images of any layout as indexed tar shards; rerun the command to resume",
 }
 SECTIONS = {
     "run": config.RunConfig,
@@ -38,7 +38,7 @@ def build_pack_parser() -> ArgumentParser:
         usage="lightship pack SRC DST [--FIELD VALUE]...",
         description=f"{COMMANDS['pack']}.",
         exit_on_error=False,
-        allow_abbrev=False,  # what is short today may mean two flags tomorrow
+        allow_abbrev=False,  # an abbreviation may become ambiguous
     )
     parser.add_argument("SRC", type=str, help="URL, path or name, as for --data.root of fit")
     parser.add_argument(
@@ -54,27 +54,27 @@ def build_pack_parser() -> ArgumentParser:
 
 
 def build_parser(name: str) -> ArgumentParser:
-    """The parser of one command: Lightning's names, our dataclasses."""
+    """The parser of one command, built from the dataclasses of config.py."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"lightship {name}",
         usage=f"lightship {name} [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...",
         description=COMMANDS[name],
         exit_on_error=False,
-        allow_abbrev=False,  # what is short today may mean two flags tomorrow
+        allow_abbrev=False,  # an abbreviation may become ambiguous
     )
     parser.add_argument(
         "--config",
-        help=f"recipe ({', '.join(recipe_names())}), or path or URL of a YAML file; may be "
-        "repeated: the later wins, and flags win over files",
+        help=f"recipe ({', '.join(recipe_names())}), or path or URL of a YAML file; repeatable: "
+        "later files override earlier ones, and flags override files",
     )
     parser.add_argument(
-        "--print_config", action="store_true", help="print the resolved configuration and stop"
+        "--print_config", action="store_true", help="print the resolved configuration and exit"
     )
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
-        help="best, last or the URL of a checkpoint (default: best; fit: the newest good one)",
+        help="best, last or the URL of a checkpoint (default: best; fit: the newest valid one)",
     )
     if name == "predict":
         parser.add_argument(
@@ -105,7 +105,7 @@ def recipe_names() -> list[str]:
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message as one line that names the flag to change."""
+    """jsonargparse's message as one line that names the flag."""
     options = [option for action in parser._actions for option in action.option_strings]
     known = [option for option in options if option.removeprefix("--") not in SECTIONS]
     message = " ".join(message.split())
@@ -129,13 +129,13 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
-    """`; did you mean X?` where one of `known` is like the word, else nothing."""
+    """`; did you mean X?` if one of `known` is similar to the word, else ''."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _nearest_field(flag: str, known: Iterable[str]) -> str:
-    """As `nearest`, by the field alone: other tools have --epochs, and no section."""
+    """See `nearest`, by the field alone: other tools have --epochs, without a section."""
     section, _, word = flag.lstrip("-").replace("-", "_").rpartition(".")
     known = [option for option in known if "." in option]
     for options in ([o for o in known if o.startswith(f"--{section}.")], known):

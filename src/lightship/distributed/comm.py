@@ -30,10 +30,10 @@ _store: dist.Store | None = None
 
 
 def init_process_group(timeout_s: float, on_cuda: bool) -> None:
-    """Join the other ranks, as torchrun's variables say. Every rank, once, before all else; blocks.
+    """Join the process group that torchrun's variables describe. Every rank, once, first; blocks.
 
-    CPU tensors use gloo, so that exchanges about the run never touch a GPU's stream; GPU tensors
-    use NCCL. Lightning finds the group and uses it.
+    CPU tensors use gloo, so that control messages never touch a GPU's stream; GPU tensors use
+    NCCL. Lightning uses the same group.
 
     Args:
         timeout_s: Timeout of this wait and of each collective.

@@ -1,8 +1,8 @@
-"""How many processes a command runs in, where, and what their end means to the caller.
+"""Runs a command in one process or several.
 
-One device: this process. More: torch elastic's agent on each node, which starts `python -m
-lightship` once a device; its knobs are torchrun's own PET_* variables. Under somebody else's
-launcher (torchrun, SLURM) and on TPUs nothing is launched here.
+One device: in this process. More: by torch elastic's agent on each node, which starts `python -m
+lightship` once per device and is configured by torchrun's PET_* variables. Under another launcher
+(torchrun, SLURM) and on TPUs nothing is launched here.
 """
 
 import ctypes
@@ -27,17 +27,17 @@ def launch(
     is_worker: bool,
     resumes_from: str | None,
 ) -> None:
-    """Do the work in as many processes as the settings ask for. Blocks until it is done.
+    """Run `work` in as many processes as configured. Blocks until it is done.
 
     Args:
-        work: What each process does, once it has joined the others.
-        trainer: Devices and time-outs.
-        arguments: The command line, for the processes started here.
+        work: Called in each process, once it has joined the process group.
+        trainer: Devices and timeouts.
+        arguments: Command line of the workers.
         is_worker: `is_worker()`.
-        resumes_from: What the work resumes from when it was killed; None: it starts from scratch.
+        resumes_from: What a restarted worker resumes from; None: it starts from scratch.
 
     Raises:
-        LightshipError: With the exit code of the contract.
+        LightshipError: See errors.py for its exit code.
     """
     if is_worker:
         _join_and(work, trainer)
@@ -61,7 +61,7 @@ def launch(
 
 
 def _join_and(work: Callable[[], None], trainer: TrainerConfig) -> None:
-    """Be one of several: join the others, work, and record how it ended."""
+    """Join the process group, run `work` and report an error to the agent."""
     _die_with_launcher()
     from lightship.distributed import comm
 
@@ -75,7 +75,7 @@ def _join_and(work: Callable[[], None], trainer: TrainerConfig) -> None:
         if isinstance(end, Preempted | Diverged):
             comm.wait_for_rank_0()
         if isinstance(end, LightshipError) and _AGENT_PID in os.environ:
-            # Our agent tells of it, once. All is saved; torch would wait for those that are gone.
+            # The agent reports it, once. All is saved; torch would wait for ranks that are gone.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(end.exit_code)
@@ -90,7 +90,7 @@ def is_worker() -> bool:
     if "TORCHELASTIC_RUN_ID" in given:
         return True
     if given.keys() & {"PET_NNODES", "PET_NPROC_PER_NODE"}:
-        return False  # some operators set RANK and WORLD_SIZE of nodes beside them
+        return False  # some operators also set RANK and WORLD_SIZE, counting nodes
     slurm.join_step()
     if given.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}:
         given.setdefault("LOCAL_RANK", "0")
@@ -103,7 +103,7 @@ def is_worker() -> bool:
 def _is_one_of_several_tpu_hosts() -> bool:
     """Whether GKE made this process one of several hosts; completes torchrun's variables.
 
-    One process a host drives all of its chips (see devices/xla.py); a slice may be one of several.
+    One process per host drives all of its chips (see devices/xla.py); there may be several slices.
     """
     given = os.environ
     names = given.get("TPU_WORKER_HOSTNAMES", "localhost").split(",")
@@ -111,7 +111,7 @@ def _is_one_of_several_tpu_hosts() -> bool:
     if hosts == 1:
         return False
     if "TPU_WORKER_ID" not in given:
-        raise ConfigError(f"TPU_WORKER_HOSTNAMES names {hosts} hosts, TPU_WORKER_ID none of them")
+        raise ConfigError(f"TPU_WORKER_HOSTNAMES names {hosts} hosts, but TPU_WORKER_ID is not set")
     host = int(given.get("MEGASCALE_SLICE_ID", "0")) * len(names) + int(given["TPU_WORKER_ID"])
     first = given.get("MEGASCALE_COORDINATOR_ADDRESS", names[0]).partition(":")[0]
     given |= {"RANK": str(host), "WORLD_SIZE": str(hosts), "GROUP_RANK": str(host)}
@@ -131,7 +131,7 @@ def processes_here(trainer: TrainerConfig) -> int:
     """Processes on this node: --trainer.devices, else PET_NPROC_PER_NODE, else all GPUs, else 1.
 
     Raises:
-        ConfigError: The two differ, or there are not so many GPUs.
+        ConfigError: The two differ, or there are fewer GPUs.
     """
     devices, asked = trainer.devices, os.environ.get("PET_NPROC_PER_NODE", "auto")
     if devices != "auto" and asked.isdecimal() and asked != devices:
@@ -154,17 +154,17 @@ def processes_here(trainer: TrainerConfig) -> int:
         except ValueError as error:
             raise ConfigError(f"PET_NPROC_PER_NODE is '{wanted}': {error}") from None
     if gpus and int(wanted) > gpus:
-        raise ConfigError(f"--trainer.devices {wanted}: there are {gpus} GPUs on this node")
+        raise ConfigError(f"--trainer.devices {wanted}: this node has {gpus} GPUs")
     return int(wanted)
 
 
 def _die_with_launcher() -> None:
-    """Have the kernel kill this process when the agent that started it dies (Linux).
+    """Have the kernel kill this process when its agent dies (Linux).
 
-    An orphan would go on training, and saving, beside its successor.
+    An orphan would continue to train and save beside its successor.
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         agent = os.environ.get(_AGENT_PID)
         if agent is not None and os.getppid() != int(agent):
-            raise PeerLost("the agent that started this process is gone")
+            raise PeerLost("the agent of this worker has exited")

@@ -1,4 +1,4 @@
-"""Whether /dev/shm is large enough for what will be put there; containers give 64 MiB unasked."""
+"""Checks the size of /dev/shm; in containers its default is 64 MiB."""
 
 import os
 from pathlib import Path
@@ -6,18 +6,18 @@ from pathlib import Path
 from lightship.errors import ConfigError
 
 _MIB = 2**20
-_MIB_PER_GPU = 128  # NCCL's buffers between two GPUs that reach each other through memory only
+_MIB_PER_GPU = 128  # NCCL's buffers between two GPUs without peer-to-peer access
 
 
 def check(gpus: int, path: str = "/dev/shm") -> None:
-    """Refuse to start where NCCL would fail, in its first exchange, with a bus error.
+    """Refuse to start where NCCL would crash in its first collective with a bus error.
 
     Args:
         gpus: Processes on this node that each drive a GPU.
-        path: Where shared memory is mounted; where nothing is, nothing is checked.
+        path: Mount point of shared memory; not checked if it does not exist.
 
     Raises:
-        ConfigError: It has less room than that many GPUs may need.
+        ConfigError: Too little free space.
     """
     if gpus < 2 or not Path(path).is_dir():
         return

@@ -1,4 +1,4 @@
-"""What every command trains or measures with: progress, data and Lightning's Trainer."""
+"""Lightning's Trainer, the data module and progress, as the settings configure them."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from lightship.training.xla import xla_arguments
 
 
 def start_progress(config: Config) -> Progress:
-    """The progress callback, and Lightning told to leave the talking to it."""
+    """The progress callback; silences Lightning's own log lines and warnings."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_float32_matmul_precision("high")
@@ -49,10 +49,10 @@ def build_trainer(
     loggers: Sequence[Logger | None] = (),
     checkpoint_io: CheckpointIO | None = None,
 ) -> Trainer:
-    """Lightning's Trainer with what is configured, and our own in place of its defaults.
+    """Lightning's Trainer with the settings, and lightship's parts in place of its defaults.
 
     Raises:
-        ConfigError: Lightning refuses accelerator, devices or precision.
+        ConfigError: Lightning does not support accelerator, devices or precision.
     """
     asked = config.trainer
     parts = asked.accumulate_grad_batches
@@ -65,7 +65,7 @@ def build_trainer(
             gradient_clip_val=asked.gradient_clip_val or None,
             log_every_n_steps=asked.log_every_n_steps,
             check_val_every_n_epoch=asked.check_val_every_n_epoch,
-            # Lightning counts parts, the user global batches.
+            # Lightning counts micro-batches, the user global batches.
             limit_train_batches=parts * (asked.limit_train_batches or 0) or 1.0,
             limit_val_batches=asked.limit_val_batches or 1.0,
             limit_test_batches=asked.limit_test_batches or 1.0,
@@ -84,18 +84,19 @@ def build_trainer(
             f"--trainer.{name} {getattr(asked, name)}"
             for name in ("accelerator", "devices", "precision")
         )
-        raise ConfigError(f"Lightning refuses {flags}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"Lightning does not support {flags}: {reason}") from None
     return use_fast_loop(ignore_signals(trainer))
 
 
 def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, Any]:
-    """The Trainer's devices, nodes, strategy and plugins, as launch.py has started this process."""
+    """The Trainer's devices, nodes, strategy and plugins for this process of the job."""
     asked = config.trainer
     plugins: list[Any] = [checkpoint_io] if checkpoint_io else []
     if asked.is_on_tpu:
         if config.model.compile != "none":
             raise ConfigError(
-                f"--model.compile {config.model.compile}: XLA compiles all by itself; set none"
+                f"--model.compile {config.model.compile}: XLA compiles every step; set none"
             )
         placed = xla_arguments(asked.devices, asked.precision)
         return {**placed, "plugins": [*placed["plugins"], *plugins]}
@@ -105,11 +106,11 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
         "plugins": plugins,
     }
     if not comm.is_initialized():
-        # Or Lightning looks for SLURM's variables, and checks them against devices.
+        # Otherwise Lightning reads SLURM's variables and checks them against devices.
         common["plugins"] = [*plugins, LightningEnvironment()]
         return {**common, "devices": 1 if asked.devices == "auto" else int(asked.devices)}
     if asked.sync_batchnorm and not torch.cuda.is_available():
-        raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for the CPU")
+        raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for CPUs")
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     strategy = DDPStrategy(
         cluster_environment=TorchElasticEnvironment(),
@@ -124,9 +125,9 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
 def evaluate(
     config: Config, data: ImageData, model: ImageClassifier, split: str, progress: Progress
 ) -> dict[str, float]:
-    """Metrics of `model` over every sample of a split, by a trainer without training's callbacks.
+    """Metrics of `model` over every sample of a split ("val" or "test"). Every rank; blocks.
 
-    (Without EMA above all: the weights are the averaged ones already.)
+    The trainer has none of the training callbacks; the model holds averaged weights already (EMA).
     """
     trainer = build_trainer(config, [progress])
     run = trainer.test if split == "test" else trainer.validate
@@ -138,7 +139,7 @@ def evaluate(
 
 
 def numbers_line(numbers: dict[str, float], split: str | None) -> str:
-    """The numbers of a split, as the last line tells them."""
+    """The metrics of a split as one line of text."""
     shown = [
         f"{key} {value:.0f}" if value.is_integer() and value > 1 else f"{key} {value:.4f}"
         for key, value in numbers.items()

@@ -1,4 +1,4 @@
-"""When a checkpoint is saved: at an epoch's end, every N steps, every T seconds, at a stop."""
+"""Saves a checkpoint after each epoch, every N steps, every T seconds and on a stop request."""
 
 import logging
 import math
@@ -20,24 +20,24 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointing(Checkpoint):
-    """Saves through the store, and ends the run when asked to stop. All ranks decide alike.
+    """Saves checkpoints through the store, and ends the run on a stop request. Every rank.
 
-    A save holds all that a later start needs to go on as if nothing had been: beside Lightning's
-    own state the metrics so far, whether early stopping has ended the run, and counters that
-    Lightning resumes from exactly (see `_settle`). A stop is acted on after the step in hand, also
-    an epoch's last, or the validation's batch in hand; in the validation that ends a run bounded by
-    max_steps, after it.
+    A checkpoint holds all that an exact resume needs: besides Lightning's own state the metrics so
+    far, whether early stopping has ended the run, and loop counters that Lightning resumes from
+    exactly (see `_settle`). A stop request takes effect after the current step, also an epoch's
+    last, or the current validation batch; in the validation that ends a run bounded by max_steps,
+    after that validation.
 
     Args:
         store: Where checkpoints go.
         facts: Recorded in each checkpoint under "lightship" (plain values).
-        stop: Set when this process is asked to stop.
-        table: The run's metrics, kept in each checkpoint and put back from it.
-        monitor: Metric recorded as the score of a save that closes a validated epoch; None: there
-            is no validation.
-        bound: What a kill may lose, and so when to save within an epoch.
-        agree_every_steps: Steps (or validation batches) between two agreements of several ranks;
-            the time bound and a stop are acted on that much later at most.
+        stop: True once a signal asks this process to stop.
+        table: The run's metrics, saved in each checkpoint and restored from it.
+        monitor: Metric recorded as the score of a checkpoint after validation; None: there is no
+            validation.
+        bound: How much a crash may lose, and so when to save within an epoch.
+        agree_every_steps: Steps (or validation batches) between two agreements of the ranks; the
+            time bound and stop requests take effect that much later at most.
     """
 
     def __init__(
@@ -57,24 +57,24 @@ class Checkpointing(Checkpoint):
         self._validated = False
         self._score: float | None = None
         self._seen_step = -1
-        self._told_of_waiting = False
+        self._has_warned = False
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put back what Lightning does not: the metrics, and that early stopping has fired."""
+        """Restore what Lightning does not: the metrics, and whether early stopping has fired."""
         kept = checkpoint["lightship"]
         self.table.load_rows(kept["metrics"])
-        # Early stopping that this start does not have ends nothing; its patience: see there.
+        # Unless early stopping is off now. A longer patience: see EarlyStopping.on_fit_start.
         trainer.should_stop = kept["should_stop"] and bool(trainer.early_stopping_callbacks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and from here on let signals wait for a save."""
+        """Start the clock, and from here on save a checkpoint before a signal ends the process."""
         self.stop.begin_training()
         self.agreement.open()
         epochs = trainer.fit_loop.epoch_progress.current
         if epochs.ready == epochs.completed:
-            trainer.fit_loop.epoch_loop.restarting = False  # a new epoch: nothing to go on with
+            trainer.fit_loop.epoch_loop.restarting = False  # a new epoch: nothing to resume
         self._seen_step = trainer.global_step
         self.bound.start(trainer.global_step)
 
@@ -99,7 +99,7 @@ class Checkpointing(Checkpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Stop if asked to: the validation is done again from its beginning."""
+        """Act on a stop request; the resumed run repeats the validation from its first batch."""
         batch_idx = args[2]
         if trainer.state.fn != TrainerFn.FITTING or not self._can_resume_into_validation(trainer):
             return
@@ -110,15 +110,15 @@ class Checkpointing(Checkpoint):
             self._leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the score for the save that closes the epoch."""
+        """Keep the score for the checkpoint that ends the epoch."""
         assert self.monitor is not None
         score, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, "val/loss"))
-        # Accuracy is finite even where no output of the net is.
+        # Accuracy is finite even if no output of the net is.
         is_finite = math.isfinite(score) and math.isfinite(loss)
         self._validated, self._score = True, score if is_finite else None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the closed epoch, with its score and after early stopping has judged it."""
+        """Save the finished epoch, with its score, after early stopping has decided."""
         [stop] = self.agreement.any_rank(0, bool(self.stop))
         if self._validated or self.bound.begun_step != trainer.global_step:
             self._save(trainer)
@@ -128,7 +128,7 @@ class Checkpointing(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what the commit record and a later start need."""
+        """Add what the commit record and a resume need."""
         checkpoint["lightship"] = {
             **self.facts,
             "score": self._score,
@@ -140,16 +140,16 @@ class Checkpointing(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Let the save in flight finish; if it fails too, both errors are told."""
+        """Wait for the checkpoint being written; if that fails too, log it."""
         try:
             self.store.wait()
         except Exception as failure:
             logger.warning(f"the last checkpoint also failed: {type(failure).__name__}: {failure}")
 
     def _can_resume_into_validation(self, trainer: Trainer) -> bool:
-        """Whether a validation ends this epoch that a restart would come to.
+        """Whether this epoch ends with a validation that a resumed run would reach.
 
-        Lightning does not begin at all where max_steps are done.
+        Lightning does not start at all once max_steps are done.
         """
         if self.monitor is None or trainer.global_step == trainer.max_steps:
             return False
@@ -160,27 +160,27 @@ class Checkpointing(Checkpoint):
         trainer.save_checkpoint(self.store.path_of_step(trainer.global_step))
         self._validated, self._score = False, None
         self.bound.save_begun(trainer.global_step)
-        self._keep_within_bound(trainer.global_step)  # where not one step may be lost
+        self._keep_within_bound(trainer.global_step)  # if no step may be lost
 
     def _keep_within_bound(self, step: int) -> None:
-        """Wait for a save that takes too long. Rank 0 alone writes; the others come to wait for it.
+        """Block on a write that takes too long. Rank 0 writes; collectives make the others wait.
 
         Raises:
-            LightshipError: The save in flight has failed.
+            LightshipError: The last checkpoint could not be written.
         """
         if self.store.is_saving:
             if not self.bound.is_reached(step):
                 return
             began_s = time.monotonic()
             self.store.wait()
-            self._tell_of_waiting(time.monotonic() - began_s)
+            self._warn_of_blocking(time.monotonic() - began_s)
         self.store.wait()
         self.bound.save_durable()
 
-    def _tell_of_waiting(self, waited_s: float) -> None:
-        """Once, and not of what nobody would notice."""
-        if waited_s > 1 and not self._told_of_waiting:
-            self._told_of_waiting = True
+    def _warn_of_blocking(self, waited_s: float) -> None:
+        """Once, for more than a second."""
+        if waited_s > 1 and not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 f"training blocked {waited_s:.1f} s on a checkpoint write, which takes longer than "
                 "half of --run.checkpoint_every_steps or --run.checkpoint_every_s"
@@ -188,21 +188,20 @@ class Checkpointing(Checkpoint):
 
     def _leave(self, trainer: Trainer) -> None:
         self.store.wait()
-        trainer.strategy.barrier("saved")  # or the first to leave takes the writer with it
+        trainer.strategy.barrier("saved")  # the first rank to exit ends the writer too
         response = RESPONSES[Phase.TRAINING]
         raise Preempted(response.text(self.stop.number, trainer.global_step))
 
 
 def _settle(fit_loop: dict[str, Any]) -> int:
-    """Make the counters say what is done, so that Lightning resumes right after it.
+    """Set the loop counters so that Lightning resumes right after what is done.
 
     Returns:
-        Epochs done.
-
+        Number of finished epochs.
     """
-    # As they stand at an epoch's last batch Lightning (2.6) resumes without the validation, and at
-    # the epoch's end it goes through that end again. So: of an ended epoch nothing is open, and
-    # after a last batch the validation has begun and done nothing.
+    # With its own counters Lightning (2.6) resumes from an epoch's last batch without the
+    # validation, and from an epoch's end by repeating that end. So: mark a finished epoch as
+    # completed, and after a last batch mark the validation as started with no batch done.
     epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     closed = epoch["current"]["processed"] == epoch["current"]["ready"]
     for part in ("total", "current"):

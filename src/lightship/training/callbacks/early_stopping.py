@@ -1,4 +1,4 @@
-"""Early stopping whose patience may change between two starts of a run."""
+"""Early stopping whose patience may change when a run is resumed."""
 
 from collections.abc import Collection
 from typing import Any
@@ -21,24 +21,24 @@ def check_early_stopping(config: TrainerConfig, splits: Collection[str]) -> None
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, with the patience of this start: Lightning takes that of the checkpoint."""
+    """Lightning's, but with the configured patience on resume; Lightning uses the checkpoint's."""
 
     @classmethod
     def of(cls, config: TrainerConfig) -> "EarlyStopping":
-        """As the trainer's settings ask for; called with a patience of at least 1."""
+        """From the trainer's settings; the patience is at least 1."""
         return cls(
             config.monitor,
             patience=config.early_stopping_patience,
             mode=Metric.of(config.monitor).mode,
-            check_on_train_epoch_end=False,  # an epoch that max_steps cuts short has no validation
+            check_on_train_epoch_end=False,  # an epoch that max_steps ends early has no validation
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from the checkpoint."""
+        """Restore the count, but not the patience."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on where a shorter patience had ended the run."""
+        """Continue a run that a shorter patience has ended."""
         if (
             self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
             and self.wait_count < self.patience

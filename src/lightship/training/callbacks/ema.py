@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is evaluated, saved and kept at the end."""
+"""Exponential moving average (EMA) of the weights, used for evaluation and checkpoints."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ class EMA(Callback):
     The decay rises as min(decay, (1 + n) / (10 + n)) with n the steps done before, so that early
     averages are not mostly the initial weights (`num_updates` of TensorFlow's
     ExponentialMovingAverage); it depends on the step alone, so resuming needs no other state.
-    Integer buffers are those of training.
+    Integer buffers are not averaged.
 
-    Within a fit, validation sees the average. A checkpoint's `state_dict` is the average; the
-    weights in training stand beside it and return on resume. When the fit has ended, the average
-    is what the module holds: save the last checkpoint before (on_train_end at the latest).
+    Within a fit, validation uses the average. A checkpoint's `state_dict` is the average; the
+    training weights are saved beside it and restored on resume. After the fit the module holds the
+    average: save the last checkpoint before that (on_train_end at the latest).
 
-    It differs from Lightning's EMAWeightAveraging in these ways: the average lives on the training
-    device from the start, one multi-tensor operation moves it, it follows the optimizer (so a
-    checkpoint made by any callback at the end of a batch is complete), and a checkpoint made
-    during validation is right too.
+    Differences from Lightning's EMAWeightAveraging: the average is on the training device from the
+    start, one multi-tensor operation updates it, it is updated right after the optimizer (so a
+    checkpoint saved by any callback at the end of a batch is complete), and a checkpoint saved
+    during validation is correct too.
 
     Args:
         decay: Of the average, in (0, 1).
@@ -35,22 +35,22 @@ class EMA(Callback):
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self._average: dict[str, Tensor] | None = None
-        self._training: dict[str, Tensor] | None = None  # aside while the average stands in
+        self._training: dict[str, Tensor] | None = None  # while the module holds the average
         self._by_dtype: list[tuple[list[Tensor], list[Tensor]]] = []
         self._hook: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget what an earlier fit that did not end well has left."""
+        """Reset what a failed fit has left."""
         if self._hook is not None:
             self._hook.remove()
         self._average, self._training, self._by_dtype, self._hook = None, None, [], None
 
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the weights on the device, or go on from a checkpoint's average."""
+        """Start from the weights on the device, or from a checkpoint's average."""
         current = _floating(pl_module)
         loaded = self._average or current
-        # A fresh tensor in the weight's own memory order: the fast multi-tensor path asks for it.
+        # A new tensor in the weight's own memory format: the fast multi-tensor path needs it.
         self._average = {
             name: torch.empty_like(weight).copy_(loaded[name]) for name, weight in current.items()
         }
@@ -76,20 +76,20 @@ class EMA(Callback):
             torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average in the place of the training weights, which are set aside."""
+        """Swap in the average; keep the training weights."""
         if self._average is not None:
             current = _floating(pl_module)
             self._training = {name: weight.detach().clone() for name, weight in current.items()}
             _copy(self._average, current)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the training weights back."""
+        """Restore the training weights."""
         if self._training is not None:
             _copy(self._training, _floating(pl_module))
             self._training = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the module."""
+        """Copy the average into the module."""
         assert self._average is not None
         assert self._hook is not None
         self._hook.remove()
@@ -99,7 +99,7 @@ class EMA(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Make the average the checkpoint's weights, and keep those in training beside them."""
+        """Save the average as the checkpoint's weights, and the training weights beside them."""
         if self._average is not None:
             state = checkpoint["state_dict"]
             checkpoint[_TRAINING_WEIGHTS] = {**state, **(self._training or {})}
@@ -108,7 +108,7 @@ class EMA(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """On resume, take the average from the checkpoint and put the training weights back."""
+        """On resume, restore the average and the training weights."""
         if trainer.state.fn == TrainerFn.FITTING and _TRAINING_WEIGHTS in checkpoint:
             names = _floating(pl_module)
             self._average = {name: checkpoint["state_dict"][name].clone() for name in names}

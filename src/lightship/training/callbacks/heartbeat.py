@@ -1,4 +1,4 @@
-"""A sign of life for whoever watches from outside: a file whose time is that of the last batch."""
+"""A file for liveness probes: its modification time is that of the last batch."""
 
 import os
 from pathlib import Path
@@ -16,10 +16,10 @@ START_GRACE_S = 1800
 
 
 def begin_again() -> None:
-    """Date the file of an earlier process ahead, so that a restart has as long as a first start.
+    """Set the file's time ahead after a restart in the same pod, which may take as long as a start.
 
-    The startup probe has succeeded by then and does not run again; the liveness probe would count
-    from the last batch before the restart. Every rank, when its process starts.
+    The startup probe does not run again, and the liveness probe would count from the last batch
+    before the restart. Every rank, when its process starts.
     """
     path = Path(os.environ.get(VARIABLE) or os.devnull)
     if path.is_file():
@@ -28,26 +28,26 @@ def begin_again() -> None:
 
 
 def build_heartbeat() -> list["Heartbeat"]:
-    """The callback, where LIGHTSHIP_HEARTBEAT_FILE names a file; nothing elsewhere.
+    """The callback, if LIGHTSHIP_HEARTBEAT_FILE is set.
 
     Raises:
-        ConfigError: There is no such folder, or it cannot be written.
+        ConfigError: Its folder does not exist or is not writable.
     """
     named = os.environ.get(VARIABLE)
     if not named:
         return []
     folder = Path(named).absolute().parent
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{VARIABLE} is {named}: {folder} is no folder that can be written")
+        raise ConfigError(f"{VARIABLE} is {named}: {folder} is not a writable folder")
     return [Heartbeat(Path(named))]
 
 
 class Heartbeat(Callback):
     """Touches a file after every batch of any kind, at most once a second.
 
-    A liveness probe compares the file's time with now, which takes a shell and no Python. It is
-    there once the first batch is done. Every rank of a node touches the same file: one that hangs
-    stops the others at their next exchange. Waits neither for the device nor for other ranks.
+    A liveness probe compares the file's time with the current time in a shell, without Python. The
+    file exists after the first batch. All ranks of a node touch the same file: one that hangs stops
+    the others at their next collective. Waits neither for the device nor for other ranks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class Heartbeat(Callback):
         self._touched_s = float("-inf")
 
     def beat(self) -> None:
-        """Touch the file, unless that was done within the last second."""
+        """Touch the file, at most once a second."""
         now = monotonic()
         if now - self._touched_s >= _EVERY_S:
             self._touched_s = now
@@ -64,7 +64,7 @@ class Heartbeat(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """A batch is trained."""
+        """After each batch."""
         self.beat()
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end

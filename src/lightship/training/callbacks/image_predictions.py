@@ -11,8 +11,8 @@ from lightship.tracking.tracker import Tracker
 class ImagePredictionLogger(Callback):
     """Logs images with predicted and true class by name.
 
-    Rank 0 predicts alone, without a collective (see `ImageClassifier.probabilities`); modes of
-    modules and random states are left as they were.
+    Rank 0 only, without collectives (see `ImageClassifier.probabilities`); keeps the modes of
+    modules and random states.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ImagePredictionLogger(Callback):
         self._tracker = tracker
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Predict and log; other ranks go on."""
+        """Predict and log on rank 0."""
         if trainer.sanity_checking or not trainer.is_global_zero or not len(self._images):
             return
         with trainer.precision_plugin.forward_context():

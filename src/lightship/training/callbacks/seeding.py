@@ -1,4 +1,4 @@
-"""Random numbers of a step as a function of the step: nothing to save, nothing to restore."""
+"""Random numbers as a function of the step, so that no generator state is saved or restored."""
 
 import hashlib
 import random
@@ -15,8 +15,8 @@ _64_BITS = 2**64 - 1
 class StepSeeding(Callback):
     """Reseeds Python, NumPy and torch before every batch from (seed, rank, epoch, batch).
 
-    Dropout and whatever else a net draws is then the same after a restart in the middle of an
-    epoch, without any generator's state in the checkpoint.
+    So dropout and any other random layer draw the same after a resume within an epoch, without
+    generator states in the checkpoint.
     """
 
     def __init__(self, seed: int) -> None:
@@ -26,11 +26,11 @@ class StepSeeding(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed the generators the step may use, on the CPU and this device only."""
+        """Seed the generators of the CPU and of this device."""
         epoch = trainer.current_epoch
         if self._epoch_key[0] != epoch:
             place = f"{self.seed} {trainer.global_rank} {epoch}"
-            # Not hash(): a run must be resumable after an upgrade of Python.
+            # Not hash(), which may change with a version of Python.
             digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
             self._epoch_key = epoch, int.from_bytes(digest, "little")
         key = _mix(self._epoch_key[1] + batch_idx)

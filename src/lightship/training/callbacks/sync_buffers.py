@@ -1,4 +1,4 @@
-"""Buffers of a net (BatchNorm's running statistics) made those of rank 0 where they matter."""
+"""Broadcasts a net's buffers (BatchNorm's running statistics) from rank 0."""
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -6,15 +6,15 @@ from lightning.pytorch.strategies import DDPStrategy
 
 
 class SyncBuffers(Callback):
-    """Gives every rank rank 0's buffers before a validation.
+    """Broadcasts rank 0's buffers before a validation.
 
-    In training each rank keeps statistics of its own share, and nothing is sent in a step (DDP
-    would send rank 0's before each forward). Rank 0's are what a checkpoint holds, so they are
-    what a validation must measure. Goes after EMA, whose averages stand in by then.
+    In training each rank keeps statistics of its own samples, and a step sends none (DDP would
+    broadcast before each forward pass). A checkpoint holds rank 0's, so a validation must use them.
+    Goes after EMA, which swaps in its averages first.
     """
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send them, rank by rank the same."""
-        if isinstance(trainer.strategy, DDPStrategy):  # on XLA there is one of each for all ranks
+        """Broadcast. Every rank; blocks."""
+        if isinstance(trainer.strategy, DDPStrategy):  # on XLA all ranks share one copy
             for buffer in pl_module.net.buffers():  # type: ignore[union-attr]
                 dist.broadcast(buffer, src=0)

@@ -1,4 +1,4 @@
-"""Training's numbers at each log point: loss, accuracy, speed, data wait; one device fetch."""
+"""Training metrics at each log point: loss, accuracy, speed and data wait, in one device fetch."""
 
 from time import perf_counter
 from typing import Any
@@ -11,21 +11,21 @@ from lightship.training.callbacks.divergence import Divergence
 
 
 class Throughput(Callback):
-    """Logs training every `log_every_n_steps` optimizer steps, at each epoch's end and at the end.
+    """Logs every `log_every_n_steps` optimizer steps, after each epoch and at the end.
 
     A log point takes the module's sums (`take_train_sums`: the one fetch from the device, which
     also waits for it, so the times hold for an asynchronous device), adds
 
     - `throughput/images_per_s`: images of the whole job,
     - `throughput/step_ms`: wall time of an optimizer step,
-    - `throughput/data_wait`: share of the wall time between the end of one batch and the start of
-      the next; what callbacks after this one do counts in it, so it goes last,
-    - `lr`: learning rate of the coming step (first parameter group),
-    - `memory/max_gib`: on CUDA, most memory in tensors so far,
+    - `throughput/data_wait`: fraction of the wall time between the end of one batch and the start
+      of the next; callbacks after this one count too, so it goes last,
+    - `lr`: learning rate of the next step (first parameter group),
+    - `memory/max_gib`: on CUDA, peak memory of tensors so far,
 
-    hands all to every logger under the trainer's `global_step`, and leaves it in
-    `trainer.callback_metrics` as CPU tensors. Between log points it adds floats and nothing else.
-    Validation is not in the times. Runs on every rank, at the same steps.
+    passes all to every logger with the trainer's `global_step`, and puts it in
+    `trainer.callback_metrics` as CPU tensors. Between log points it only adds floats. Times exclude
+    validation. Every rank, at the same steps.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Throughput(Callback):
         Args:
             global_batch_size: images per optimizer step over all ranks and accumulation.
             log_every_n_steps: optimizer steps between two log points.
-            divergence: looks at the loss of each log point.
+            divergence: checks the loss of each log point.
         """
         self._global_batch_size = global_batch_size
         self._log_every_n_steps = log_every_n_steps
@@ -48,24 +48,24 @@ class Throughput(Callback):
         self._open_window(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count here: a resume inside an epoch does not start that epoch."""
+        """Start the window here: a resume within an epoch does not call on_train_epoch_start."""
         self._seen_step = trainer.global_step
         self._open_window(trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count anew: what lies between two epochs is no training."""
+        """Start a new window: time between two epochs is not training."""
         self._open_window(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """End of a wait for data."""
+        """Add the wait for this batch."""
         self._waited_s += perf_counter() - self._batch_ended_s
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log if an optimizer step has just made it due."""
+        """Log if due."""
         step = trainer.global_step
         if step != self._seen_step:
             self._seen_step = step
@@ -75,11 +75,11 @@ class Throughput(Callback):
         self._batch_ended_s = perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clocks."""
+        """Pause the clocks."""
         self._validation_began_s = perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move the clocks' beginnings by the time that validation took."""
+        """Resume the clocks."""
         spent_s = perf_counter() - self._validation_began_s
         self._window_began_s += spent_s
         self._batch_ended_s += spent_s

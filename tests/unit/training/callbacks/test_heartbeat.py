@@ -75,5 +75,5 @@ def test_no_variable_no_callback(monkeypatch) -> None:
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none" / "beat"))
-    with pytest.raises(ConfigError, match=f"{VARIABLE} is .*none/beat: .*none is no folder"):
+    with pytest.raises(ConfigError, match=f"{VARIABLE} is .*none/beat: .*none is not a writable"):
         build_heartbeat()
