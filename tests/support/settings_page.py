@@ -17,8 +17,8 @@ _HEAD = """# Settings
 
 Generated from `src/lightship/config.py` by `make docs`; `lightship fit --help` prints the same.
 
-A setting is a flag (`--data.flip true`) or a key of a YAML file (`data: {flip: true}`). Flags win
-over files, later files over earlier ones. Every command but `pack` takes all of these flags.
+A setting is a flag (`--data.flip true`) or a key of a YAML file (`data: {flip: true}`). Flags
+override files, later files override earlier ones. Every command except `pack` takes these flags.
 
 Settings marked \\* affect training: they enter the hash of a run's default name and cannot change
 when the run is resumed.
