@@ -10,8 +10,7 @@ from collections.abc import Callable
 from benchmarks.process_tree import cpu_s
 from benchmarks.table import machine, print_table, spread
 from lightship import storage
-from lightship.storage import Span
-from lightship.storage.ahead import ReadAhead
+from lightship.storage import ReadAhead, Span
 from tests.support.s3 import S3Server
 
 COUNT = int(os.environ.get("COUNT", "2000"))

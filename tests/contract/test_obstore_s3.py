@@ -6,8 +6,8 @@ from lightship import storage
 from lightship.errors import ConfigError
 from lightship.storage import Span
 from lightship.storage import s3 as s3_module
-from lightship.storage.api import resolve
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
+from lightship.storage.registry import resolve
 from lightship.storage.s3 import S3
 from lightship.storage.s3_clients import S3fs
 from tests.support.faults import FaultProxy

@@ -158,7 +158,7 @@ def test_reading_the_index_opens_no_shard(store: str, monkeypatch) -> None:
         asked.extend(span.url for span in spans)
         return read_spans(spans, *args, **more)
 
-    monkeypatch.setattr("lightship.storage.api.read_spans", spy_spans)
+    monkeypatch.setattr("lightship.storage.reads.read_spans", spy_spans)
     monkeypatch.setattr(
         "lightship.storage.api.open_binary", lambda url: asked.append(url) or open_binary(url)
     )

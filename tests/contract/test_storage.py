@@ -23,8 +23,7 @@ import pytest
 
 from lightship import storage
 from lightship.errors import ConfigError, DataError
-from lightship.storage import Denied, FileInfo, Limits, NotFound, Span, StorageTimeout
-from lightship.storage.ahead import ReadAhead
+from lightship.storage import Denied, FileInfo, Limits, NotFound, ReadAhead, Span, StorageTimeout
 from tests.support.s3 import KEYS, S3Server
 
 TREE = {

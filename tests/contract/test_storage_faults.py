@@ -9,8 +9,7 @@ import pytest
 
 from lightship import storage
 from lightship.errors import ConfigError, DataError
-from lightship.storage import Denied, Limits, NotFound, Span, StorageTimeout
-from lightship.storage.ahead import ReadAhead
+from lightship.storage import Denied, Limits, NotFound, ReadAhead, Span, StorageTimeout
 from tests.support.faults import FaultProxy
 from tests.support.s3 import S3Server, free_ports
 

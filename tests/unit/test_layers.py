@@ -94,7 +94,7 @@ LOCAL_IMPORTS = {
     "slow to import, and most processes do not need it": {
         "console/screen.py": "rich",
         "report/html.py": "jinja2",
-        "storage/api.py": "aiohttp",
+        "storage/registry.py": "aiohttp",
         "tracking/service.py": "wandb",
         "tracking/settings.py": "wandb",
         "tracking/start.py": "wandb",

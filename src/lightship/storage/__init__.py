@@ -5,7 +5,6 @@ called by any rank and thread, also in a child after fork.
 """
 
 from lightship.storage.api import (
-    Span,
     cached_download,
     check_writable,
     download,
@@ -13,18 +12,15 @@ from lightship.storage.api import (
     list_files,
     make_ready,
     modified_s,
-    open_binary,
-    read_bytes,
-    read_range,
-    read_spans,
     remove,
-    size_bytes,
     write_bytes,
     write_file,
 )
-from lightship.storage.backend import Data, FileInfo
+from lightship.storage.backend import Data, FileInfo, Span
 from lightship.storage.errors import Denied, NotFound, StorageTimeout, is_file_error
 from lightship.storage.parallel import Executor, in_daemon, parallel_map
+from lightship.storage.reads import ReadAhead, read_bytes, read_range, read_spans
+from lightship.storage.registry import open_binary, size_bytes
 from lightship.storage.retry import Limits
 from lightship.storage.urls import (
     base_name,
@@ -37,9 +33,10 @@ from lightship.storage.urls import (
 )
 
 __all__ = [
-    "Data", "Denied", "Executor", "FileInfo", "Limits", "NotFound", "Span", "StorageTimeout",
-    "base_name", "cache_path", "cached_download", "check_writable", "download", "exists",
-    "in_daemon", "is_file_error", "is_private", "is_remote", "join", "list_files", "local_path",
-    "make_ready", "modified_s", "open_binary", "parallel_map", "read_bytes", "read_range",
-    "read_spans", "redact", "remove", "size_bytes", "write_bytes", "write_file",
+    "Data", "Denied", "Executor", "FileInfo", "Limits", "NotFound", "ReadAhead", "Span",
+    "StorageTimeout", "base_name", "cache_path", "cached_download", "check_writable",
+    "download", "exists", "in_daemon", "is_file_error", "is_private", "is_remote", "join",
+    "list_files", "local_path", "make_ready", "modified_s", "open_binary", "parallel_map",
+    "read_bytes", "read_range", "read_spans", "redact", "remove", "size_bytes", "write_bytes",
+    "write_file",
 ]  # fmt: skip

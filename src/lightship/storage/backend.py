@@ -16,6 +16,20 @@ PIECE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
+class Span:
+    """Bytes [start, end) of a file; end None: to its end (then a cut object goes unnoticed)."""
+
+    url: str
+    start: int = 0
+    end: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """0 where that is unknown."""
+        return 0 if self.end is None else self.end - self.start
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """One file of a listing."""
 

@@ -13,8 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from lightship import storage
-from lightship.storage import Data
-from lightship.storage.ahead import ReadAhead
+from lightship.storage import Data, ReadAhead
 
 logger = logging.getLogger(__name__)
 _CRC_BYTES = 4

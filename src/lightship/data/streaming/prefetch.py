@@ -16,7 +16,7 @@ from lightship.data.manifest import Manifest
 from lightship.data.sample_reader import Raw, plan_spans, read_samples, samples_of
 from lightship.data.streaming.cache import BlockCache, CachedReads
 from lightship.errors import LightshipError
-from lightship.storage.ahead import ReadAhead
+from lightship.storage import ReadAhead
 
 _MOST_BATCHES_AHEAD = 16
 _HORIZON_SHARE = 0.5

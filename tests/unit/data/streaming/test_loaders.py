@@ -34,7 +34,7 @@ from lightship.data.streaming.loaders import StreamedEvalLoader, StreamedSplit, 
 from lightship.data.streaming.prefetch import BatchRange, Fetcher
 from lightship.data.streaming.worker_process import Worker
 from lightship.errors import DataError, TimeoutExpired
-from lightship.storage.ahead import ReadAhead
+from lightship.storage import ReadAhead
 from tests.support.faults import FaultProxy
 from tests.support.images import Files, little_set, parquet, put, tarred, webdataset, zipped
 from tests.support.s3 import S3Server

@@ -1,0 +1,141 @@
+"""The backend of a URL, built once a process, and calls of it with deadlines and retries.
+
+For storage's own modules, but for `open_binary` and `size_bytes`.
+"""
+
+import io
+import itertools
+import os
+from functools import partial
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.archive import AbstractArchiveFileSystem
+from fsspec.core import strip_protocol
+
+from lightship.errors import ConfigError
+from lightship.storage.archives import Archive
+from lightship.storage.backend import PIECE_BYTES, Backend, Data, Span
+from lightship.storage.errors import NotFound
+from lightship.storage.fsspec_backend import Async, Remote, file_system_class, url_options
+from lightship.storage.local import Local
+from lightship.storage.parallel import parallel_map, run_within
+from lightship.storage.retry import Deadline, Limits, with_retries
+from lightship.storage.s3 import S3
+from lightship.storage.urls import base_name, is_remote, local_path, redact, split
+
+HTTP = ("http", "https")
+_LOCAL = Local()
+_BACKENDS: dict[Any, Backend] = {}
+_ENVIRONMENT = (
+    "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+    "LIGHTSHIP_STORAGE_DEADLINE_S", "LIGHTSHIP_S3_CLIENT",
+)  # fmt: skip
+
+
+def resolve(url: str) -> tuple[Backend, str]:
+    """The backend of a URL and the path within it."""
+    protocol, head, rest = split(url)
+    if not is_remote(url):
+        return _LOCAL, str(local_path(url))
+    kind = file_system_class(protocol, url)
+    options = url_options(kind, head)
+    # Neither sockets nor event loop of a parent survive a fork: the process is part of the key.
+    key = (os.getpid(), protocol, rest, *options.items(), *map(os.environ.get, _ENVIRONMENT))
+    backend = _BACKENDS.get(key)
+    if backend is None:
+        deadline = Deadline(url)
+        build = partial(_build, kind, protocol, rest, options)
+        built = run_within(deadline, partial(with_retries, build, deadline))
+        backend = _BACKENDS.setdefault(key, built)
+    return backend, strip_protocol(head)
+
+
+def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) -> Backend:
+    options["skip_instance_cache"] = True
+    if issubclass(kind, AbstractArchiveFileSystem):
+        if rest is None:
+            raise ConfigError(f"{protocol}:// needs its archive: {protocol}://PATH::ARCHIVE_URL")
+        return Archive(kind(fo=open_binary(rest), **options))
+    if rest is not None:
+        raise ConfigError(f"'{protocol}::' cannot be chained; archives can (zip://PATH::URL)")
+    if not kind.async_impl:
+        return Remote(kind(**options))
+    limits, options["use_listings_cache"] = Limits.now(), False
+    if protocol in HTTP:
+        import aiohttp  # needed by no other storage
+
+        timeout = aiohttp.ClientTimeout(None, None, limits.read_s, limits.connect_s)
+        options["client_kwargs"] = {"trust_env": True, "timeout": timeout}
+        options["headers"] = {"Accept-Encoding": "identity"}  # ranges count plain bytes
+    if protocol not in ("s3", "s3a"):
+        return Async(kind(**options), is_read_only=protocol in HTTP)
+    config: dict[str, Any] = {"connect_timeout": limits.connect_s, "read_timeout": limits.read_s}
+    config |= {"max_pool_connections": limits.in_flight, "retries": {"total_max_attempts": 1}}
+    config |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    file_system = kind(config_kwargs=config, **options)
+    file_system.retries = 1  # ours are the only ones
+    return S3(file_system)
+
+
+def call(url: str, method: str, *args: Any, size: int = 0, deadline: Deadline | None = None) -> Any:
+    """`method` of the backend of `url`, with a deadline and retries."""
+    backend, path = resolve(url)
+    deadline = deadline or Deadline(url, size)
+    operation = partial(getattr(backend, method), deadline, path, *args)
+    return run_within(deadline, partial(with_retries, operation, deadline))
+
+
+def size_bytes(url: str) -> int:
+    """The size of the file at `url`. Raises NotFound, also for a folder."""
+    size = call(url, "size")
+    if size is None:
+        raise NotFound(f"{redact(url)} is a folder; a file was expected")
+    return size
+
+
+def read_span(backend: Backend, path: str, span: Span) -> Data:
+    """One read with retries, in this thread."""
+    deadline = Deadline(span.url, span.size_bytes)
+    return with_retries(partial(backend.read, deadline, path, span.start, span.end), deadline)
+
+
+def open_binary(url: str) -> BinaryIO:
+    """The file, read-only and seekable.
+
+    Remote reads have deadlines and retries; those of a local handle are the kernel's.
+    """
+    backend, path = resolve(url)
+    if isinstance(backend, Local | Archive):
+        return call(url, "open")
+    return io.BufferedReader(_RangeReader(url, backend, path), 2**20)
+
+
+class _RangeReader(io.RawIOBase):
+    """A remote file as a seekable one; each read is a call with its own deadline and retries."""
+
+    def __init__(self, url: str, backend: Backend, path: str):
+        self.url, self.name, self.at, self.size = url, base_name(url), 0, size_bytes(url)
+        self.backend, self.read_span = backend, partial(read_span, backend, path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.at + len(buffer), self.size)
+        edges = [*range(self.at, end, PIECE_BYTES), max(self.at, end)]
+        spans = [Span(self.url, *edge) for edge in itertools.pairwise(edges)]
+        deadline = Deadline(self.url, PIECE_BYTES)
+        pieces = parallel_map(self.read_span, spans, self.backend.max_reads, deadline)
+        for span, data in zip(spans, pieces, strict=True):
+            buffer[span.start - self.at : span.start - self.at + len(data)] = data
+        count = max(0, end - self.at)
+        self.at += count
+        return count
