@@ -1,4 +1,4 @@
-"""Calls made in order on a thread that neither the caller nor the end of the process waits for."""
+"""Calls in order on a daemon thread, which neither the caller nor the process's exit waits for."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _LEAVE_S = 1.0
 
 
 class Background:
-    """Makes calls in the order in which they come, on a daemon thread of its own.
+    """A daemon thread that makes calls in order.
 
     Args:
         name: Of the thread.
@@ -25,13 +25,11 @@ class Background:
         self._thread.start()
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Have `call`, which must not raise, made after those before it; does not wait."""
+        """Queue `call`, which must not raise. Does not block."""
         self._calls.put(call)
 
     def result(self, call: Callable[[], T], bound_s: float) -> T:
-        """Have `call` made after those before it, and return what it returns.
-
-        Blocks at most `bound_s`.
+        """Queue `call` and return its result. Blocks at most `bound_s`.
 
         Raises:
             TimeoutError: It has not returned by then.
@@ -53,18 +51,18 @@ class Background:
         return outcome.result()
 
     def wait(self, bound_s: float) -> bool:
-        """Whether all calls so far have returned. Blocks for them, at most `bound_s`."""
+        """Wait for the calls so far, at most `bound_s`; whether all have returned."""
         done = Event()
         self.submit(done.set)
         return done.wait(bound_s)
 
     def busy_s(self) -> float:
-        """How long the call that is being made has taken; 0 if there is none."""
+        """Seconds that the current call has taken; 0 if there is none."""
         began_s = self._began_s
         return 0.0 if began_s is None else time.monotonic() - began_s
 
     def close(self) -> None:
-        """End the thread when its calls are made. Blocks a moment for that."""
+        """End the thread after its queued calls. Blocks for at most a second."""
         self._calls.put(None)
         self._thread.join(_LEAVE_S)
 

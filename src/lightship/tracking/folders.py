@@ -1,4 +1,4 @@
-"""Where Weights & Biases writes: its own folders where they can be written, else temporary ones."""
+"""Where Weights & Biases writes: its own folders if they are writable, else temporary ones."""
 
 import os
 import tempfile
@@ -9,13 +9,13 @@ _WRITTEN = {
     "WANDB_CACHE_DIR": ("XDG_CACHE_HOME", "~/.cache"),
     "WANDB_DATA_DIR": ("XDG_DATA_HOME", "~/.local/share"),
 }
-"""Variable of a folder -> the variable and the path under which W&B has it by default."""
+"""Variable of a folder -> the variable and the path of its parent by default."""
 
 
 class WandbFolders:
-    """Sees to it that W&B's variables name folders that can be used; made before W&B is imported.
+    """Sets W&B's variables to writable folders. Create it before W&B is imported.
 
-    What the user has named, or W&B's default, is kept wherever it can be written.
+    The user's or W&B's default folders are kept if they are writable.
 
     Args:
         scratch_path: A local folder for the run's files.
@@ -36,12 +36,12 @@ class WandbFolders:
 
     @property
     def root_path(self) -> Path:
-        """The folder of the run's files: WANDB_DIR if it can be written, else the scratch path."""
+        """The folder of the run's files: WANDB_DIR if it is writable, else the scratch path."""
         wished = os.environ.get("WANDB_DIR")
         return Path(wished) if wished and is_writable(Path(wished)) else self._scratch_path
 
     def remove(self) -> None:
-        """Remove what was made in place of others."""
+        """Remove the temporary folders."""
         if self._made_path is not None:
             rmtree(self._made_path, ignore_errors=True)
 
@@ -57,7 +57,7 @@ class WandbFolders:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether a folder is there, or can be made, and takes a file. Leaves nothing behind."""
+    """Whether a folder exists or can be created, and is writable. Leaves no file behind."""
     try:
         path = path.expanduser().absolute()
         there = next(each for each in (path, *path.parents) if os.path.lexists(each))
@@ -69,7 +69,7 @@ def is_writable(path: Path) -> bool:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file can be read, or is not there."""
+    """Whether a file is readable or does not exist."""
     try:
         path.expanduser().open("rb").close()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Where Weights & Biases' key is looked for, without wandb."""
+"""The Weights & Biases API key, without importing wandb."""
 
 import netrc
 import os
@@ -9,8 +9,8 @@ def find_key(server: str, given: str | None) -> tuple[str, str]:
     """The key for a W&B server, and why there is none (one of the two is empty).
 
     Args:
-        server: Address of W&B's API.
-        given: The key or the file of an identity's token, where wandb's own settings have one.
+        server: URL of W&B's API.
+        given: The key or the identity token file in wandb's settings, if any.
     """
     if given:
         return given, ""

@@ -1,4 +1,4 @@
-"""A run's own table of metrics, logs/metrics.csv."""
+"""A run's table of metrics, logs/metrics.csv."""
 
 import csv
 import io
@@ -15,10 +15,10 @@ _FIXED_COLUMNS = ("step", "epoch", "time_s")
 
 
 class MetricsCSV(Logger):
-    """`OUTPUT/logs/metrics.csv`: one row a logged step, one column a metric, blank where absent.
+    """`OUTPUT/logs/metrics.csv`: one row per logged step, one column per metric, blank if absent.
 
     Held in memory and written whole, since object stores cannot append. Every rank may construct
-    it and log to it; rank 0 alone reads and writes. Values come as Python floats: no device sync.
+    it and log to it; only rank 0 reads and writes. Values are Python floats: no device sync.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class MetricsCSV(Logger):
         """An empty table of the run at `output_url`.
 
         Args:
-            output_url: where the run lives.
-            check_fence: called before each write; raises if a later start of the run owns it now.
-            write_every_s: least time between two writes; `finalize` writes what is left.
+            output_url: Of the run.
+            check_fence: Called before each write; raises if a later start has taken the run over.
+            write_every_s: Min seconds between two writes; `finalize` writes the rest.
         """
         super().__init__()
         self.url = storage.join(output_url, "logs", "metrics.csv")
@@ -46,20 +46,20 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning's name of the logger's folder."""
+        """Name of the logger's folder, for Lightning."""
         return "logs"
 
     @property
     def version(self) -> str:
-        """Lightning's name of the logger's sub-folder: none."""
+        """Name of the logger's subfolder, for Lightning: none."""
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's settings stand in its config.yaml."""
+        """Nothing: the run's settings are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add `metrics` to the row of `step`, and write the table if it is time; may block then.
+        """Add `metrics` to the row of `step`, and write the table if a write is due (blocks).
 
         Lightning counts a validation at the end of an epoch one step low, so a step smaller than
         the newest row's is taken as that row's.
@@ -79,13 +79,13 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Write what is not written yet; blocks."""
+        """Write the rows not yet written. Blocks."""
         if self._unwritten:
             self._write()
 
     @rank_zero_only
     def load_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Go on from the rows that a checkpoint has kept."""
+        """Continue from the rows in a checkpoint."""
         self.rows = [dict(row) for row in rows]
         for row in self.rows:
             self.latest.update(row)
@@ -95,7 +95,7 @@ class MetricsCSV(Logger):
             self._started_s = time.monotonic() - rows[-1]["time_s"]
 
     def validation(self, step: int) -> dict[str, float]:
-        """What was logged of a validation at `step`: the `val/...` metrics."""
+        """The `val/...` metrics logged at `step`."""
         row = next((row for row in self.rows if row["step"] == step), {})
         return {name: value for name, value in row.items() if name.startswith("val/")}
 
@@ -112,6 +112,6 @@ class MetricsCSV(Logger):
 
 
 def _exact(value: float) -> str:
-    """`value` as text that reads back as the same number; a whole one without a point."""
+    """`value` as text that parses to the same number; integers without a decimal point."""
     is_whole = float(value).is_integer() and abs(value) < 2**53
     return str(int(value)) if is_whole else repr(float(value))

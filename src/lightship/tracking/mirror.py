@@ -10,15 +10,15 @@ _COPY_EVERY_S = 120.0
 
 
 class Mirror:
-    """A copy of an offline run's folder at a URL, so that it outlives this machine.
+    """A copy of an offline run's folder at a URL, which survives this machine.
 
     Args:
         run_path: The folder.
-        parent_url: Under which the copy gets the folder's name.
+        parent_url: Parent of the copy, which has the folder's name.
 
     Attributes:
-        url: Of the copy; fetched back, it is what `wandb sync` takes.
-        error: Why the last copy is not whole; None: it is.
+        url: Of the copy; downloaded again, `wandb sync` takes it.
+        error: Why the last copy is incomplete; None: it is complete.
     """
 
     def __init__(self, run_path: Path, parent_url: str) -> None:
@@ -29,7 +29,7 @@ class Mirror:
         self._next_s = time.monotonic() + _COPY_EVERY_S
 
     def copy(self) -> None:
-        """Copy what has changed since the last time. Blocks; never raises."""
+        """Copy the files that have changed since the last copy. Blocks; never raises."""
         try:
             for path in sorted(self._path.rglob("*")):
                 if path.is_file() and not path.is_symlink():
@@ -43,7 +43,7 @@ class Mirror:
             self.error = in_one_line(error)
 
     def copy_if_due(self) -> None:
-        """Copy, if the last time is long ago, compared with how long it took too."""
+        """Copy every 120 s, or every 20 times as long as a copy takes. Blocks; never raises."""
         began_s = time.monotonic()
         if began_s >= self._next_s:
             self.copy()

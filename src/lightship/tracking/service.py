@@ -1,4 +1,4 @@
-"""W&B's own process (the one file that uses names that are private to wandb)."""
+"""W&B's process (the only module that uses private names of wandb)."""
 
 import contextlib
 from typing import Any
@@ -9,7 +9,7 @@ _END_S = 5.0
 
 
 def find_service() -> Any:
-    """W&B's process, where it has started one, by names that are its own; None: not to be had."""
+    """W&B's process; None if it has not started one, or wandb's private names have changed."""
     with contextlib.suppress(Exception):
         from wandb.sdk import wandb_setup
 
@@ -19,11 +19,11 @@ def find_service() -> Any:
 
 
 def end_service(process: Any = None) -> None:
-    """Free what W&B holds, in bounded time and whatever it raises. Blocks for seconds at most.
+    """Shut W&B down, ignoring its errors. Blocks for at most 5 s.
 
     Args:
-        process: Its process, to be killed where it has failed: the end of this one would wait for
-            it for ever.
+        process: W&B's process, killed if given: after a failure, this process's exit would wait
+            for it forever.
     """
 
     def end() -> None:

@@ -1,4 +1,4 @@
-"""W&B's settings, from its variables and files, and what is wrong with them."""
+"""W&B's settings, from its variables and files, and their errors."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ _OF_VARIABLES = {
 
 
 def known_settings(mode: str) -> "wandb.Settings":
-    """W&B's own settings, of environment and files. Blocks for the import; asks no server.
+    """W&B's settings from its variables and files. Blocks for the import; contacts no server.
 
     Raises:
-        ConfigError: wandb is not installed, or its settings are not valid.
+        ConfigError: wandb is not installed, or one of its settings is invalid.
     """
     # W&B's reports about itself would start two threads here, and hold the exit of a process whose
     # server does not answer for 20 s. Read when wandb is imported.
@@ -45,7 +45,7 @@ def known_settings(mode: str) -> "wandb.Settings":
 
 
 def read_settings(mode: str) -> "wandb.Settings":
-    """`known_settings` for one who starts no run: wandb's threads and service are ended again."""
+    """`known_settings` without a run: wandb's threads and service are shut down again."""
     try:
         return known_settings(mode)
     finally:
@@ -54,10 +54,10 @@ def read_settings(mode: str) -> "wandb.Settings":
 
 @contextlib.contextmanager
 def as_config_errors(sources: dict[str, str]) -> Iterator[None]:
-    """Turn what W&B says of a wrong setting into a ConfigError that names where it comes from.
+    """Turn W&B's error about a setting into a ConfigError that names the flag or variable.
 
     Args:
-        sources: Words of W&B's error -> the flag or variable that it is about.
+        sources: Words in W&B's error -> the flag or variable that they are about.
     """
     import wandb
 

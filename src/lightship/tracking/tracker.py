@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STEP_KEY = "trainer/global_step"
-"""The x-axis of every W&B chart (Lightning's own name for it): W&B's `_step` counts calls, and
-starts again at 0 when an offline run is resumed."""
+"""The x-axis of every W&B chart (Lightning's name for it): W&B's `_step` counts calls, and restarts
+at 0 when an offline run is resumed."""
 CONFUSION_CHART_CLASSES = 50
-"""Up to so many classes the confusion matrix is a W&B chart; beyond, a table of its worst pairs."""
+"""Max classes for a confusion matrix chart; with more, a table of the most confused pairs."""
 CONFUSION_PAIRS = 200
 _CONFUSION_CHART = "wandb/confusion_matrix/v1"
 _FINISH_MARGIN_S = 3.0
 _STALLED_S = 120.0
-"""How long a call may take before tracking is given up."""
+"""Max duration of a call before tracking stops."""
 _COPY_S, _COPY_PREEMPTED_S = 150.0, 10.0
 
 
 class Tracker(Logger):
-    """A started W&B run as a Lightning logger. Rank 0 only; `start_tracking` makes it.
+    """A started W&B run as a Lightning logger. Rank 0 only; created by `start_tracking`.
 
-    No failure of W&B ends a run, and none of its calls is waited for in training: each is made in
-    the background, and the first that fails, or does not return, stops tracking with a warning.
+    W&B never fails or blocks training: its calls are made in the background, and the first that
+    fails or does not return stops tracking with a warning.
 
     Args:
-        run: W&B's.
-        calls: Makes the calls.
-        folders: W&B's, removed at the end.
-        mirror_url: Where an offline run's files are copied to; None: nowhere.
-        finish_timeout_s: Bound of the wait at the end.
+        run: W&B's run.
+        calls: The thread that calls W&B.
+        folders: W&B's folders; temporary ones are removed at the end.
+        mirror_url: Where an offline run is copied to; None: nowhere.
+        finish_timeout_s: Max wait at the end.
 
     Attributes:
-        offline: Whether the run is kept on disk only.
+        offline: Whether the run is only on disk.
         run_path: The folder that `wandb sync` takes.
         place: Where to find the run: its page, or the folder that `wandb sync` takes.
     """
@@ -92,10 +92,10 @@ class Tracker(Logger):
         return self._id
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `start_tracking` has logged the run's whole resolved config."""
+        """Nothing: `start_tracking` has logged the resolved config."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Hand `metrics` to W&B's own process; does not wait for it.
+        """Hand `metrics` to W&B's process. Does not block.
 
         A step never goes back (see `MetricsCSV.log_metrics`).
         """
@@ -105,13 +105,13 @@ class Tracker(Logger):
     def log_images(
         self, key: str, images: Sequence[np.ndarray], captions: Sequence[str], step: int
     ) -> None:
-        """Log pictures.
+        """Log images. Does not block.
 
         Args:
-            key: the panel's name.
-            images: each [H, W, 3] uint8.
-            captions: one an image.
-            step: optimizer step.
+            key: Of the panel.
+            images: Each [H, W, 3] uint8.
+            captions: One per image.
+            step: Optimizer step.
         """
         self._step = max(step, self._step)
         at, pairs = self._step, list(zip(images, captions, strict=True))
@@ -127,12 +127,12 @@ class Tracker(Logger):
     def log_confusion(
         self, confusion: np.ndarray, class_names: Sequence[str], key: str = "test/confusion"
     ) -> None:
-        """Log a confusion matrix: as a chart, or as the table of its most confused pairs.
+        """Log a confusion matrix as a chart or, if it is large, its most confused pairs as a table.
 
         Args:
             confusion: [C, C] counts, rows the true class, columns the predicted one.
             class_names: C names.
-            key: the panel's name.
+            key: Of the panel.
         """
         columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
         counts = [(int(count), *place) for place, count in np.ndenumerate(confusion)]
@@ -157,15 +157,15 @@ class Tracker(Logger):
         self._submit("log a table", log)
 
     def finalize(self, status: str) -> None:
-        """Training has ended: copy an offline run now; does not wait."""
+        """Copy an offline run, at the end of training. Does not block."""
         if self._mirror:
             self._copies.submit(self._mirror.copy)
 
     def finish(self, exit_code: int) -> None:
-        """End the W&B run, once; blocks until all is handed over, at most the finish time-out.
+        """End the W&B run, once. Blocks for the upload, at most about `finish_timeout_s`.
 
         Args:
-            exit_code: of this process; 143 marks the run preempted rather than failed.
+            exit_code: Of this process; 143 marks the run as preempted rather than failed.
         """
         if self._is_finished:
             return
@@ -175,7 +175,7 @@ class Tracker(Logger):
             self._fail("finish", TimeoutError("it does not answer"))
         if self._is_over:
             end_service(self._service)
-        elif self.offline and not is_writable(self.run_path):  # W&B says nothing of it
+        elif self.offline and not is_writable(self.run_path):  # W&B does not report it
             logger.warning(
                 f"the W&B offline run may be incomplete: {self.run_path} cannot be written"
             )
@@ -211,7 +211,7 @@ class Tracker(Logger):
         wandb.teardown(exit_code=exit_code)
 
     def _submit(self, what: str, call: Callable[[], None]) -> None:
-        """Make a call of W&B in the background, unless tracking is over."""
+        """Call W&B in the background, unless tracking has stopped."""
 
         def guarded() -> None:
             if not self._is_over:

@@ -86,3 +86,14 @@ def test_a_command_shows_its_messages_by_its_flag(tmp_path, capsys, flags, shown
     assert cli.main(["pack", "digits", str(tmp_path / "packed"), *flags]) == 0
     told = capsys.readouterr().err
     assert ("packing" in told) == shown
+
+
+def test_captured_warnings_are_not_shown():
+    stream = io.StringIO()
+    with log.shown(Screen("text", stream), "info"):
+        with log.captured("lightship.some") as warnings:
+            logger.info("starting")
+            logger.warning("no answer")
+        logger.info("after")
+    assert warnings == ["no answer"]
+    assert stream.getvalue() == "[   0:00] after\n"
