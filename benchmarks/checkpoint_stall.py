@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.table import machine, print_table, run_json, spread
+from lightship.checkpoint.policy import CheckpointPolicy
 from lightship.checkpoint.store import CheckpointStore
 from lightship.distributed.signals import StopRequest
 from lightship.tracking.metrics_csv import MetricsCSV
@@ -107,10 +108,9 @@ def measure(arm: str, url: str) -> dict[str, float]:
             durable_at_s.append(time.perf_counter())
             retain(*args)
 
+        bound = CheckpointPolicy(2 * SAVE_AT, None)
         store._retain = committed  # type: ignore[method-assign]
-        callbacks.append(
-            Checkpointing(store, {}, StopRequest(), MetricsCSV(url), None, SAVE_AT, every_s=None)
-        )
+        callbacks.append(Checkpointing(store, {}, StopRequest(), MetricsCSV(url), None, bound))
         plugins = [store]
     elif arm != "none":
         callbacks.append(
