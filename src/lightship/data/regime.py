@@ -13,7 +13,7 @@ from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sample_reader import read_samples
 from lightship.errors import ConfigError, DataError
 
-_MOST_AT_ONCE = 64
+_MAX_READ = 64
 
 
 def side_of(image: np.ndarray, name: str) -> int:
@@ -51,7 +51,7 @@ def side_of_first(manifest: Manifest, bad: BadSamples, limit: PixelLimit) -> int
             if not isinstance(image, DataError):
                 return side_of(image, manifest.name(i))
             bad.add(i, image)
-        start, count = start + count, min(2 * count, _MOST_AT_ONCE)
+        start, count = start + count, min(2 * count, _MAX_READ)
     raise DataError(f"none of {len(manifest)} images can be read: {bad.first_reasons()}")
 
 

@@ -44,7 +44,7 @@ Row = Prediction | Unreadable
 
 @dataclass(frozen=True)
 class Division:
-    """Which images lie in which part: the same whoever predicts, and how many they are.
+    """Which images are in which part, for any number of processes.
 
     Attributes:
         num_images: Of the whole table.
@@ -75,9 +75,9 @@ class Division:
         return range(first, min(first + self.part_size, self.num_images))
 
     def rounds(self, todo: Sequence[int], world_size: int) -> list[list[int | None]]:
-        """Who makes which part: in each round, of each rank its part, or None.
+        """The part of each rank in each round; None: the rank has none.
 
-        A rank's parts follow one another, and so do the files it reads.
+        A rank's parts are consecutive, and so are the files that it reads.
         """
         count = -(-len(todo) // world_size)
         padded = [*todo, *[None] * (count * world_size - len(todo))]
@@ -168,7 +168,7 @@ class Parts:
                 self._remove([self._name(number)])
                 raise DataError(
                     f"{storage.redact(self._at(self._name(number)))} was damaged after it was "
-                    "written: run the same command again, which makes that part anew"
+                    "written: rerun the command to predict it again"
                 )
             yield rows
 

@@ -1,9 +1,9 @@
 """Pack: images of any layout as tar shards with an index; shard by shard, each of them committed.
 
-What lies at DST: `pack.json` (the plan), `classes.txt`, `SPLIT/shard-NNNNN.tar`, at the end the
-index, and `skipped.txt` where images were left out. While packing, `.packing/` holds a record of
-each finished shard, written after it; a start takes over what is recorded. A shard follows from
-the source and the plan alone, so, killed or not and in whatever order, the same bytes come out.
+DST holds `pack.json` (the plan), `classes.txt`, `SPLIT/shard-NNNNN.tar`, at the end the index, and
+`skipped.txt` if images were skipped. While packing, `.packing/` holds a record of each finished
+shard, written after it; the next start continues from these. A shard depends on the source and the
+plan alone, so its bytes are the same after any number of restarts and in any order.
 """
 
 import contextlib
@@ -36,15 +36,15 @@ def pack(
     options: PackConfig,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write the images at a source as shards, or the rest of them. One process; blocks.
+    """Write the images at a source as shards, or those that are missing. One process; blocks.
 
-    Memory holds the table of samples and, for each thread, what is being read and written.
+    Memory holds the table of samples and, for each thread, the samples being read and written.
 
     Args:
-        source: All that `sources.scan` takes.
+        source: A root as `layouts.scan` takes it.
         destination: URL of a folder: new, empty, or an earlier pack of the same source.
         options: See its fields.
-        progress: Called several times a second with the images done and all images.
+        progress: Called several times a second with (images done, all images).
 
     Raises:
         DataError: Nothing to pack, an image that cannot be read, or too many of them.
@@ -66,7 +66,7 @@ def pack(
         return
     records = _load_records(url, shards, plan.key, held)
     _begin(url, plan, manifests, held)
-    done = f"; {len(records):,} of them are written already" if records else ""
+    done = f", {len(records):,} of them already written" if records else ""
     images = sum(map(len, manifests.values()))
     logger.info(f"packing {images:,} images in {len(shards):,} shards{done}")
     packing = Packing(url, manifests, plan, options, records)
@@ -157,7 +157,7 @@ def _plan(
 
 
 def _growth(manifest: Manifest, options: PackConfig) -> float:
-    """Stored bytes a source byte, of a few images from all over the split."""
+    """Stored bytes per source byte, measured on a few images spread over the split."""
     if options.short_side_px is None and options.quality is None:
         return 1.0
     before = after = 0
@@ -188,10 +188,8 @@ def _is_finished(url: str, held: Mapping[str, int]) -> bool:
 def _begin(
     url: str, plan: Plan, manifests: Mapping[str, Manifest], held: Mapping[str, int]
 ) -> None:
-    """Mark DST as unfinished, and write what is known before the first shard."""
-    storage.write_bytes(
-        storage.join(url, UNFINISHED), b"The same lightship pack goes on from here.\n"
-    )
+    """Mark DST as unfinished, and write the plan and the class names."""
+    storage.write_bytes(storage.join(url, UNFINISHED), b"Rerun lightship pack to continue.\n")
     if INDEX in held:
         storage.remove(storage.join(url, INDEX))
     if PLAN not in held:
@@ -208,7 +206,7 @@ def _begin(
 def _load_records(
     url: str, shards: list[Shard], key: str, held: Mapping[str, int]
 ) -> dict[Shard, ShardRecord]:
-    """Of the shards that are finished: recorded, and there with the recorded size."""
+    """Records of the finished shards: those that have the recorded size."""
     recorded = [shard for shard in shards if shard.record_file in held]
     found = storage.read_spans([storage.Span(storage.join(url, s.record_file)) for s in recorded])
     records = {}
@@ -227,7 +225,7 @@ def _finish(
     packing: Packing,
     held: Mapping[str, int],
 ) -> None:
-    """Write the index, which makes the pack whole, and remove what was needed until then."""
+    """Write the index, which completes the pack, and remove the records."""
     skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.reasons.items())]
     if skipped:
         text = "".join(f"{line}\n" for line in skipped)
@@ -257,7 +255,7 @@ def _finish(
 
 
 def _remove(url: str, files: Iterable[str]) -> None:
-    """Remove what was needed while packing, last the mark that it is not done."""
+    """Remove records, and last the mark of an unfinished pack."""
     urls = [storage.join(url, path) for path in files if path != UNFINISHED]
     storage.parallel_map(storage.remove, urls, _MAX_REMOVALS)
     storage.remove(storage.join(url, UNFINISHED))

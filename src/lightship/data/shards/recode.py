@@ -11,7 +11,7 @@ from lightship.data.images.resize import OVERSAMPLING, scale_short_side
 from lightship.errors import DataError
 
 SCALED_JPEG_QUALITY = 90
-_MOST_JPEG_PX = 65_500
+_MAX_JPEG_PX = 65_500
 _MAGIC = {
     b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp",
     b"II*\0": "tif", b"MM\0*": "tif", b"P1": "pbm", b"P2": "pgm", b"P3": "ppm", b"P4": "pbm",
@@ -76,8 +76,8 @@ def recode(
         png = io.BytesIO()
         image.save(png, "PNG")
         return png.getvalue(), "png"
-    if max(image.size) > _MOST_JPEG_PX:
-        raise DataError(f"{image.width}x{image.height} px; JPEG holds {_MOST_JPEG_PX} a side")
+    if max(image.size) > _MAX_JPEG_PX:
+        raise DataError(f"{image.width}x{image.height} px; JPEG holds {_MAX_JPEG_PX} a side")
     # Into a real file, because only then does Pillow let other threads work meanwhile.
     with tempfile.TemporaryFile() as jpeg:
         image.save(jpeg, "JPEG", quality=quality or SCALED_JPEG_QUALITY)

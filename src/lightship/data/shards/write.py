@@ -25,8 +25,8 @@ from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError, LightshipError
 
 SCRATCH = "scratch-"
-"""What the folder under WORK begins with in which shards for a local DST are written."""
-_MOST_THREADS = 16
+"""Prefix of the folder under WORK where shards for a local DST are written."""
+_MAX_THREADS = 16
 _LOOK_EVERY_S, _STOP_S = 0.2, 10.0
 
 
@@ -55,10 +55,10 @@ class Packing:
     ):
         self.url, self.manifests, self.plan, self.options = url, manifests, plan, options
         self.records = records
-        """Of the finished shards; fills up."""
-        most = options.max_bad_fraction if options.on_error == "skip" else None
+        """Of the finished shards, to which `write` adds."""
+        max_bad_fraction = options.max_bad_fraction if options.on_error == "skip" else None
         self.bad = {
-            split: BadSamples(manifest, len(manifest), most, flags="--")
+            split: BadSamples(manifest, len(manifest), max_bad_fraction, flags="--")
             for split, manifest in manifests.items()
         }
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -68,8 +68,8 @@ class Packing:
                 self.bad[shard.split].add(i, DataError(reason))
 
     def write(self, todo: list[Shard], progress: Callable[[int, int], None]) -> None:
-        """Write and record these shards; blocks. Raises the first error of a thread."""
-        threads = self.options.threads or min(_MOST_THREADS, 2 * comm.cores())
+        """Write and record these shards. Blocks; raises the first error of a thread."""
+        threads = self.options.threads or min(_MAX_THREADS, 2 * comm.cores())
         jobs = self._jobs(todo, threads)
         total = sum(map(len, self.manifests.values()))
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -118,7 +118,7 @@ class Packing:
         for split, manifest in self.manifests.items():
             mine = [shard for shard in todo if shard.split == split]
             lanes = len(mine)
-            if manifest.container == "gzip":  # whoever reads of a file has to unpack all of it
+            if manifest.container == "gzip":  # reading any of a file unpacks all of it
                 lanes = min(threads, len(manifest.files), lanes)
             edges = [len(mine) * lane // max(1, lanes) for lane in range(lanes + 1)]
             jobs += [mine[start:stop] for start, stop in pairwise(edges)]

@@ -10,7 +10,7 @@ from lightship.data.sources.split_names import SPLITS, split_of_name, template
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)
-_MOST_BESIDE = 0.1
+_MAX_BESIDE = 0.1
 
 Pieces = Sequence[Sequence[str]]
 """Paths cut at their slashes."""
@@ -180,7 +180,7 @@ def _check_one_reading(pieces: Pieces, cut: int, root: str) -> None:
         folders = _folders_at(pieces, cut)
         inner = [set(names) - {""} for names in folders.values()]
         beside = sum(names[""] for names in folders.values())
-        if beside > _MOST_BESIDE * len(pieces) or len(folders) < 2:
+        if beside > _MAX_BESIDE * len(pieces) or len(folders) < 2:
             return
         names = Counter(name for each in inner for name in each)
         if len(names) > 1 and _share(inner):

@@ -49,7 +49,7 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
         leave_out: URLs of files that the command writes, which may lie under the root.
 
     Raises:
-        DataError: Nothing is there, a damaged zip, or shards that are not packed to the end.
+        DataError: Nothing is there, a damaged zip, or shards of an unfinished pack.
     """
     protocol, head, archive_url = split(url)
     if protocol == "zip" and archive_url is not None:
@@ -58,8 +58,8 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
         found = _list(url)
     if UNFINISHED in found.sizes and INDEX not in found.sizes:
         raise DataError(
-            f"--data.root {root} is not packed to the end: run the same lightship pack again, "
-            f"which goes on where it stopped, or remove {WORK}/ to take the shards that are there"
+            f"--data.root {root} is an unfinished pack: rerun lightship pack to continue it, or "
+            f"remove {WORK}/ to use the shards that exist"
         )
     own = {path for each in leave_out if (path := relative_to(each, url))}
     runs = run_folders(found.sizes)

@@ -24,16 +24,16 @@ _turned_off: set[Path] = set()
 
 
 class BlockCache:
-    """Spans of files on local disk, the least recently used of which go when there are too many.
+    """Spans of files on local disk; beyond `max_bytes` the least recently used are removed.
 
     Safe between the ranks of a node, and between runs: files appear whole, carry a CRC-32 of their
     content that each read checks, and may vanish while others read. A disk that is full, fails or
-    cannot be written turns the cache off with a line; reads then come from the storage.
+    cannot be written turns the cache off with a warning; reads then come from the storage.
 
     Args:
-        folder: Where; made if need be.
-        max_bytes: Of all files, whichever rank of the node has stored them.
-        of: What tells this data set from others, and from itself after a change.
+        folder: Local folder; made if missing.
+        max_bytes: Bound of all files, of all ranks of the node.
+        of: Identifies the data set and its version (`Manifest.fingerprint`).
     """
 
     def __init__(self, folder: Path, max_bytes: int, of: str) -> None:
@@ -49,7 +49,7 @@ class BlockCache:
         return self.folder in _turned_off
 
     def load(self, span: storage.Span) -> bytes | None:
-        """The span's bytes if they are here and whole. Blocks on the disk."""
+        """The span's bytes if they are cached and whole. Blocks on the disk."""
         path = self._path(span)
         if self.is_off:
             return None
@@ -64,7 +64,7 @@ class BlockCache:
         return None
 
     def store(self, span: storage.Span, data: Data) -> None:
-        """Keep a span's bytes, for which the least used make room. Blocks on the disk."""
+        """Keep a span's bytes; evict others if needed. Blocks on the disk."""
         size_bytes = len(data) + _CRC_BYTES
         if self.is_off or size_bytes > self.max_bytes:
             return
@@ -111,14 +111,14 @@ class BlockCache:
                 yield status.st_mtime, status.st_size, path
 
     def _make_room(self, size_bytes: int) -> None:
-        """Look how much there is, and clear up, before the ranks may have stored too much."""
+        """Check the total size, and evict, before the ranks may have stored too much."""
         self._unseen_bytes += size_bytes * self._ranks
         if self._unseen_bytes > _LOOK_AFTER * self.max_bytes:
             self._clear(size_bytes * self._ranks)
             self._unseen_bytes = size_bytes * self._ranks
 
     def _clear(self, room_bytes: int) -> None:
-        """Remove the least recently used; one rank at a time, and the others need not wait."""
+        """Remove the least recently used; one rank at a time, others skip it."""
         files = sorted(self._files())
         total_bytes = sum(size for _, size, _ in files) + room_bytes
         if total_bytes <= _CLEAR_ABOVE * self.max_bytes:
@@ -136,11 +136,11 @@ class BlockCache:
 
 
 class CachedReads:
-    """`ReadAhead` with a cache before it: what is here is not asked for again.
+    """`ReadAhead` behind a cache: what is cached is not read again.
 
     Args:
-        reads: Asked for what is not here.
-        cache: Where it is kept.
+        reads: Reads what is not cached.
+        cache: Keeps what was read.
     """
 
     def __init__(self, reads: ReadAhead, cache: BlockCache) -> None:
@@ -151,7 +151,7 @@ class CachedReads:
         self._queued_bytes = 0
 
     def begin(self, span: storage.Span) -> "Future[Data]":
-        """As `ReadAhead.begin`; blocks for the disk if the span is here."""
+        """As `ReadAhead.begin`; blocks on the disk if the span is cached."""
         if (under_way := self._under_way.get(span)) is not None:
             return under_way
         future: Future[Data] = Future()
@@ -172,12 +172,12 @@ class CachedReads:
         return self.reads.result(future)
 
     def close(self) -> None:
-        """As `ReadAhead.close`; what has been read is still stored, without waiting for it."""
+        """As `ReadAhead.close`; what has been read is still stored, in the background."""
         self.reads.close()
         self._storing.shutdown(wait=False)
 
     def _keep(self, span: storage.Span, done: "Future[Data]") -> None:
-        """Have what was read stored, unless the disk is far behind: then a later epoch may."""
+        """Store what was read, unless too much is queued for the disk: then a later epoch may."""
         if not done.cancelled() and done.exception() is None and self._has_room(len(done.result())):
             with contextlib.suppress(RuntimeError):  # closed
                 self._storing.submit(self._store, span, done.result())

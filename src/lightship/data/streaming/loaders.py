@@ -1,4 +1,4 @@
-"""A split that is not held in memory: loaders whose batches a worker process makes ahead."""
+"""Loaders of a streamed split, whose batches a worker process makes ahead."""
 
 import logging
 from collections import deque
@@ -25,15 +25,15 @@ _SLOTS = 4
 
 @dataclass(frozen=True)
 class StreamedSplit:
-    """A split that is read as it is needed.
+    """A split that is read batch by batch.
 
     Attributes:
         decoder: Of the split; its size is known.
-        threads: That decode.
-        budget_bytes: Bound of what is read ahead.
-        cache_bytes: Of the block cache; 0: none.
-        bad: Takes the samples that cannot be read.
-        device: Where batches go.
+        threads: Decoding threads.
+        budget_bytes: Bound of the prefetched bytes.
+        cache_bytes: Size of the block cache; 0: none.
+        bad: Counts the samples that cannot be read.
+        device: Device of the batches.
     """
 
     decoder: SampleDecoder
@@ -64,16 +64,15 @@ class StreamedSplit:
 
 
 class StreamedTrainLoader:
-    """Endless training batches whose place is asked for, never remembered.
+    """Endless training batches; the trainer keeps the position.
 
     Args:
         split: The training split.
         share: This rank's batches.
         augment: Applied to each batch on the device.
-        min_area: Least share of an image in its random box (see `pixels.random_box`); 0: no boxes.
-        wanted: Gives the place of the next batch and where the run ends. Asked at every batch; one
-            that does not follow from the last (a run resumed in the middle of an epoch) starts the
-            reading anew there.
+        min_area: Min share of an image in its random box (see `resize.random_box`); 0: no boxes.
+        wanted: Gives the position of the next batch and the end of the run. Called for every batch;
+            a position that does not follow the last one restarts the reading there.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class StreamedTrainLoader:
             yield self.augment(batch, wanted.epoch)
 
     def close(self) -> None:
-        """Read no more ahead."""
+        """Stop prefetching."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -148,7 +147,7 @@ class _Stream:
         self.slots = torch.from_numpy(slots.pixels)
         self.uploads = devices.of(split.device).uploads(self.slots)
         self._labels = torch.from_numpy(task.manifest.label)
-        # Slots lent out, oldest first, each with what tells when its copy is done.
+        # Slots being copied, oldest first, each with its event.
         self._lent: deque[tuple[int, Any]] = deque()
 
     def take(self) -> Batch:
@@ -176,13 +175,13 @@ class _Stream:
         return Batch(pixels.permute(0, 3, 1, 2), labels, ids)
 
     def close(self) -> None:
-        """Want no more."""
+        """End the task of the worker."""
         self.connection.close()
         self.uploads.close()
         self.worker.task_is_over()
 
     def _give_back(self) -> None:
-        """Return the slots that are done with; waits for the oldest if none is left to write."""
+        """Return the slots whose copy is done; wait for the oldest if the worker has none left."""
         while self._lent:
             slot, copied = self._lent[0]
             if copied is not None and not copied.query():
@@ -218,5 +217,5 @@ class _Stream:
             failure = LightshipError(message.text)
             failure.exit_name = message.exit_name
             raise failure
-        assert isinstance(message, Decoded), "nobody takes more than there are"
+        assert isinstance(message, Decoded), "no batch is taken after the last"
         return message

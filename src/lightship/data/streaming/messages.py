@@ -1,4 +1,4 @@
-"""What a rank and its data worker send each other."""
+"""Messages between a rank and its data worker."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,21 @@ from lightship.errors import DataError
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker makes.
+    """The batches that a worker makes.
 
     Attributes:
         decoder: Of the split.
         block_edges: Blocks of the split.
         share: The rank's batches.
-        wanted: Which of them.
+        wanted: Which of them to make.
         batch_size: Rows of each.
-        flip: Mirrors those images that it would mirror, and does no more; None: nothing.
-        seed: The run's.
-        threads: That decode.
+        flip: Says which images are mirrored; None: none.
+        seed: The run's seed.
+        threads: Decoding threads.
         slots: Batches that the shared memory holds.
-        budget_bytes: Bound of what is read ahead.
+        budget_bytes: Bound of the prefetched bytes.
         mixed_bytes: See `Fetcher`.
-        cache_bytes: Of the block cache; 0: none.
+        cache_bytes: Size of the block cache; 0: none.
     """
 
     decoder: SampleDecoder
@@ -58,12 +58,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Word of one batch whose pixels lie in a slot.
+    """A batch whose pixels lie in a slot.
 
     Attributes:
         epoch: Its epoch.
         batch: Its place in the epoch.
-        slot: Where; it is the reader's until that sends the number back.
+        slot: Number of the slot; the reader owns it until it sends the number back.
         ids: [B] int64, NOT_COUNTED in padding.
         bad: Row -> why there is no image (the row is black).
     """
@@ -92,7 +92,12 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Failed:
-    """Word of what ended the worker: a LightshipError by name, else (None) a trace."""
+    """The error that ended a task.
+
+    Attributes:
+        exit_name: Of a LightshipError; None: any other error.
+        text: Its message; of any other error the traceback.
+    """
 
     exit_name: str | None
     text: str

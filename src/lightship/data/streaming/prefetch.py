@@ -1,4 +1,4 @@
-"""Fetching: the bytes of the batches to come, read ahead in blocks within a memory budget."""
+"""Prefetch: the bytes of coming batches, read ahead in blocks within a memory budget."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from lightship.data.streaming.cache import BlockCache, CachedReads
 from lightship.errors import LightshipError
 from lightship.storage import ReadAhead
 
-_MOST_BATCHES_AHEAD = 16
+_MAX_AHEAD = 16
 _HORIZON_SHARE = 0.5
 _MAX_ROW_GROUPS = 4
 
@@ -52,16 +52,16 @@ class BatchRange:
 
 @dataclass
 class FetchedBatch:
-    """The bytes of one batch, some of which may still be under way.
+    """The bytes of one batch, some of which may still be in flight.
 
     Attributes:
         epoch: Its epoch.
         batch: Its place in the epoch.
         ids: [B] int64, NOT_COUNTED in padding.
-        samples: (row, bytes or error, unchecked; b"" in padding) of each row once, as they come.
-            Taken to its end before the next batch is asked for. Blocks; raises LightshipError
-            where the storage fails, which is no sample's fault.
-        frees_bytes: What need not be held once the batch is decoded; known at the samples' end.
+        samples: (row, bytes or error, unchecked; b"" in padding) of each row once, as they arrive.
+            Exhausted before the next batch is requested. Blocks; raises LightshipError if the
+            storage fails.
+        frees_bytes: Bytes to release once the batch is decoded; known when `samples` is exhausted.
     """
 
     epoch: int
@@ -98,22 +98,21 @@ class _Epoch:
 class Fetcher:
     """The bytes of a rank's batches, in order.
 
-    Samples are asked for a batch ahead, and for one more (up to 16) each time that a batch had to
-    be waited for. With a sample those of its block come along that
-    the same request can bring and that this rank needs later in the epoch, and are kept until then;
-    where the budget does not allow that, only those of the nearer batches do (more requests, not
-    more memory). The first batch of a run that goes on in the middle of an epoch, where all blocks
-    that are mixed are under way, has its samples read alone, and so comes as soon as that of a
-    start. Used by one thread, in the process that decodes; blocks on storage.
+    Prefetch depth starts at one batch and grows by one per stall, up to 16. A request for a sample
+    also brings those samples of its block that this rank needs later in the epoch, which are kept
+    until then; if the budget does not allow that, only those of the nearer batches (more requests,
+    not more memory). When a run resumes in the middle of an epoch, the samples of its first batch
+    are read alone, so that it comes as soon as at the start of an epoch. Used by one thread, in the
+    process that decodes; blocks on storage.
 
     Args:
         manifest: The split; its container is "bytes" or "parquet".
         block_edges: Its blocks (see `Manifest.block_edges`).
         share: This rank's batches.
-        wanted: Which of them.
-        budget_bytes: Bound of what is held, from its request until it is decoded, but for a batch.
-        mixed_bytes: What this rank would hold if blocks were always read whole.
-        cache: Asked before the storage; blocks are then read whole, whoever needs what of them.
+        wanted: Which of them to fetch.
+        budget_bytes: Bound of the bytes held, from request to decoding; one batch may exceed it.
+        mixed_bytes: Bytes that this rank would hold if blocks were always read whole.
+        cache: Looked up before the storage; blocks are then read whole, for all ranks.
     """
 
     def __init__(
@@ -147,9 +146,9 @@ class Fetcher:
     def __iter__(self) -> Iterator[FetchedBatch]:
         ahead: deque[tuple[_Epoch, int]] = deque()
         upcoming = self._upcoming()
-        most = 1
+        depth = 1
         while True:
-            while len(ahead) < most and (not ahead or self.held_bytes < self.budget_bytes):
+            while len(ahead) < depth and (not ahead or self.held_bytes < self.budget_bytes):
                 following = next(upcoming, None)
                 if following is None:
                     break
@@ -158,16 +157,16 @@ class Fetcher:
             if not ahead:
                 return
             if not self._is_there(*ahead[0]):
-                most = min(most + 1, _MOST_BATCHES_AHEAD)
+                depth = min(depth + 1, _MAX_AHEAD)
             yield self._take(*ahead.popleft())
 
     def release(self, fetched: FetchedBatch) -> None:
-        """Take note that a batch is decoded. Any thread."""
+        """Free the bytes of a decoded batch. Any thread."""
         with self._lock:
             self.held_bytes -= fetched.frees_bytes
 
     def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel the reads that have not begun."""
         self._reads.close()
         if self._rows is not None:
             self._rows.close()
@@ -238,18 +237,18 @@ class Fetcher:
         return dict(read_samples(self.manifest, run))
 
     def _is_there(self, epoch: _Epoch, batch: int) -> bool:
-        """Whether a batch that was asked for need not be waited for."""
+        """Whether all reads of a requested batch are done."""
         ids = epoch.ids[batch].tolist()
         return all(i == NOT_COUNTED or epoch.requests[i].future.done() for i in ids)
 
     def _take(self, epoch: _Epoch, batch: int) -> FetchedBatch:
-        """A batch that was asked for. Does not block, as its samples do."""
+        """A requested batch. Does not block; its samples do."""
         fetched = FetchedBatch(epoch.number, batch, epoch.ids[batch], iter(()))
         fetched.samples = self._as_they_come(epoch, fetched)
         return fetched
 
     def _as_they_come(self, epoch: _Epoch, fetched: FetchedBatch) -> Iterator[tuple[int, Raw]]:
-        """Those that wait for others are decoded meanwhile."""
+        """Samples in the order of arrival, so that the first are decoded while others arrive."""
         rows: dict[Future[Any], list[tuple[int, int, _Request]]] = {}
         for row, i in enumerate(fetched.ids.tolist()):
             if i == NOT_COUNTED:

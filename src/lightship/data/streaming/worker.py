@@ -1,8 +1,8 @@
 """The worker: a rank's process that fetches and decodes batches into shared memory.
 
-One process and not several, or each would fetch the blocks of the others; its threads decode, and
-the decoders release Python's lock for that. It runs `main`, which takes up one task after the other
-(worker_process.py hands them over) and does them at once, each in threads of its own.
+One process a rank, so that no block is fetched twice; its threads decode, since the decoders
+release the GIL. It runs `main`, which accepts tasks (from worker_process.py) and runs each in its
+own threads, side by side.
 """
 
 import contextlib
@@ -40,15 +40,14 @@ Outbox = SimpleQueue[tuple[FetchedBatch, int, list[Future]] | LogLine | None]
 
 
 def main(descriptor: int) -> None:
-    """Do the tasks that come through a socket until its other end is closed; then the process ends.
+    """Run the tasks that arrive on a socket until its other end is closed; then exit.
 
-    The environment stays what the process was started with: tasks run side by side, and one that
-    changed it would change it under the others' reads.
+    Tasks run side by side, so none may change the environment.
 
     Args:
-        descriptor: Of the socket. First comes a URL that will be read, then pickled tasks, each
-            followed by a byte that carries two descriptors: of the task's own connection, and of
-            the shared memory.
+        descriptor: Of the socket. It carries a URL that will be read, then pickled tasks, each
+            followed by a byte with two descriptors: of the task's own connection, and of the
+            shared memory.
     """
     torch.set_num_threads(1)
     logging.getLogger("lightship").addHandler(_LOG)
@@ -69,16 +68,14 @@ def main(descriptor: int) -> None:
 
 
 def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
-    """Make the task's batches, sending a `Decoded` of each, and None after the last.
-
-    Between them may come a `LogLine`.
+    """Make the task's batches: send a `Decoded` for each, None after the last, `LogLine`s between.
 
     Ends early when the other end of the connection is closed.
 
     Args:
-        connection: Gives the numbers of slots that may be written again.
-        slots: [slots, B, S, S, 3] uint8, where pixels go.
-        task: What to make.
+        connection: Receives the numbers of slots that may be written again.
+        slots: [slots, B, S, S, 3] uint8, which takes the pixels.
+        task: The batches.
     """
     free: SimpleQueue[int] = SimpleQueue()
     Thread(target=_listen, args=(connection, free), daemon=True).start()
@@ -86,7 +83,7 @@ def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
         _make_batches(connection, slots, free, task)
         connection.send(None)
     except ConnectionError:
-        pass  # nobody wants more
+        pass  # closed by the reader
     except LightshipError as error:
         _send_failure(connection, Failed(error.exit_name, str(error)))
     except BaseException:
@@ -94,12 +91,12 @@ def _work(connection: Connection, slots: np.ndarray, task: Task) -> None:
 
 
 def _send_failure(connection: Connection, failure: Failed) -> None:
-    with contextlib.suppress(ConnectionError):  # nobody is there to be told
+    with contextlib.suppress(ConnectionError):  # closed by the reader
         connection.send(failure)
 
 
 def _listen(connection: Connection, free: "SimpleQueue[int]") -> None:
-    """Pass on which slots are free, and at the end that nobody wants more."""
+    """Pass on which slots are free, and at the end that the reader has closed."""
     try:
         while True:
             free.put(connection.recv())

@@ -1,4 +1,4 @@
-"""The worker's process as the one that trains sees it: started early, handed tasks, not waited for.
+"""The data worker's process, from the side of the process that trains.
 
 Imports no torch, so that a command can start the worker before its own imports.
 """
@@ -48,7 +48,7 @@ class SharedSlots:
         self.pixels = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
 
     def close(self) -> None:
-        """Give up the descriptor; the mapping lives as long as `pixels`."""
+        """Close the descriptor; the mapping lives as long as `pixels`."""
         os.close(self.descriptor)
 
 
@@ -60,8 +60,7 @@ def _anonymous_file() -> int:
 
 
 def _settings() -> dict[str, str]:
-    """What a worker takes over when it starts: the storage's variables and the working directory,
-    against which relative paths are read."""
+    """What a worker inherits: the storage's variables and the working directory."""
     settings = {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
     try:
         return settings | {"": os.getcwd()}
@@ -144,17 +143,17 @@ class Worker:
         return ours, slots
 
     def task_is_over(self) -> None:
-        """Nobody wants more of a task that was begun."""
+        """Count a task that was begun as ended."""
         self.open_tasks -= 1
         if not self.open_tasks and self is not Worker._running:
             self.end()
 
     def how_it_ended(self) -> str:
-        """What to say of a worker that is gone."""
+        """How a dead worker ended, for an error message."""
         try:
             code = self.process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
-            return "the data worker gave up a task"
+            return "the data worker abandoned a task"
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         hint = " (for lack of memory?)" if code == -signal.SIGKILL else ""
         return f"the data worker {end}{hint}"
