@@ -56,9 +56,10 @@ def build_trainer(
     """
     asked = config.trainer
     parts = asked.accumulate_grad_batches
+    placement = _placement(config, checkpoint_io)
     try:
         trainer = Trainer(
-            **_placement(config, checkpoint_io),
+            **placement,
             max_epochs=asked.max_epochs,
             max_steps=asked.max_steps,
             accumulate_grad_batches=parts,
