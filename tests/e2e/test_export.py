@@ -18,11 +18,11 @@ from PIL import Image
 
 from lightship import cli, storage
 from lightship.checkpoint.store import CheckpointStore
-from lightship.commands import export
 from lightship.config import EXPORTS
 from lightship.data.images.resize import decode_square
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
+from lightship.exporters import formats, verify
 from lightship.models.classifier import ImageClassifier
 from tests.support.images import encoded
 
@@ -152,7 +152,7 @@ def test_one_process_exports_whatever_launcher_started_it(run, capsys, monkeypat
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_a_file_that_went_wrong_is_not_written(run, capsys, monkeypatch, kind: str) -> None:
     """The disk turns a weight between writing and checking."""
-    form = export.FORMATS[kind]
+    form = formats.FORMATS[kind]
     write = form.write
 
     def write_and_spoil(model: ImageClassifier, facts: dict[str, Any], path: Path) -> None:
@@ -206,9 +206,9 @@ def test_it_needs_a_run(capsys) -> None:
 def test_the_page_says_what_it_must() -> None:
     assert [command.split()[1] for command in COMMANDS] == ["export"] * 3
     assert len(EXAMPLES) == 3
-    for name in (export.INPUT, *export.OUTPUTS):
+    for name in (formats.INPUT, *formats.OUTPUTS):
         assert f"| `{name}` |" in PAGE
-    assert f"{export.LARGEST_DIFFERENCE:g}".replace("0.0001", "1e-4") in PAGE
+    assert f"{verify.LARGEST_DIFFERENCE:g}".replace("0.0001", "1e-4") in PAGE
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightship.commands import export
 from lightship.config import EXPORTS
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
 from lightship.errors import ConfigError
+from lightship.exporters import formats, verify
 from lightship.models.classifier import ImageClassifier
 from tests.support.images import pixels_of, real_cifar10
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
-FORMS = list(export.FORMATS.values())
+FORMS = list(formats.FORMATS.values())
 NETS: list[dict[str, Any]] = [
     {"net": "litcnn"},
     {"net": "litcnn", "channels_last": True, "test_flip": True},
@@ -70,13 +70,13 @@ def outputs(model: ImageClassifier, images: Tensor) -> list[np.ndarray]:
     return [scores.exp().numpy(), scores.numpy()]
 
 
-def written(form: export.Format, model: ImageClassifier, folder: Path) -> Path:
+def written(form: formats.Format, model: ImageClassifier, folder: Path) -> Path:
     path = folder / EXPORTS[form.name]
-    form.write(model, export.facts_of(model, {"global_step": 7}), path)
+    form.write(model, formats.facts_of(model, {"global_step": 7}), path)
     return path
 
 
-def assert_same(form: export.Format, path: Path, model: ImageClassifier, images: Tensor) -> None:
+def assert_same(form: formats.Format, path: Path, model: ImageClassifier, images: Tensor) -> None:
     """Absolutely within 1e-4, for one image, for seven, for all."""
     run = form.load(path)
     expected = outputs(model, images)
@@ -95,7 +95,7 @@ def test_the_file_gives_the_checkpoints_outputs(form, options, digits, tmp_path:
     model = classifier(digits, **options)
     path = written(form, model, tmp_path)
     assert_same(form, path, model, digits)
-    assert export.check(form, path, model, digits[:9]) <= 1e-4
+    assert verify.check(form, path, model, digits[:9]) <= 1e-4
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
@@ -121,12 +121,14 @@ def test_onnx_stays_finite_where_both_views_are_all_but_certain(digits, tmp_path
         model.net[-1].weight *= 20
     expected = outputs(model, digits)[1]
     assert expected.min() < -120, "exp of it would still be a float32"
-    _, found = export.FORMATS["onnx"].load(written(export.FORMATS["onnx"], model, tmp_path))(digits)
+    _, found = formats.FORMATS["onnx"].load(written(formats.FORMATS["onnx"], model, tmp_path))(
+        digits
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_program_says_what_it_is(digits, tmp_path: Path) -> None:
-    path = written(export.FORMATS["torch"], classifier(digits), tmp_path)
+    path = written(formats.FORMATS["torch"], classifier(digits), tmp_path)
     extra = {"lightship.json": ""}
     torch.export.load(path, extra_files=extra)
     facts = json.loads(extra["lightship.json"])
@@ -137,7 +139,7 @@ def test_a_program_says_what_it_is(digits, tmp_path: Path) -> None:
 
 
 def test_an_onnx_model_says_what_it_is(digits, tmp_path: Path) -> None:
-    path = written(export.FORMATS["onnx"], classifier(digits), tmp_path)
+    path = written(formats.FORMATS["onnx"], classifier(digits), tmp_path)
     model = onnx.load(path, load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     facts = {each.key: each.value for each in model.metadata_props}
@@ -171,10 +173,10 @@ def with_another_weight(path: Path, model: ImageClassifier) -> None:
 def test_a_wrong_weight_is_found(form, digits, tmp_path: Path) -> None:
     model = classifier(digits, LITTLE)
     path = written(form, model, tmp_path)
-    export.check(form, path, model, digits)
+    verify.check(form, path, model, digits)
     with_another_weight(path, model)
     with pytest.raises(ConfigError, match=r"differ from the checkpoint's by 0\.\d+|by \d"):
-        export.check(form, path, model, digits)
+        verify.check(form, path, model, digits)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
@@ -183,16 +185,16 @@ def test_not_a_number_is_found(form, digits, tmp_path: Path) -> None:
     with torch.no_grad():
         broken.net[-1].bias[0] = float("nan")
     with pytest.raises(ConfigError, match="by nan"):
-        export.check(form, written(form, broken, tmp_path), model, digits)
+        verify.check(form, written(form, broken, tmp_path), model, digits)
 
 
 def test_a_checkpoint_of_a_diverged_training_is_named(digits, tmp_path: Path) -> None:
     broken = classifier(digits, LITTLE)
     with torch.no_grad():
         broken.net[-1].bias[0] = float("nan")
-    path = written(export.FORMATS["torch"], broken, tmp_path)
+    path = written(formats.FORMATS["torch"], broken, tmp_path)
     with pytest.raises(ConfigError, match=r"outputs are not finite.*--ckpt_path"):
-        export.check(export.FORMATS["torch"], path, broken, digits)
+        verify.check(formats.FORMATS["torch"], path, broken, digits)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
@@ -201,7 +203,7 @@ def test_a_torn_file_is_found(form, digits, tmp_path: Path) -> None:
     path = written(form, model, tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ConfigError, match="does not load or run"):
-        export.check(form, path, model, digits)
+        verify.check(form, path, model, digits)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
@@ -219,21 +221,21 @@ def test_a_net_that_cannot_be_traced(form, net: str, digits, tmp_path: Path) -> 
 def test_a_net_that_draws_random_numbers(form, digits, tmp_path: Path) -> None:
     model = classifier(digits, net="tests.support.own_nets:restless")
     with pytest.raises(ConfigError, match="random numbers"):
-        export.check(form, written(form, model, tmp_path), model, digits)
+        verify.check(form, written(form, model, tmp_path), model, digits)
 
 
 def test_onnx_has_a_bound(digits) -> None:
     model = classifier(digits, LITTLE)
     model.net = nn.Linear(2**15, 2**14, device="meta")  # 2 GiB that are nowhere
     with pytest.raises(ConfigError, match=r"2\.0 GiB, and one ONNX file holds 2 GiB at most"):
-        export.FORMATS["onnx"].check_fits(model)
-    export.FORMATS["torch"].check_fits(model)
+        formats.FORMATS["onnx"].check_fits(model)
+    formats.FORMATS["torch"].check_fits(model)
 
 
 def test_logaddexp() -> None:
     one, other = (torch.randn(1000, dtype=torch.float64) * 200 for _ in range(2))
-    torch.testing.assert_close(export.logaddexp(one, other), torch.logaddexp(one, other))
+    torch.testing.assert_close(formats.logaddexp(one, other), torch.logaddexp(one, other))
 
 
 def test_the_command_line_knows_the_formats() -> None:
-    assert list(EXPORTS) == list(export.FORMATS)
+    assert list(EXPORTS) == list(formats.FORMATS)
