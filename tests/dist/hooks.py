@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightship.distributed import comm
 from lightship.commands import fit as run
-from lightship.data.batch import Batch
 from lightship.commands.base import Command
+from lightship.data.batch import Batch
+from lightship.distributed import comm
 from lightship.models.classifier import ImageClassifier
 
 

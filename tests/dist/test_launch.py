@@ -84,7 +84,10 @@ def test_nodes_that_do_not_come(job, conf: str, line: str) -> None:
         ({"PET_NNODES": "2"}, "set PET_RDZV_ENDPOINT to HOST:PORT of node 0"),
         ({"PET_NNODES": "3:2"}, "PET_NNODES is '3:2'"),
         ({"PET_NPROC_PER_NODE": "3"}, "--trainer.devices is 2 but PET_NPROC_PER_NODE is 3"),
-        ({"PET_LOG_DIR": "/dev/null/logs"}, "a PET_* variable is wrong: [Errno 20] Not a directory: '/dev/null/logs'"),
+        (
+            {"PET_LOG_DIR": "/dev/null/logs"},
+            "a PET_* variable is wrong: [Errno 20] Not a directory: '/dev/null/logs'",
+        ),
         ({"PET_NPROC_PER_NODE": "gpus"}, "PET_NPROC_PER_NODE is 'gpus'"),
         ({"PET_NPROC_PER_NODE": "0", "PET_NNODES": "2"}, "PET_NPROC_PER_NODE is 0"),
     ],
@@ -141,7 +144,8 @@ def test_started_by_slurm(job, reference: Job) -> None:
         run.start(
             SLURM_NTASKS="2", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NODEID="0",
             SLURM_NNODES="1", SLURM_NTASKS_PER_NODE="2", SLURM_JOB_NAME="train",
-            SLURM_JOB_ID="4711", SLURM_NODELIST="localhost", SLURM_STEP_NUM_TASKS="2", MASTER_PORT=str(run.port),
+            SLURM_JOB_ID="4711", SLURM_NODELIST="localhost", SLURM_STEP_NUM_TASKS="2",
+            MASTER_PORT=str(run.port),
         )
         for rank in (0, 1)
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.dist.conftest import Agent, Job, until
 from tests.support.images import encoded, zipped
 

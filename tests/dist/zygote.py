@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-import lightship.distributed.elastic_agent
+# All that the commands import.
 import lightship.commands.evaluate
-import lightship.commands.predict  # noqa: F401
+import lightship.commands.fit
+import lightship.commands.predict
 import lightship.distributed.comm
-import lightship.commands.fit  # noqa: F401
+import lightship.distributed.elastic_agent  # noqa: F401
 from lightship import cli
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
