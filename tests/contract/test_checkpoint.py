@@ -368,7 +368,8 @@ def test_a_record_says_what_it_is_of(tmp_path: Path) -> None:
     assert (record["step"], record["score"], record["version"]) == (12, 0.25, 1)
     assert (record["monitor"], record["mode"]) == ("val/acc", "max")
     assert record["attempt"] == store.attempt
-    assert torch.load(path, weights_only=True)["global_step"] == 12
+    written = torch.load(path, weights_only=True)
+    assert (written["global_step"], written["lightship"]["version"]) == (12, 1)
 
 
 def rewrite(payload: str, change: Callable[[dict[str, Any]], Any]) -> str:

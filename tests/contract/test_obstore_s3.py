@@ -13,7 +13,14 @@ from lightship.storage.s3_clients import S3fs
 from tests.support.faults import FaultProxy
 from tests.support.s3 import S3Server
 
-ODD_NAMES = ["a b.jpg", "a%20b.jpg", "a+b&c=d.jpg", "\N{SNOWMAN}/#?.jpg", "~$@,;'().jpg"]
+ODD_NAMES = [
+    "a b.jpg",
+    "a%20b.jpg",
+    "a+b&c=d.jpg",
+    "\N{SNOWMAN}/#?.jpg",
+    "~$@,;'().jpg",
+    "a::b.jpg",
+]
 
 
 @pytest.fixture

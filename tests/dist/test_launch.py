@@ -99,6 +99,12 @@ def test_a_wrong_environment(job, environment: dict[str, str], line: str) -> Non
     assert line in agent.said
 
 
+def test_one_image_a_device_and_batchnorm(job) -> None:
+    agent = job().start("--trainer.devices=2", "--data.global_batch_size=2", "--model.net=resnet18")
+    assert agent.wait() == 78, agent.said
+    assert "--data.global_batch_size / devices / --trainer.accumulate_grad_batches" in agent.said
+
+
 def same(run: Job, reference: Job) -> None:
     expected = reference.weights()
     assert run.weights().keys() == expected.keys()

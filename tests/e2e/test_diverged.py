@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lightship import cli
-from tests.support.runs import flags_of_little_run, little_images
+from lightship.checkpoint.store import CheckpointStore
+from tests.support.runs import STEPS_PER_EPOCH, flags_of_little_run, little_images
 
 
 def strict(path: Path) -> dict:
@@ -51,3 +52,14 @@ def test_stop_ends_with_a_code_of_its_own(root, tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().err
     assert "training diverged: train/loss is not finite (nan) since step 3" in printed
     assert "Traceback" not in printed
+
+
+def test_stop_keeps_the_best_checkpoint(root, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "run"
+    soon = "--model.net=tests.support.own_nets:nan_soon"
+    assert fit(root, output, soon, "--trainer.on_nonfinite=stop") == 70
+    assert "training diverged: train/loss is not finite (nan) since step" in capsys.readouterr().err
+    [best] = {commit.step for commit in [CheckpointStore(f"{output}/checkpoints").best()] if commit}
+    assert best == STEPS_PER_EPOCH
+    assert cli.main(["test", f"--run.output={output}"]) == 0
+    assert strict(output / "report" / "test.json")["test/loss"] > 0

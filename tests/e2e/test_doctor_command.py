@@ -46,6 +46,15 @@ def test_sound(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "it left something"
 
 
+def test_an_encoding_without_the_letters(tmp_path: Path) -> None:
+    root = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    flags = ("--run.tracking=none", f"--data.root={root}")
+    code, lines = doctor(tmp_path, *flags, PYTHONIOENCODING="ascii")
+    assert code == 78, lines
+    assert len(statuses(lines)) == CHECKS
+    assert any(r"caf\xe9" in line for line in lines)
+
+
 def test_the_first_failure_is_the_last_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     flags = ("--run.tracking=none", "--data.root=nowhere", "--run.output=file/run")

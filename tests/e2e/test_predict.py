@@ -172,6 +172,14 @@ def test_awkward_images_and_names(run: str, tmp_path: Path, ending: str) -> None
         assert rows_of(str(table)) == expected
 
 
+def test_the_summary_counts_what_no_reader_takes(run: str, tmp_path: Path, capsys) -> None:
+    root = put(str(tmp_path / "images"), {**NEW, "new/a.heic": b"x", "new/b.heic": b"x"})
+    predict(run, root, str(tmp_path / "t.csv"))
+    [done] = [line for line in capsys.readouterr().err.splitlines() if "done: " in line]
+    assert f"done: {len(NEW)} predictions: " in done
+    assert "; not read: 2 .heic files" in done
+
+
 @pytest.mark.parametrize("mode", ["auto", "resident"])
 def test_unreadable_images(
     run: str, tmp_path: Path, mode: str, capfd: pytest.CaptureFixture[str]

@@ -65,6 +65,21 @@ def nan(num_classes: int) -> nn.Module:
     return _NaN(num_classes)
 
 
+class _NaNSoon(_OverLinear):
+    """Sound for its first 6 training steps; its state does not tell how many it has done."""
+
+    steps = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        return self.linear(images) * (float("nan") if self.steps > 6 else 1.0)
+
+
+def nan_soon(num_classes: int) -> nn.Module:
+    """Learns for an epoch and a half of 4 steps, then its outputs are no numbers."""
+    return _NaNSoon(num_classes)
+
+
 class _Branching(_OverLinear):
     def forward(self, images: Tensor) -> Tensor:
         logits = self.linear(images)

@@ -74,22 +74,11 @@ def fit(command: Command) -> None:
         best = _load_best(store, model)
         split, results = _evaluate(config, data, model, progress)
         report = collect_report(
-            model,
-            data,
-            split,
-            config.run.log_images,
-            title=folder.name,
-            config=config_file.shown(config),
-            rows=metrics.rows,
-            final={
-                "steps": float(trainer.global_step),
-                "best_step": float(best.step),
-                **metrics.validation(best.step),
-                **results,
-            },
-            environment=environment,
-            starts=starts,
-        )
+            model, data, split, config.run.log_images,
+            title=folder.name, config=config_file.shown(config), rows=metrics.rows,
+            final={**_numbers(trainer.global_step, best, metrics), **results},
+            environment=environment, starts=starts,
+        )  # fmt: skip
         if report is not None:
             _finish(folder, report, best, split, tracker, progress)
 
@@ -169,6 +158,12 @@ def _evaluate(
     """The test split's metrics, else the validation split's. Every rank; blocks."""
     split = next((name for name in ("test", "val") if name in data.manifests), None)
     return split, evaluate(config, data, model, split, progress) if split else {}
+
+
+def _numbers(steps: int, best: Commit, metrics: MetricsCSV) -> dict[str, float]:
+    """Steps of the run and of the best checkpoint, and the latter's validation metrics."""
+    validated = metrics.validation(best.step)
+    return {"steps": float(steps), "best_step": float(best.step), **validated}
 
 
 def _finish(

@@ -166,6 +166,18 @@ def test_print_config_reads_back_as_the_same_config(tmp_path: Path, capsys) -> N
     assert yaml.safe_load(path.read_text())["optim"]["lr"] == 0.003
 
 
+@pytest.mark.parametrize(
+    ("end", "code"), [("> /dev/full", 78), ("2>&-", 0), (">&- 2>&-", 0), ("| head -c 1", 0)]
+)
+def test_the_command_writes_to_any_standard_stream(end: str, code: int) -> None:
+    """A full disk, no descriptor at all, a reader that has seen enough: never a traceback."""
+    command = f"exec {sys.executable} -m lightship fit --print_config {end}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_output_is_named_after_what_is_learned() -> None:
     plain = settings()
     assert plain.run.output == f"runs/digits-{identity_hash(plain)}"

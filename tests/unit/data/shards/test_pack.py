@@ -259,6 +259,19 @@ def test_what_is_decoded_is_judged_by_its_pixels(tmp_path: Path) -> None:
     assert "test/bee/002.png" in (tmp_path / "to" / "skipped.txt").read_text()
 
 
+def test_files_that_no_reader_takes_are_counted(tmp_path: Path, capsys) -> None:
+    root = put(str(tmp_path / "from"), {**FILES, "train/cat/x.heic": b"x"})
+    assert cli.main(["pack", root, str(tmp_path / "to")]) == 0
+    assert "not read: 1 .heic file" in capsys.readouterr().err
+
+
+def test_the_bound_of_an_images_size(tmp_path: Path, folder: str, capsys) -> None:
+    flags = ["pack", folder, str(tmp_path / "to"), "--short_side_px=8"]
+    assert cli.main([*flags, "--max_image_pixels=1000"]) == 65
+    assert "--max_image_pixels" in capsys.readouterr().err
+    assert cli.main([*flags, "--max_image_pixels=10000"]) == 0
+
+
 @pytest.mark.parametrize("fraction", ["0.1", "0"])
 def test_too_many_bad_images(tmp_path: Path, capsys, fraction: str) -> None:
     root = put(str(tmp_path / "from"), spoiled())
