@@ -48,6 +48,8 @@ def provide_folders(output: str | None) -> None:
         if not os.path.exists(cache_path) and not os.access(_nearest(cache_path), os.W_OK):
             cache_path = _own_folder(Path(path))
             os.environ["XDG_CACHE_HOME"] = str(cache_path)
+            # Torchmetrics imports Matplotlib if it is installed, which warns of such a home.
+            os.environ.setdefault("MPLCONFIGDIR", str(cache_path / "matplotlib"))
 
 
 def _made_temporary(output: str | None) -> str:

@@ -10,7 +10,8 @@ import pytest
 from lightship.cli import host_environment
 from lightship.errors import ConfigError
 
-_NAMES = ("HOME", "TMPDIR", "LOGNAME", "USER", "LNAME", "USERNAME", "XDG_CACHE_HOME")
+_NAMES = ("HOME", "TMPDIR", "LOGNAME", "USER", "LNAME", "USERNAME", "XDG_CACHE_HOME",
+          "MPLCONFIGDIR")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,7 @@ def test_caches_go_to_a_private_folder_where_home_cannot_be_written(monkeypatch,
     host_environment.provide_folders(None)
     cache_path = tmp_path / "tmp" / f"lightship-{os.getuid()}"
     assert os.environ["XDG_CACHE_HOME"] == str(cache_path)
+    assert os.environ["MPLCONFIGDIR"].startswith(str(cache_path))
     assert cache_path.stat().st_mode & 0o777 == 0o700
     cache_path.chmod(0o777)  # as if somebody else had made it
     del os.environ["XDG_CACHE_HOME"]
