@@ -21,6 +21,8 @@ from lightship.checkpoint.loading import read_checkpoint
 from lightship.checkpoint.record import CheckpointDamaged, Commit, Metric
 from lightship.checkpoint.store import CheckpointStore
 from lightship.errors import ConfigError, PeerLost, TimeoutExpired
+from tests.support.faults import FaultProxy
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -240,6 +242,41 @@ def test_only_the_newest_attempt_commits(url: str) -> None:
     save(new, 2)
     assert steps(url) == [1, 2]
     assert CheckpointStore(url).commits()[-1].attempt == new.attempt
+
+
+def test_a_bit_that_flips_on_the_way_is_no_takeover(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = opened(s3.url("flips"))
+        proxy.plan("flip", 1, ("GET",))
+        store.check_fence()
+        assert proxy.requests["GET"] == 2
+        proxy.plan("flip", 1000, ("GET",))
+        with pytest.raises(TimeoutExpired, match="attempt is damaged"):
+            store.check_fence()
+        proxy.clear()
+        store.check_fence()
+
+
+def test_no_single_bit_makes_another_attempt_of_the_file(tmp_path: Path) -> None:
+    store = opened(str(tmp_path))
+    written = (tmp_path / "attempt").read_bytes()
+    for bit in range(8 * len(written)):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "attempt").write_bytes(flipped)
+        with pytest.raises(TimeoutExpired, match="attempt is damaged"):
+            store.check_fence()
+
+
+def test_an_attempt_of_an_older_version_takes_over_too(tmp_path: Path) -> None:
+    store = opened(str(tmp_path))
+    (tmp_path / "attempt").write_text("00002-abcdef")
+    with pytest.raises(PeerLost, match="00002-abcdef"):
+        store.check_fence()
+    assert opened(str(tmp_path)).attempt.startswith("00003-")
 
 
 def test_a_save_is_a_snapshot_and_one_is_in_flight_at_most(

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import re
 import secrets
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -34,6 +35,8 @@ from lightship.checkpoint.serialization import take_snapshot, to_bytes
 from lightship.errors import PeerLost, TimeoutExpired
 
 logger = logging.getLogger(__name__)
+_ATTEMPT = re.compile("([0-9]+-[0-9a-f]{6})(?: ([0-9a-f]{8}))?")
+"""What the file `attempt` holds: an id, and its check sum (older versions: none)."""
 
 
 class CheckpointStore(CheckpointIO):
@@ -188,13 +191,14 @@ class CheckpointStore(CheckpointIO):
         Called by rank 0 once it has chosen where to resume. Blocks.
         """
         try:
-            before = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+            before = self._owner()
         except storage.NotFound:
             before = ""
         numbers = [re.match(r"\d+", i) for i in (before, *(c.attempt for c in self.commits()))]
         number = 1 + max((int(found[0]) for found in numbers if found), default=0)
         self.attempt = f"{number:05d}-{secrets.token_hex(3)}"
-        storage.write_bytes(self._at("attempt"), self.attempt.encode())
+        text = f"{self.attempt} {_check_sum(self.attempt)}"
+        storage.write_bytes(self._at("attempt"), text.encode())
         for commit in self._named_late:  # before config.yaml names another metric
             if commit.metric != self.metric:
                 storage.write_bytes(record_of(self.url_of(commit)), commit.to_bytes())
@@ -273,19 +277,31 @@ class CheckpointStore(CheckpointIO):
 
         Raises:
             PeerLost: A later start of the run has taken over.
-            TimeoutExpired: The output is gone (e.g. unmounted), and may come back.
+            TimeoutExpired: The output is gone (e.g. unmounted) or read with errors, and may come
+                back.
         """
         try:
-            owner = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+            owner = self._owner()
         except (storage.NotFound, storage.Denied) as error:
             raise TimeoutExpired(
                 f"{storage.redact(self.url)} can no longer be read (unmounted or deleted?): {error}"
             ) from error
+        if not owner:
+            raise TimeoutExpired(f"{storage.redact(self._at('attempt'))} is damaged")
         if owner != self.attempt:
             raise PeerLost(
                 f"another start of this run ({owner}) has taken over {storage.redact(self.url)}; "
                 f"this one ({self.attempt}) stops"
             )
+
+    def _owner(self) -> str:
+        """Id of the attempt that took the folder over last; empty if its file is damaged."""
+        for _ in range(2):  # it may have happened on the way
+            text = storage.read_bytes(self._at("attempt")).decode(errors="replace")
+            found = _ATTEMPT.fullmatch(text)
+            if found and found[2] in (None, _check_sum(found[1])):
+                return found[1]
+        return ""
 
     def _retain(self, committed: Commit) -> None:
         """Delete all but the newest steps, the best by each metric, and the one resumed from."""
@@ -307,3 +323,8 @@ class CheckpointStore(CheckpointIO):
 
     def _at(self, name: str) -> str:
         return storage.join(self.url, name)
+
+
+def _check_sum(attempt: str) -> str:
+    """CRC32 of an id, which a bit that flips on the way would make another start's."""
+    return f"{zlib.crc32(attempt.encode()):08x}"
