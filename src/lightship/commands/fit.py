@@ -71,8 +71,8 @@ def fit(command: Command) -> None:
         store.wait()
         stop.end_training()
 
-        best = _load_best(store, model)
-        split, results = _evaluate(config, data, model, progress)
+        best = _best(store)
+        split, results = _evaluate(config, data, model, best, store, progress)
         report = collect_report(
             model, data, split, config.run.log_images,
             title=folder.name, config=config_file.shown(config), rows=metrics.rows,
@@ -143,21 +143,28 @@ def _start_tracking(
     return at_exit.enter_context(tracker) if tracker else None
 
 
-def _load_best(store: CheckpointStore, model: ImageClassifier) -> Commit:
-    """Put the weights of the best checkpoint into `model`. Every rank; blocks."""
+def _best(store: CheckpointStore) -> Commit:
+    """The record of the best checkpoint. Every rank; blocks."""
     comm.broadcast_from_rank_0(store.check_fence)
     best = comm.broadcast_from_rank_0(store.best)
     assert best is not None, "a finished fit has a checkpoint"
-    model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
     return best
 
 
 def _evaluate(
-    config: Config, data: ImageData, model: ImageClassifier, progress: Progress
+    config: Config,
+    data: ImageData,
+    model: ImageClassifier,
+    best: Commit,
+    store: CheckpointStore,
+    progress: Progress,
 ) -> tuple[str | None, dict[str, float]]:
-    """The test split's metrics, else the validation split's. Every rank; blocks."""
+    """Metrics of the best weights on the test split, else on validation. Every rank; blocks."""
     split = next((name for name in ("test", "val") if name in data.manifests), None)
-    return split, evaluate(config, data, model, split, progress) if split else {}
+    if split is None:
+        return None, {}
+    model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
+    return split, evaluate(config, data, model, split, progress)
 
 
 def _numbers(steps: int, best: Commit, metrics: MetricsCSV) -> dict[str, float]:

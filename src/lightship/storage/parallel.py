@@ -118,14 +118,16 @@ class Executor:
         if future.set_running_or_notify_cancel():
             _running.add(future)
             try:
-                result = call()
+                try:
+                    result = call()
+                finally:
+                    _running.discard(future)  # before its owner knows, who may end the process
             except BaseException as error:  # the future's owner gets it
                 if self.stop_on_error:
                     self.close()
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            _running.discard(future)
         with self._turn:
             self._bytes -= size_bytes
         if self.deadline:

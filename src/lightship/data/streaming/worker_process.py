@@ -59,13 +59,13 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def _settings() -> dict[str, str]:
-    """What a worker inherits: the storage's variables and the working directory."""
-    settings = {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
+def _settings() -> tuple[dict[str, str], str]:
+    """What a worker inherits at its start: the storage's variables and the working directory."""
+    variables = {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
     try:
-        return settings | {"": os.getcwd()}
+        return variables, os.getcwd()
     except FileNotFoundError:  # deleted: only absolute paths and URLs can be read
-        return settings | {"": ""}
+        return variables, "/"
 
 
 class Worker:
@@ -87,7 +87,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            cwd=self.settings[""] or "/",  # MKL does not load in a deleted directory
+            cwd=self.settings[1],  # MKL does not load in a deleted directory
         )
         self.tasks: Connection = Connection(os.dup(self.control.fileno()))
         self.tasks.send(root)  # not an argument: it may hold credentials, and `ps` shows those
