@@ -598,8 +598,11 @@ def resident_mib(pid: int, which: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def test_a_worker_needs_no_more_memory_than_it_was_given(tmp_path: Path) -> None:
-    """A set 20 times as large as the budget; what the worker has beside it is there before."""
+def test_a_worker_keeps_nothing_of_what_it_has_delivered(tmp_path: Path) -> None:
+    """Of a set 20 times as large as the budget, read twice, the worker keeps nothing.
+
+    That the reads ahead stay within the budget is counted by `TestFetching`.
+    """
     large = little_set(("train",), per_class=220, size_px=(408, 408), image_format="ppm")
     manifest = layouts.scan(put(str(tmp_path), webdataset(large, shard_size=400)))["train"]
     budget_mib = 16
