@@ -5,16 +5,21 @@ make bench TABLES="tutorial"       # some
 CIFAR10=FOLDER make bench          # real CIFAR-10 as class folders, for the tables that need it
 AIRBENCH_DIR=FOLDER make bench     # a checkout of KellerJordan/cifar10-airbench, for `speed`
 IMAGENET=FOLDER make bench         # real ImageNet as class folders, for the table `stream`
+TRASHNET=FOLDER WEIGHTS=FILE make bench   # see `finetune`
 """
 
 import sys
 
 from benchmarks import (
     checkpoint_stall,
+    finetune,
+    limits,
     resnet50,
     s3_clients,
+    scale,
     scaling,
     speed,
+    start,
     step_overhead,
     stream,
     tutorial,
@@ -23,12 +28,16 @@ from benchmarks import (
 TABLES = {
     "checkpoint_stall": checkpoint_stall.main,
     "tutorial": tutorial.main,
+    "limits": limits.main,
+    "scale": scale.main,
     "scaling": scaling.main,
+    "start": start.main,
     "stream": stream.main,
     "speed": speed.main,
     "resnet50": resnet50.main,
     "step_overhead": step_overhead.main,
     "s3_clients": s3_clients.main,
+    "finetune": finetune.main,
 }
 
 

@@ -51,10 +51,11 @@ class StepClock(Callback):
         return float(ended - began) / (last - first)
 
 
-def main(output: str, flags: list[str]) -> None:
+def measure(output: str, flags: list[str]) -> dict[str, Any]:
+    """The numbers of a fit, its steps, and the seconds of all, of one, of starting from images."""
     spent_s: list[float] = []
     clock = StepClock()
-    fit = Trainer.fit
+    fit, set_up = Trainer.fit, ImageClassifier.init_from_images
 
     def timed(trainer: Trainer, *args, **kwargs):
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
@@ -63,7 +64,6 @@ def main(output: str, flags: list[str]) -> None:
         spent_s.append(time.perf_counter() - began_s)
 
     whitened_s = [0.0]
-    set_up = ImageClassifier.init_from_images
 
     def timed_set_up(*args):
         began_s = time.perf_counter()
@@ -72,14 +72,18 @@ def main(output: str, flags: list[str]) -> None:
 
     Trainer.fit = timed  # type: ignore[method-assign]
     ImageClassifier.init_from_images = timed_set_up  # type: ignore[method-assign]
-    code = cli.main(["fit", "--run.output", output, *flags])
+    try:
+        code = cli.main(["fit", "--run.output", output, *flags])
+    finally:
+        Trainer.fit = fit  # type: ignore[method-assign]
+        ImageClassifier.init_from_images = set_up  # type: ignore[method-assign]
     assert code == 0, f"lightship fit ended with {code}"
     numbers = json.loads(storage.read_bytes(storage.join(output, "DONE")))
     rows = storage.read_bytes(storage.join(output, "logs", "metrics.csv")).decode().splitlines()
     step = int(float(rows[-1].split(",")[0]))
     times = {"fit_s": spent_s[0], "step_s": clock.step_s(), "init_s": whitened_s[0]}
-    print(json.dumps({**numbers, **times, "steps": step}))
+    return {**numbers, **times, "steps": step}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    print(json.dumps(measure(sys.argv[1], sys.argv[2:])))

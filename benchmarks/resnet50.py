@@ -16,7 +16,8 @@ from benchmarks.table import machine, print_table, run_json, spread
 from tests.support.images import little_set, put
 
 RUNS = int(os.environ.get("RUNS", "1"))
-CLASSES, SIZE_PX = 1000, 224
+CLASSES = 1000
+SIZE_PX = int(os.environ.get("SIZE_PX", "224"))
 ON_GPU = torch.cuda.is_available()
 BATCH = int(os.environ.get("BATCH", "256" if ON_GPU else "8"))
 WINDOW = int(os.environ.get("WINDOW", "20" if ON_GPU else "5"))
@@ -59,15 +60,25 @@ def write_images(folder: str, images: int = 10_000) -> str:
 
 def lightship_rate(root: str, output: str) -> float:
     """Images a second of a fit, between its log points after the first ones."""
-    run_json(
-        "benchmarks.one_fit", output, "--config=imagenet-resnet50", f"--data.root={root}",
+    run_json("benchmarks.one_fit", output, *flags(root))
+    return logged_rate(output)
+
+
+def flags(root: str) -> list[str]:
+    """The fit's."""
+    return [
+        "--config=imagenet-resnet50", f"--data.root={root}", f"--data.image_size_px={SIZE_PX}",
         # What the bare loop does not do: random cuts, mixing, averaging, evaluation.
         "--data.crop_min_area=0", "--data.mixup_alpha=0", "--data.cutmix_alpha=0",
         "--model.ema_decay=0", "--data.val_fraction=0", "--data.mode=resident",
         f"--data.global_batch_size={BATCH}", f"--trainer.max_steps={WINDOW * WINDOWS}",
         f"--trainer.log_every_n_steps={WINDOW}", f"--trainer.precision={PRECISION}",
         f"--model.compile={COMPILE}", "--trainer.devices=1", "--run.tracking=offline",
-    )  # fmt: skip
+    ]  # fmt: skip
+
+
+def logged_rate(output: str) -> float:
+    """Images a second between the log points of a run, after the first ones."""
     with open(f"{output}/logs/metrics.csv") as table:
         rows = [row for row in csv.DictReader(table) if int(float(row["step"])) % WINDOW == 0]
     rates = [float(row["throughput/images_per_s"]) for row in rows[WARM_UP:]]

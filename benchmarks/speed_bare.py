@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from lightship.data.augment import Augment
-from lightship.data.order import Order, TrainShare
+from lightship.data.order import Shuffle
 from lightship.data.resident import ResidentSplit, ResidentTrainLoader
 from lightship.data.sample_decoder import decode_all
+from lightship.data.shares import TrainShare
 from lightship.data.sources import layouts
 from lightship.models.nets.speednet import speednet
 from lightship.models.optim.build import SGDPart, build_optimizer, build_schedule
@@ -21,13 +22,14 @@ BATCH = int(os.environ.get("BATCH", "2000"))
 _WARM_UP = 2
 
 
-def main(root: str, steps: int, bf16: bool) -> None:
+def measure(root: str, steps: int, bf16: bool) -> dict[str, float]:
+    """Images and seconds of `steps`, after a few that do not count."""
     manifest = layouts.scan(root)["train"]
     images, skipped = decode_all(manifest, threads=len(os.sched_getaffinity(0)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     split = ResidentSplit.from_arrays(images, manifest.label, np.zeros(len(images), bool), device)
     assert not skipped.reasons
-    share = TrainShare(Order(len(manifest), BATCH, 0), 0, 1, 1)
+    share = TrainShare(Shuffle(len(manifest), BATCH, 0), 0, 1, 1)
     augment = Augment(0, crop_padding_px=2, flip=True, flip_in_turn=True)
     done = iter(range(10**9))
     loader = ResidentTrainLoader(split, share, augment, lambda: divmod(next(done), len(share)))
@@ -53,7 +55,7 @@ def main(root: str, steps: int, bf16: bool) -> None:
         optimizer.step()
         schedule.step()
     _finish(device)
-    print(json.dumps({"images": steps * BATCH, "train_s": time.perf_counter() - began_s}))
+    return {"images": steps * BATCH, "train_s": time.perf_counter() - began_s}
 
 
 def _finish(device: torch.device) -> None:
@@ -62,4 +64,4 @@ def _finish(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")))

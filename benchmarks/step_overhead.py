@@ -31,9 +31,11 @@ from lightship import cli
 from lightship.commands import fit
 from lightship.data.augment import Augment
 from lightship.data.batch import Batch
-from lightship.data.order import Order, TrainShare
+from lightship.data.order import Shuffle
 from lightship.data.resident import ResidentSplit, ResidentTrainLoader
+from lightship.data.shares import TrainShare
 from tests.support.images import little_set, put
+from tests.support.step_profiler import StepProfiler
 
 ROUNDS = int(os.environ.get("RUNS", "5"))
 STEPS = int(os.environ.get("STEPS", "400"))
@@ -42,8 +44,9 @@ BATCH = 4
 SIZE_PX = 32
 CLASSES = tuple("abcdefghij")
 CLOCK = time.thread_time if os.environ.get("CLOCK") == "cpu" else time.perf_counter
-SYNCS = ("aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero")
 WORK_MS = float(os.environ.get("WORK_MS", "5"))
+DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
+ACCELERATOR = "gpu" if DEVICE.type == "cuda" else "cpu"
 
 
 class Clocked(nn.Module):
@@ -122,9 +125,9 @@ class Batches:
         generator = torch.Generator().manual_seed(0)
         shape = (1600, SIZE_PX, SIZE_PX, 3)
         pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        split = ResidentSplit(pixels, torch.arange(1600) % 10)
+        split = ResidentSplit(pixels.to(DEVICE), (torch.arange(1600) % 10).to(DEVICE))
         self.done = 0
-        order = TrainShare(Order(1600, BATCH, 0), 0, 1, 1)
+        order = TrainShare(Shuffle(1600, BATCH, 0), 0, 1, 1)
         self.loader = ResidentTrainLoader(split, order, Augment(0), self._position)
 
     def _position(self) -> tuple[int, int]:
@@ -140,7 +143,7 @@ class Batches:
 
 def bare(steps: int, out: str, watch: Callback | None) -> None:
     """The loop as one would write it."""
-    net, optimizer = Clocked(len(CLASSES)), None
+    net = Clocked(len(CLASSES)).to(DEVICE)
     parts = optimizer_and_schedule(net)
     optimizer, schedule = parts["optimizer"], parts["lr_scheduler"]["scheduler"]
     batches = iter(Batches())
@@ -155,7 +158,7 @@ def bare(steps: int, out: str, watch: Callback | None) -> None:
 
 def barebones(steps: int, out: str, watch: Callback | None) -> None:
     """Lightning with all its features off."""
-    trainer = Trainer(barebones=True, max_steps=steps, accelerator="cpu")
+    trainer = Trainer(barebones=True, max_steps=steps, accelerator=ACCELERATOR, devices=1)
     trainer.fit(Plain(with_metric=False), Batches())
 
 
@@ -164,8 +167,8 @@ def default(steps: int, out: str, watch: Callback | None) -> None:
     callbacks = [watch] if watch else []
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = Trainer(
-            max_steps=steps, accelerator="cpu", logger=CSVLogger(out), default_root_dir=out,
-            callbacks=callbacks,
+            max_steps=steps, accelerator=ACCELERATOR, devices=1, logger=CSVLogger(out),
+            default_root_dir=out, callbacks=callbacks,
         )  # fmt: skip
         trainer.fit(Plain(with_metric=True), Batches())
 
@@ -183,7 +186,8 @@ def lightship(steps: int, out: str, watch: Callback | None) -> None:
             "fit", f"--data.root={_images()}", f"--run.output={out}/run",
             "--model.net=benchmarks.step_overhead:build", "--optim.name=sgd",
             "--optim.schedule=linear", f"--data.global_batch_size={BATCH}", "--data.val_fraction=0",
-            f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.accelerator=cpu",
+            f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1",
+            f"--trainer.accelerator={ACCELERATOR}", "--trainer.devices=1",
             f"--run.tracking={os.environ.get('TRACKING', 'offline')}", "--run.log_images=0",
         ])  # fmt: skip
     finally:
@@ -226,47 +230,51 @@ def measure(arm: Callable[[int, str, Callback | None], None]) -> Step:
     return Step(1000 * float(whole), 1000 * float(net))
 
 
-class CountSyncs(Callback):
-    """Waits for the device in the twenty steps after the sixtieth, all hooks included."""
-
-    def __init__(self) -> None:
-        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-        self.count = -1
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == 60:
-            self.profile.start()
-        elif trainer.global_step == 80 and self.count < 0:
-            self.profile.stop()
-            self.count = sum(event.name in SYNCS for event in self.profile.events())
-
-
 def syncs(arm: Callable[[int, str, Callback | None], None]) -> str:
     """Waits for the device a step, as far as they can be counted in this arm."""
     if arm in (bare, barebones):  # the first has no hooks, the second takes no callbacks
         return ""
-    watch = CountSyncs()
+    watch = StepProfiler(60, 80)  # steps in which no log point is due
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
         arm(100, out, watch)
-    return f"{watch.count / 20:g}"
+    return f"{sum(watch.syncs.values()) / 20:g}"
+
+
+def quiet_process() -> None:
+    """No warnings, and one thread: what is measured is one's, and threads wait for each other."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+
+
+def take_turns(names: list[str]) -> dict[str, list[Step]]:
+    """The steps of these arms, interleaved."""
+    taken: dict[str, list[Step]] = {name: [] for name in names}
+    for round_ in range(ROUNDS):
+        for name in names:
+            taken[name].append(measure(ARMS[name]))
+            told = f"  round {round_ + 1}/{ROUNDS}  {name}: {taken[name][-1]}"
+            print(told, file=sys.stderr, flush=True)
+    return taken
+
+
+def whole_steps() -> Iterator[tuple[str, list[Step], str]]:
+    """Each arm's steps without work in the net, and its waits for the device a step."""
+    quiet_process()
+    waits = {name: syncs(arm) for name, arm in ARMS.items()}
+    for name, steps in take_turns(list(ARMS)).items():
+        yield name, steps, waits[name]
 
 
 def main() -> None:
     """what each stack adds to a step: with no work at all, and beside a step of 5 ms (CPU)"""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    torch.set_num_threads(1)  # what is measured is one thread's, and threads wait for each other
+    quiet_process()
     names = os.environ["ARMS"].split(",") if "ARMS" in os.environ else list(ARMS)
     waits = {name: syncs(ARMS[name]) for name in names}
     rows = []
     for work_ms in (0.0, WORK_MS):
         Clocked.work = products_of(work_ms) if work_ms else 0
-        taken: dict[str, list[Step]] = {name: [] for name in names}
-        for round_ in range(ROUNDS):
-            for name in names:
-                taken[name].append(measure(ARMS[name]))
-                told = f"  round {round_ + 1}/{ROUNDS}  {name}: {taken[name][-1]}"
-                print(told, file=sys.stderr, flush=True)
+        taken = take_turns(names)
         net_ms = statistics.median(step.net for steps in taken.values() for step in steps)
         outside = {name: [one.whole - one.net for one in steps] for name, steps in taken.items()}
         bare_ms = outside["bare loop"]

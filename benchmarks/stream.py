@@ -36,9 +36,9 @@ RUNS = int(os.environ.get("RUNS", "1"))
 LATENCIES_MS = [int(text) for text in os.environ.get("LATENCIES", "0,20,80").split(",")]
 CACHE = Path(tempfile.gettempdir()) / "lightship-stream-bench"
 HEAD = [
-    "arm", "added ms", "cold images/s", "second epoch images/s", "first batch s",
-    "CPU s per 1,000", "server's CPU s per 1,000", "requests per image", "KB per image",
-    "peak MiB", "share of the limit",
+    "arm", "added ms", "cold images/s", "second epoch images/s", "all epochs images/s",
+    "first batch s", "CPU s per 1,000", "server's CPU s per 1,000", "requests per image",
+    "KB per image", "peak MiB", "share of the limit",
 ]  # fmt: skip
 ARMS = {
     "limit": Arm("limit", "memory"),
@@ -96,7 +96,7 @@ def _put(arm: Arm, python: str, folder: Path, s3: S3Server, roots: dict[str, str
     url = s3.url(arm.reads)
     if arm.reads == "lightship":
         if "folders" not in roots:
-            roots["folders"] = _upload(folder, s3, s3.url("folders"))
+            roots["folders"] = upload(folder, s3, s3.url("folders"))
         _pack(python, "stream_lightship", ["pack", roots["folders"], url], os.environ | s3.env)
         return url
     local = folder.with_name(arm.reads)
@@ -105,7 +105,7 @@ def _put(arm: Arm, python: str, folder: Path, s3: S3Server, roots: dict[str, str
         shutil.rmtree(local, ignore_errors=True)
         _pack(python, "stream_pack", [arm.reads, str(folder), str(local)], dict(os.environ))
         done.touch()
-    return _upload(local, s3, url)
+    return upload(local, s3, url)
 
 
 def _pack(python: str, module: str, arguments: list[str], env: dict[str, str]) -> None:
@@ -118,7 +118,7 @@ def _pack(python: str, module: str, arguments: list[str], env: dict[str, str]) -
         )  # fmt: skip
 
 
-def _upload(local: Path, s3: S3Server, url: str) -> str:
+def upload(local: Path, s3: S3Server, url: str) -> str:
     """Put all files below the folder under the URL; returns the URL."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client = s3.client()
@@ -142,7 +142,8 @@ def _print_results(results: dict[tuple[str, int], list[Result]], folder: Path) -
     print_table(HEAD, rows)
     print(f"\nBatches of 128 at 224 px (RandomResizedCrop, flip, uint8), {EPOCHS} epochs, a fresh")
     print("process with empty caches each; two workers or threads; the same decoder in all peers.")
-    print("Cold: start-up included. Requests and bytes: of all epochs, by the server's count;")
+    print("Cold, and all epochs together: start-up included. Requests and bytes: of all epochs, by")
+    print("the server's count;")
     print("litdata and mosaicml-streaming keep on the local disk what the others read again.")
     if SPLIT_CORES:
         print("Half of the cores are the server's, the others the arm's (the limit's, too).")
@@ -166,6 +167,13 @@ def _rate(run: Result, epoch: int) -> float:
     return run[f"epoch{epoch}_images"] / run[f"epoch{epoch}_s"]
 
 
+def _mean_rate(run: Result) -> float:
+    """Of all epochs together: what was read ahead in one of them flatters the next alone."""
+    epochs = range(1, EPOCHS + 1)
+    images = sum(run[f"epoch{epoch}_images"] for epoch in epochs)
+    return images / sum(run[f"epoch{epoch}_s"] for epoch in epochs)
+
+
 def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> list[str]:
     row = [name, "" if name.startswith("limit") else str(delay_ms)]
     good = [run for run in runs if "images" in run]
@@ -175,6 +183,7 @@ def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> l
     cold = [_rate(run, 1) for run in good]
     row.append(spread(cold))
     row.append(spread([_rate(run, 2) for run in good]) if EPOCHS > 1 else "")
+    row.append(spread([_mean_rate(run) for run in good]))
     row.append(spread([run["first_batch_s"] for run in good], 2))
     row.append(spread([1000 * run["cpu_s"] / run["images"] for run in good], 2))
     if name.startswith("limit"):

@@ -18,7 +18,8 @@ from torchvision.transforms.v2.functional import horizontal_flip_image, resized_
 
 from benchmarks.process_tree import cpu_s
 
-BATCH, WORKERS, SIZE_PX = 128, 2, 224
+BATCH, SIZE_PX = int(os.environ.get("BATCH", "128")), 224
+WORKERS = int(os.environ.get("WORKERS", "2"))
 warnings.filterwarnings("ignore", "The given buffer is not writable")
 
 

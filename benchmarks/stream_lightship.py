@@ -24,8 +24,9 @@ import torch
 from benchmarks.stream_arm import BATCH, SIZE_PX, WORKERS, run
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
-from lightship.data.order import Order, TrainShare
+from lightship.data.order_versions import order_of
 from lightship.data.sample_decoder import SampleDecoder
+from lightship.data.shares import TrainShare
 from lightship.data.sources import layouts
 from lightship.data.streaming.loaders import StreamedSplit, StreamedTrainLoader
 from lightship.data.streaming.prefetch import BatchRange
@@ -39,7 +40,7 @@ class Batches:
     def __init__(self, root: str, epochs: int, is_resumed: bool) -> None:
         self.epochs = epochs  # nothing is read ahead for epochs that do not come
         manifest = layouts.scan(root)["train"]
-        order = Order.of(manifest, BATCH, seed=0)
+        order = order_of(manifest, BATCH, seed=0)
         bad = BadSamples(manifest, len(manifest), None)
         decoder = SampleDecoder(manifest, SIZE_PX)
         split = StreamedSplit(decoder, WORKERS, BUDGET_BYTES, 0, bad, torch.device("cpu"))

@@ -15,6 +15,7 @@ REQUIREMENTS = {
     "webdataset": ["webdataset==1.0.2"],
     "litdata": ["litdata==0.2.76", "s3fs", "uvloop", "zstd"],  # those for its raw datasets
     "mosaicml-streaming": ["mosaicml-streaming==0.13.0"],
+    "transformers": ["transformers", "accelerate"],
 }
 PHOTOGRAPHS = "scikit-image==0.26.0"
 

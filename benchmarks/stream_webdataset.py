@@ -1,4 +1,7 @@
-"""Arm `webdataset`: tar shards, each through one curl, as its README sets up S3-like stores."""
+"""Arm `webdataset`: tar shards, each through one curl, as its README sets up S3-like stores.
+
+Of a local folder it reads the files as they are.
+"""
 
 import os
 from typing import Any
@@ -7,7 +10,7 @@ import webdataset as wds
 
 from benchmarks.stream_arm import BATCH, WORKERS, pixels, run
 
-SHARDS = 10  # as many for each of two workers
+SHARDS = 5 * WORKERS  # as many for each
 CURL = (
     "pipe:curl -s -f --aws-sigv4 aws:amz:us-east-1:s3 "
     '--user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" '
@@ -19,8 +22,10 @@ def sample(sample: tuple[bytes, bytes]) -> tuple[Any, int]:
 
 
 def open_batches(root: str, mode: str, cache: str) -> wds.WebLoader:
-    folder = root.replace("s3:/", os.environ["AWS_ENDPOINT_URL"])
-    shards = f"{CURL}{folder}/train-{{000000..{SHARDS - 1:06d}}}.tar"
+    folder = root
+    if root.startswith("s3:"):
+        folder = CURL + root.replace("s3:/", os.environ["AWS_ENDPOINT_URL"])
+    shards = f"{folder}/train-{{000000..{SHARDS - 1:06d}}}.tar"
     dataset = (
         wds.WebDataset(shards, shardshuffle=100)
         .shuffle(1000)

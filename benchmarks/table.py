@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -12,16 +13,23 @@ from typing import Any
 import torch
 
 
-def run_json(module: str, *arguments: str) -> dict[str, Any]:
+def run_json(module: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
     """Run `python -m module arguments` in a fresh process; its last line of output is JSON.
 
-    The wall time of the whole process is added as `process_s`.
+    Added are the wall time of the whole process as `process_s`, and its processor time, with that
+    of its own children, as `cpu_s`.
     """
-    began_s = time.perf_counter()
-    command = [sys.executable, "-m", module, *arguments]
+    began_s, before_s = time.perf_counter(), _children_s()
+    command = [python, "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**result, "process_s": time.perf_counter() - began_s}
+    spent = {"process_s": time.perf_counter() - began_s, "cpu_s": _children_s() - before_s}
+    return {**result, **spent}
+
+
+def _children_s() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def machine() -> str:

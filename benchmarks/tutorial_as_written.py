@@ -3,7 +3,8 @@
 Source: "Image Classification using PyTorch Lightning" (the W&B tutorial: CIFAR10DataModule,
 LitModel, EarlyStopping, ModelCheckpoint). Two things differ, since the pixels must be those of the
 other arms: images come from class folders through torchvision's ImageFolder instead of the
-python archive, and without its image logger and W&B (both only add time).
+python archive, and without its image logger and W&B (both only add time). A line is printed after
+the first step.
 """
 
 import json
@@ -14,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 import torchmetrics
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, random_split
 from torchvision import transforms
@@ -102,13 +103,19 @@ def main(data_dir: str, seed: int, epochs: int, out: str) -> None:
     pl.seed_everything(seed)
     data = CIFAR10DataModule(32, data_dir)
     model = LitModel((3, 32, 32), 10)
+
+    def show_first(trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == 1:
+            print("first step", flush=True)
+
+    first_step = LambdaCallback(on_train_batch_end=show_first)
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="auto",
         devices=1,
         default_root_dir=out,
         logger=pl.loggers.CSVLogger(out),
-        callbacks=[EarlyStopping(monitor="val_loss"), ModelCheckpoint(dirpath=out)],
+        callbacks=[EarlyStopping(monitor="val_loss"), ModelCheckpoint(dirpath=out), first_step],
         enable_progress_bar=False,
     )
     began_s = time.perf_counter()

@@ -1,6 +1,7 @@
-"""Adds the Debian packages of this system to a CycloneDX SBOM of its Python packages."""
+"""Adds Python and the Debian packages of this system to a CycloneDX SBOM of its Python packages."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,13 @@ def main() -> None:
     """Rewrite the SBOM named on the command line."""
     path = Path(sys.argv[1])
     sbom = json.loads(path.read_text())
+    python = platform.python_version()
+    purl = f"pkg:generic/cpython@{python}"
+    cpe = f"cpe:2.3:a:python:python:{python}:*:*:*:*:*:*:*"
+    sbom["components"].append(
+        {"type": "platform", "bom-ref": purl, "name": "cpython", "version": python, "cpe": cpe,
+         "purl": purl}
+    )  # fmt: skip
     shown = "${Package} ${Version} ${Architecture}\n"
     listed = subprocess.run(
         ["dpkg-query", "--show", f"--showformat={shown}"],

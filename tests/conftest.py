@@ -10,6 +10,9 @@ from tests.support.s3 import S3Server, weed_binary
 # As in `lightship` itself: OpenMP's threads that spin keep those of the other test processes out (a
 # training test beside two others: 80 s, without spinning 16 s). Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# The tests are side by side already, and nets so small gain nothing from more threads: two of them
+# take three times the processor time of one. What a user has, tests/e2e/test_digits.py trains with.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightship.errors import ConfigError
+from lightship.errors import ConfigError, UsageError
+from lightship.redaction import canonical
 
 OWN_NETS = ("litcnn", "speednet", "speednet96")
 NAMED_SETS = ("digits", "cifar10", "cifar100")
 """Values of data.root that are names; a folder of such a name is `./digits`."""
+MAX_IMAGE_SIZE_PX = 4096
 EXPORTS = {"torch": "model.pt2", "onnx": "model.onnx"}
 """Formats of `lightship export`, and their default file names."""
+_FREE_BUT_OF_THE_RUN = (
+    "data.on_error", "data.max_bad_fraction", "trainer.monitor", "trainer.deterministic",
+    "trainer.limit_val_batches", "trainer.limit_test_batches",
+)  # fmt: skip
+"""Free settings on which the numbers of an evaluation depend."""
+Interpolation = Literal["bilinear", "bicubic"]
+LossName = Literal["cross_entropy", "focal"]
+PREPROCESSING = ("image_size_px", "interpolation", "eval_crop", "mean", "std")
+"""The settings of the data section whose default is that of the weights."""
 _MIN, _MAX, _FREE, _UNIT = "at_least", "at_most", "free", "unit"
 
 
@@ -91,15 +102,27 @@ class DataConfig:
     """Max decoded size kept on the device; a larger set is streamed."""
     cache_gib: float = bounded(0.0, 0, None, "GiB", free=True)
     """Streaming: size of the local disk cache; 0: no cache."""
+    decoded_cache_gib: float = bounded(4.0, 0, None, "GiB", free=True)
+    """Resident: size of the local disk cache of decoded images, with which the next start on the
+    same images begins at once; 0: no cache."""
     prefetch_gib: float = bounded(2.0, 0.0625, None, "GiB", free=True)
     """Streaming: max memory per process for prefetched data. A lower value makes more requests."""
     global_batch_size: int = bounded(64, 1, 2**20, "images")
     """Images per optimizer step, over all devices and accumulated batches."""
     eval_batch_size: int = bounded(512, 1, 2**20, "images", free=True)
     """Images per device and evaluation step; metrics do not depend on it."""
-    image_size_px: int | None = bounded(None, 1, 4096, "pixels")
-    """Resize and center-crop images to squares of this side. Default: no resizing, all images must
-    have one size."""
+    image_size_px: int | None = bounded(None, 1, MAX_IMAGE_SIZE_PX, "pixels")
+    """Resize and center-crop images to squares of this side. Default: the size of model.weights, if
+    known; else no resizing, all images must have one size."""
+    sizes_px: list[int] | None = None
+    """Training: sides of the images in equal parts of the epochs, such as 128,160; evaluation is
+    always at image_size_px. Small images first save time. Default: image_size_px. Implies
+    streaming."""
+    interpolation: Interpolation | None = None
+    """Filter of every resizing (antialiased). Default: that of model.weights, else bilinear."""
+    eval_crop: float | None = bounded(None, 0.1, 1)
+    """Side of the center crop as a fraction of the image's short side, where training takes no
+    random crop (timm's crop_pct). Default: that of model.weights, else 1."""
     val_fraction: float = bounded(0.1, 0, 0.9)
     """Fraction of train held out for validation if there is no val split, independent of run.seed;
     0: no validation."""
@@ -110,14 +133,27 @@ class DataConfig:
     all epochs, processes and restarts. Checked per process at once, and over all processes at each
     checkpoint, epoch end, test and validation."""
     max_image_pixels: int = bounded(178_956_970, 1, None, "pixels", free=True)
-    """Max width times height of a decoded image; decoding takes up to 7 bytes of memory a pixel.
-    A larger non-progressive JPEG that is scaled down is decoded at 1/2, 1/4 or 1/8 of its size;
-    any other larger image is unreadable."""
+    """Max width times height of a decoded image. A larger non-progressive JPEG that is scaled down
+    is decoded at 1/2, 1/4 or 1/8 of its size; any other larger image is unreadable."""
+    max_scan_pixels: int = bounded(2**29, 1, None, "pixels", free=True)
+    """Max width times height times scans of a progressive JPEG of more than 16 scans (10 are
+    usual), which bounds the time to decode it."""
+    decode_gib: float = bounded(2.0, 0.0625, None, "GiB", free=True)
+    """Max memory per process for the images being decoded at one time; others wait. An image that
+    needs more is decoded alone. Decoding takes up to 9 bytes a pixel; WebP, AVIF, TIFF and
+    progressive JPEG up to 20."""
+    max_sample_mib: float = bounded(1024.0, 0.001, 2**20, "MiB", free=True)
+    """Max size of an image's file (of a Parquet row: of its bytes); a larger one is unreadable. The
+    default holds a 16-bit RGB image of max_image_pixels without compression."""
     decode_threads: int = bounded(0, 0, 1024, "threads", free=True)
     """Image decoding threads per process; 0: one per core."""
     normalize: Literal["auto", "imagenet", "none"] = "auto"
-    """Pixel normalization: mean and std of the train split (auto), of ImageNet (as torchvision's
-    weights expect), or only scaled to 0..1 (none)."""
+    """Pixel normalization: mean and std of model.weights, if known, else of the train split (auto);
+    of ImageNet; or only scaled to 0..1 (none)."""
+    mean: list[float] | None = None
+    """Mean per channel of pixels in 0..1, such as [0.5,0.5,0.5]; in place of normalize's."""
+    std: list[float] | None = None
+    """Standard deviation per channel of pixels in 0..1; in place of normalize's."""
     crop_padding_px: int = bounded(0, 0, 512, "pixels")
     """Training: reflection padding before a random crop of the original size."""
     crop_min_area: float = bounded(0.0, 0, 1)
@@ -136,16 +172,55 @@ class DataConfig:
     of images gets one of the two at random."""
 
 
+FREEZE = re.compile(r"none|backbone|stages:[1-9]\d{0,3}")
+
+
 @dataclass
 class ModelConfig:
     """Net, weights, loss and test-time augmentation."""
 
     net: str = "litcnn"
-    """litcnn, speednet, speednet96, a torchvision classifier (resnet18, ...), or your own as
-    package.module:function, called with the number of classes, returning a torch.nn.Module."""
+    """litcnn, speednet, speednet96, a torchvision classifier (resnet18, ...), timm:NAME or
+    timm:NAME.TAG, or your own as package.module:function, called with the number of classes,
+    returning a torch.nn.Module."""
     weights: str | None = None
-    """Initial weights: `default` (torchvision's pretrained weights, downloaded) or the URL of a
-    state dict or checkpoint. The last layer is reinitialised if its number of classes differs."""
+    """Initial weights: `default` (torchvision's or timm's pretrained weights, downloaded) or the
+    URL of a state dict or checkpoint (.pth, .pt, .ckpt, .safetensors; hf://ORG/REPO/FILE). Their
+    preprocessing, where it is known, becomes the default of data.image_size_px, interpolation,
+    eval_crop, mean and std. The last layer is new if its number of classes differs."""
+    trust: bool = free(False)
+    """Run the code that a checkpoint or a run's config.yaml names as its net (module:function).
+    Without it, --model.net or a --config file of this command must name the same net."""
+    freeze: str = "none"
+    """Layers that do not train: none, backbone (all but the last layer), or stages:N (the first N
+    stages; of a ResNet 1 is the stem, 2 adds layer1). Their BatchNorm statistics stay too."""
+    head_init: Literal["random", "features"] = "random"
+    """Initial last layer: random, or logistic regression on what the layers before it give for the
+    training images without augmentation (at most 20,000 of them, or 50 a class up to 100,000).
+    With many classes it is linear discriminant analysis."""
+    batch_norm: Literal["train", "frozen", "precise"] = "train"
+    """BatchNorm statistics: of each batch in training and a running average in evaluation (train);
+    those of model.weights, in training too, while scale and shift train (frozen: for fine-tuning,
+    whose batches are small and whose steps are few); or as train, but for evaluation computed anew
+    of 1,024 training images before each validation (precise)."""
+    unfreeze_epoch: int | None = bounded(None, 1, None, "epochs")
+    """Number of epochs after which the layers of model.freeze begin to train; null: never."""
+    dropout: float | None = bounded(None, 0, 0.99)
+    """Probability of the net's dropout layers; null: the net's own."""
+    drop_path: float | None = bounded(None, 0, 0.99)
+    """Stochastic depth: probability that training leaves out the last residual branch, falling to 0
+    at the first; null: the net's own."""
+    grad_checkpointing: bool = free(False)
+    """Training keeps the inputs of the net's blocks only, and computes them again for the backward
+    pass: less memory, about a third more time, the same result. Not with model.compile."""
+    loss: LossName = "cross_entropy"
+    """Training loss: cross-entropy, or focal loss (Lin et al. 2017), which counts images less that
+    are classified with confidence. The loss of evaluation is always cross-entropy."""
+    focal_gamma: float = bounded(2.0, 0, 10)
+    """Focal loss: exponent of its factor (1 - p)^gamma; 0 is cross-entropy."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the training loss: 1, or balanced: N / (K n) for the n training
+    images of a class, of N in K classes (as scikit-learn's). Evaluation has none."""
     label_smoothing: float = bounded(0.0, 0, 0.99)
     """Label smoothing of the training loss."""
     ema_decay: float = bounded(0.0, 0, 0.99999)
@@ -183,6 +258,11 @@ class OptimConfig:
     whitening_fraction: float = bounded(0.375, 0, 1)
     """muon-sgd: fraction of all steps in which the bias of a frozen first layer (whitening) is
     trained."""
+    layer_decay: float = bounded(1.0, 0.01, 1)
+    """Each layer (block) has this factor of the learning rate of the layer after it; 1: all have
+    the same. Common for fine-tuning: 0.65 to 0.9."""
+    head_lr_scale: float = bounded(1.0, 0.001, 1000)
+    """Factor of the learning rate of the last layer."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning-rate schedule after warm-up."""
     warmup_fraction: float = bounded(0.0, 0, 0.99)
@@ -204,7 +284,8 @@ class TrainerConfig:
     devices: str = free("auto")
     """Number of devices on this node, or auto. For several nodes set torchrun's PET_* variables."""
     precision: str = "32-true"
-    """32-true, bf16-mixed, 16-mixed, bf16-true or 16-true."""
+    """32-true, bf16-mixed, 16-mixed, bf16-true, 16-true, or auto: bf16-mixed where the device
+    computes in bfloat16, 16-mixed on older GPUs, else 32-true."""
     accumulate_grad_batches: int = bounded(1, 1, 4096, "parts", free=True)
     """Split each global batch into N parts, processed one after another to save memory."""
     gradient_clip_val: float = bounded(0.0, 0, None)
@@ -225,8 +306,12 @@ class TrainerConfig:
     """Timeout of a collective operation; the run then ends with code 74."""
     deterministic: bool = free(False)
     """Allow only deterministic algorithms (slower on CUDA)."""
-    monitor: Literal["val/loss", "val/acc"] = free("val/loss")
-    """Metric that selects the best checkpoint and drives early stopping."""
+    monitor: Literal["val/loss", "val/acc", "val/balanced_acc", "val/f1", "val/top5"] = free(
+        "val/loss"
+    )
+    """Metric that selects the best checkpoint and drives early stopping: the lowest loss, or the
+    highest accuracy, balanced accuracy (mean over classes), macro F1 or top-5 accuracy (of more
+    than five classes)."""
     on_nonfinite: Literal["warn", "stop"] = free("warn")
     """Loss not finite at a log point or validation: warn, or stop with code 70. The best checkpoint
     always has a finite loss."""
@@ -260,6 +345,12 @@ class PackConfig:
     """With on_error=skip, max fraction of a split that may be skipped."""
     max_image_pixels: int = bounded(178_956_970, 1, None, "pixels")
     """Max width times height of a decoded image, as --data.max_image_pixels of fit."""
+    max_sample_mib: float = bounded(1024.0, 0.001, 2**20, "MiB")
+    """Max size of an image's file, as --data.max_sample_mib of fit."""
+    max_scan_pixels: int = bounded(2**29, 1, None, "pixels")
+    """Max pixels times scans of a progressive JPEG, as --data.max_scan_pixels of fit."""
+    decode_gib: float = bounded(2.0, 0.0625, None, "GiB")
+    """Max memory for the images being decoded at one time, as --data.decode_gib of fit."""
     src_md5: str | None = None
     """Expected MD5 of an archive at SRC, which is then downloaded and cached (known for cifar10 and
     cifar100)."""
@@ -285,14 +376,36 @@ class Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that affect training, as flat `section.field` keys with plain values."""
+    """The settings that affect training, as flat `section.field` keys with plain values.
+
+    Without secrets: a new signature of the same URL makes no other run.
+    """
     flat = {}
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         for item in dataclasses.fields(part):
             if not item.metadata.get(_FREE):
-                flat[f"{section.name}.{item.name}"] = getattr(part, item.name)
-    return {**flat, "data.root": plain_root(config.data.root)}
+                value = getattr(part, item.name)
+                flat[f"{section.name}.{item.name}"] = _identity_of(item.name, value)
+    return flat
+
+
+def _identity_of(name: str, value: Any) -> Any:
+    value = plain_root(value) if name == "root" else value
+    return canonical(value) if isinstance(value, str) else value
+
+
+def of_run(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings of a run's config.yaml that a command on the run takes from it.
+
+    A run's folder may come from anywhere: what describes the machine (devices, memory, limits of
+    an image, the block cache) and what is shown is that of the command.
+    """
+    taken = {*identity(Config()), *_FREE_BUT_OF_THE_RUN}
+    return {
+        section: {name: value for name, value in fields.items() if f"{section}.{name}" in taken}
+        for section, fields in kept.items()
+    }
 
 
 def plain_root(root: str) -> str:
@@ -310,8 +423,11 @@ def plain_root(root: str) -> str:
 
 
 def is_same_root(one: str, other: str) -> bool:
-    """Whether two values of data.root name one place; relative paths are from the working dir."""
-    one, other = plain_root(one).rstrip("/"), plain_root(other).rstrip("/")
+    """Whether two values of data.root name one place, with whatever credentials.
+
+    Relative paths are from the working directory.
+    """
+    one, other = (canonical(plain_root(root)).rstrip("/") for root in (one, other))
     if one == other or "://" in one + other or "::" in one + other or {one, other} & {*NAMED_SETS}:
         return one == other
     return os.path.realpath(one) == os.path.realpath(other)
@@ -344,12 +460,33 @@ def check(config: Config) -> None:
         )
     if data.flip_in_turn and not data.flip:
         raise ConfigError("--data.flip_in_turn true needs --data.flip true")
-    if data.crop_min_area and data.image_size_px is None:
-        raise ConfigError("--data.crop_min_area needs --data.image_size_px, the output size")
+    for name, least in (("mean", 0.0), ("std", 1 / 255)):
+        channels = getattr(data, name)
+        if channels is not None and not (
+            len(channels) == 3 and all(least <= channel <= 1 for channel in channels)
+        ):
+            raise ConfigError(
+                f"--data.{name} is {channels}; it must be three numbers of at least {least:.3g} "
+                "and at most 1"
+            )
+    if config.model.weights is None:
+        check_resized(data)
+    _check_fine_tuning(config)
+    _check_sizes(config)
+    if config.model.loss != "focal" and config.model.focal_gamma != ModelConfig.focal_gamma:
+        raise ConfigError(
+            f"--model.focal_gamma {config.model.focal_gamma:g} needs --model.loss focal"
+        )
     if data.crop_min_area and data.mode == "resident":
         raise ConfigError(
             f"--data.crop_min_area {data.crop_min_area:g} crops the original images, which "
             "--data.mode resident does not keep; set streaming or auto"
+        )
+    if config.model.grad_checkpointing and config.model.compile != "none":
+        raise ConfigError(
+            f"--model.grad_checkpointing true does not work with --model.compile "
+            f"{config.model.compile}, which decides itself what is computed again; set one of "
+            "them to its default"
         )
     if config.model.weights == "default" and config.model.net in OWN_NETS:
         raise ConfigError(
@@ -357,22 +494,101 @@ def check(config: Config) -> None:
         )
 
 
+def _check_sizes(config: Config) -> None:
+    sizes = config.data.sizes_px
+    if sizes is None:
+        return
+    shown = f"--data.sizes_px is {','.join(map(str, sizes))}"
+    if not sizes or not all(1 <= size <= MAX_IMAGE_SIZE_PX for size in sizes):
+        raise ConfigError(f"{shown}; it must be sizes of 1 to {MAX_IMAGE_SIZE_PX} pixels")
+    if config.data.mode == "resident":
+        raise ConfigError(
+            f"{shown}: each size is made of the original images, which --data.mode resident does "
+            "not keep; set streaming or auto"
+        )
+    if not 1 <= config.trainer.max_epochs < 10**6:
+        raise ConfigError(
+            f"{shown}: sizes follow the epochs, so --trainer.max_epochs "
+            f"({config.trainer.max_epochs}) must be 1 to 999999"
+        )
+
+
+def _check_fine_tuning(config: Config) -> None:
+    model, optim = config.model, config.optim
+    if not FREEZE.fullmatch(model.freeze):
+        raise ConfigError(
+            f"--model.freeze is '{model.freeze}'; it must be none, backbone or stages:N"
+        )
+    if model.unfreeze_epoch is not None and model.freeze == "none":
+        raise ConfigError("--model.unfreeze_epoch needs --model.freeze backbone or stages:N")
+    if model.head_init == "features" and model.weights is None and is_published(model.net):
+        raise ConfigError(
+            f"--model.head_init features needs --model.weights: {model.net} starts from random "
+            "weights, whose features say little"
+        )
+    if model.batch_norm == "frozen" and model.weights is None and is_published(model.net):
+        raise ConfigError(
+            f"--model.batch_norm frozen needs --model.weights: {model.net} starts without "
+            "statistics"
+        )
+    for name in ("layer_decay", "head_lr_scale"):
+        if optim.name == "muon-sgd" and getattr(optim, name) != 1:
+            raise ConfigError(
+                f"--optim.{name} does nothing with --optim.name muon-sgd, whose rates are lr, "
+                "sgd_lr and head_lr; choose another optimizer"
+            )
+
+
+def is_published(net: str) -> bool:
+    """Whether a net is ours, torchvision's or timm's, which have random weights at first."""
+    return ":" not in net or net.startswith("timm:")
+
+
+def check_resized(data: DataConfig) -> None:
+    """Raise ConfigError for settings of resizing without a size, when that of weights is known."""
+    for name in ("crop_min_area", "eval_crop", "interpolation", "sizes_px"):
+        if getattr(data, name) and data.image_size_px is None:
+            raise ConfigError(f"--data.{name} needs --data.image_size_px, the output size")
+
+
 def check_ranges(part: Any, prefix: str) -> None:
-    """Raise ConfigError for a field of the dataclass `part` that is out of its range.
+    """Check types and ranges.
+
+    Raises UsageError for a value that is missing or of another type, ConfigError for one that is
+    out of its range.
 
     Args:
         part: A section, or all settings of a command.
         prefix: Prefix of the flags of its fields, such as `--data.`.
     """
+    types = typing.get_type_hints(type(part))
     for item in dataclasses.fields(part):
-        _check_range(f"{prefix}{item.name}", getattr(part, item.name), item.metadata)
+        value = getattr(part, item.name)
+        if value is None and type(None) not in typing.get_args(types[item.name]):
+            raise UsageError(f"{prefix}{item.name} is null; give it a value, or leave the key out")
+        if not _is_a(value, types[item.name]):  # of a file that the parser has not converted
+            expected = type_text(type(part), item.name)
+            raise UsageError(f"{prefix}{item.name} is {value!r:.80}; it must be {expected}")
+        _check_range(f"{prefix}{item.name}", value, item.metadata)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return value in inner
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(item, inner[0]) for item in value)
+    if inner:
+        return any(_is_a(value, each) for each in inner)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _check_range(flag: str, value: Any, meta: Mapping[str, Any]) -> None:
     low, high = meta.get(_MIN), meta.get(_MAX)
     if value is None:
         return
-    if (low is not None and value < low) or (high is not None and value > high):
+    is_low, is_high = low is not None and value < low, high is not None and value > high
+    if is_low or is_high or value != value:  # NaN is neither
         unit = meta.get(_UNIT) or ""
         raise ConfigError(f"{flag} is {value}; it must be {_bound(meta)} {unit}".rstrip())
 
@@ -392,8 +608,13 @@ def range_text(section: type, name: str) -> str:
 def type_text(section: type, name: str) -> str:
     """A field's type in words, such as "a whole number or null"."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words |= {list[float]: "a list of numbers", list[int]: "a list of whole numbers"}
+    words |= {type(None): "null"}
     kind = typing.get_type_hints(section)[name]
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(typing.get_args(kind))
-    kinds = typing.get_args(kind) or (kind,)
-    return " or ".join(words.get(part, "null") for part in kinds)
+    kinds = [kind] if typing.get_origin(kind) is Literal else typing.get_args(kind) or [kind]
+    return " or ".join(
+        "one of " + ", ".join(typing.get_args(part))
+        if typing.get_origin(part) is Literal
+        else words[part]
+        for part in kinds
+    )

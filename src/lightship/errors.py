@@ -5,7 +5,10 @@ exceptions below are errors of the user or the environment: their text is printe
 Any other exception is a bug and is printed with its traceback.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from lightship.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class LightshipError(Exception):
     """Base of all errors that are printed in a line and have an exit code of `EXIT_CODES`."""
 
     exit_name = "config"
+    log_format: str | None = None
+    """Of the command's lines, if it is known and there is no `Command` yet."""
+    lines_below: Sequence[str] = ()
+    """What is printed below the text, a line each: the last output of a worker."""
 
     @property
     def exit_code(self) -> int:
@@ -86,5 +93,5 @@ class Preempted(LightshipError):
 
 
 def in_one_line(error: BaseException) -> str:
-    """`error` with its type, in at most 300 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """`error` with its type, without secrets, in at most 300 characters."""
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]

@@ -1,10 +1,12 @@
-"""Standard JSON: numbers that are not finite become null."""
+"""Standard JSON: numbers that are not finite become null, and secrets are left out."""
 
 import json
 import math
 from typing import Any
 
 import numpy as np
+
+from lightship.redaction import redact
 
 
 def dumps(value: Any) -> str:
@@ -21,4 +23,4 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return value if value is None or isinstance(value, bool | int) else redact(str(value))

@@ -16,8 +16,8 @@ from lightship.config import Config, identity
 from lightship.errors import ConfigError
 
 VERSIONS = {
-    "config.yaml": 1, "checkpoint": 1, "checkpoint record": 1, "prediction parts": 1,
-    "manifest": 1, "pack.json": 1,
+    "config.yaml": 1, "checkpoint": 2, "checkpoint record": 1, "prediction parts": 1,
+    "manifest": 1, "manifest table": 1, "pack.json": 1, "features": 1, "order": 2,
 }  # fmt: skip
 """Format -> the newest version that this code reads, and the one it writes."""
 MEANT: dict[str, Any] = {}
@@ -53,8 +53,8 @@ def check(what: str, version: Any, where: str) -> None:
     """
     if version and (not isinstance(version, int) or version > VERSIONS[what]):
         raise NewerVersion(
-            f"{where} has version {version} of its format ({what}), and lightship {__version__} "
-            f"reads up to {VERSIONS[what]}: upgrade lightship"
+            f"{where} has version {version!s:.40} of its format ({what}), and lightship "
+            f"{__version__} reads up to {VERSIONS[what]}: upgrade lightship"
         )
 
 

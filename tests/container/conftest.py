@@ -79,7 +79,8 @@ def s3_pod(machine: Path, image: str, network: str) -> Iterator[Pod]:
     before = dict(os.environ)
     try:
         [secret] = of_kind(LOCAL_S3, "Secret")
-        os.environ |= secret["stringData"]
+        keys = secret["stringData"]
+        os.environ |= {name: keys[name] for name in keys if name.startswith("AWS_")}
         os.environ["AWS_ENDPOINT_URL"] = f"http://{pod.address}:8333"
         os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
         [filling] = of_kind(LOCAL_S3, "Job")

@@ -52,6 +52,12 @@ class Pod:
         """`podman kube play`, on an address of its own."""
         path = self.folder / f"{self.name}.yaml"
         documents = [each for each in self.objects if each["kind"] == "ConfigMap"]
+        # podman 4.3 mounts no Secret: one of its own name and content stands for it.
+        documents += [
+            {"apiVersion": "v1", "kind": "ConfigMap", "data": each["stringData"],
+             "metadata": {"name": f"secret-{each['metadata']['name']}"}}
+            for each in self.objects if each["kind"] == "Secret"
+        ]  # fmt: skip
         documents = [renamed(each, self.name) for each in documents]
         path.write_text(yaml.safe_dump_all([*documents, self._played()]))
         network = f"{NETWORK}:" + ",".join(f"alias={alias}" for alias in self.aliases)
@@ -74,6 +80,9 @@ class Pod:
                 mount["name"] = f"{self.name}-{mount['name']}"
         for volume in spec["volumes"]:
             volume["name"] = f"{self.name}-{volume['name']}"
+            if "secret" in volume:
+                secret = volume.pop("secret")
+                volume["configMap"] = {"name": f"secret-{secret['secretName']}"}
             if "configMap" in volume:
                 volume["configMap"]["name"] = f"{self.name}-{volume['configMap']['name']}"
         metadata = {**self.metadata, "name": self.name}

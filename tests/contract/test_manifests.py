@@ -1,6 +1,7 @@
 """The manifests against Kubernetes' schemas, its security standard and lightship's contract."""
 
 import copy
+import ipaddress
 import math
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind,
 from tests.support.pod_security import violations
 
 ALL = [*ALONE, *OVERLAYS]
-TRAINING = [name for name in ALL if not name.endswith("local-s3")]
+TRAINING = [name for name in ALL if not name.endswith(("local-s3", "metadata"))]
 VERSIONS = [v for v in all_versions() if int(v.split(".")[1]) >= 33]
 
 
@@ -72,7 +73,7 @@ def test_the_schemas_would_refuse_a_wrong_field() -> None:
         validate(job, VERSIONS[-1], strict=True)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if not name.endswith("metadata")])
 def test_pod_security_restricted(name: str) -> None:
     assert pod_specs(name)
     for spec in pod_specs(name):
@@ -169,6 +170,8 @@ def test_the_parts_of_a_job_agree(name: str) -> None:
     assert variables["PET_MASTER_ADDR"] == f"{title}-0.{pod['subdomain']}"
     assert variables["PET_LOCAL_ADDR"] == f"{title}-$(PET_NODE_RANK).{pod['subdomain']}"
     assert str(service["spec"]["ports"][0]["port"]) == variables["PET_MASTER_PORT"]
+    has_peers = spec["completions"] > 1
+    assert ("LIGHTSHIP_RENDEZVOUS_SECRET" in variables) == has_peers
     names = list(variables)
     for index, value in enumerate(variables.values()):  # a reference looks back only
         for used in re.findall(r"\$\((\w+)\)", value or ""):
@@ -182,14 +185,70 @@ def test_the_parts_of_a_job_agree(name: str) -> None:
     start_s = startup["periodSeconds"] * startup["failureThreshold"]
     silence = re.search(r"-lt (\d+)", container["livenessProbe"]["exec"]["command"][-1])
     assert start_s == int(silence[1]) + START_GRACE_S
-    for policy in of_kind(name, "NetworkPolicy"):
-        assert policy["spec"]["podSelector"]["matchLabels"] == service["spec"]["selector"]
-    secret = {
-        key for each in rendered("k8s/overlays/local-s3") for key in each.get("stringData", ())
-    }
-    assert secret <= {
-        i["name"] for i in container["env"] if "secretKeyRef" in i.get("valueFrom", {})
-    }
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not name.endswith("metadata")])
+def test_every_pod_has_a_policy(name: str) -> None:
+    """For what comes in and what goes out: nothing by default reaches the metadata address."""
+    policies = of_kind(name, "NetworkPolicy")
+    for labels in pod_labels(name):
+        applied = [p["spec"] for p in policies if selects(p["spec"]["podSelector"], labels)]
+        assert {kind for spec in applied for kind in spec["policyTypes"]} == {"Ingress", "Egress"}
+        for spec in applied:
+            for rule in spec.get("egress", ()):
+                assert "ipBlock" not in str(rule)
+                open_ports = {port["port"] for port in rule.get("ports", ())}
+                assert "to" in rule or open_ports <= {53, 443}
+
+
+def test_the_metadata_overlay_opens_that_address_for_every_training_pod() -> None:
+    [policy] = of_kind("k8s/overlays/metadata", "NetworkPolicy")
+    for name in TRAINING:
+        for labels in pod_labels(name):
+            assert selects(policy["spec"]["podSelector"], labels), name
+    [rule] = policy["spec"]["egress"]
+    blocks = [ipaddress.ip_network(to["ipBlock"]["cidr"]) for to in rule["to"]]
+    assert all(block.is_link_local and block.num_addresses <= 4 for block in blocks)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_secrets_are_files(name: str) -> None:
+    """Optional ones in training, and none in the environment, which every child would inherit."""
+    for spec in pod_specs(name):
+        if spec["containers"][0]["name"] == "s3":
+            continue  # SeaweedFS takes its keys from the environment only
+        for container in spec["containers"]:
+            assert not [i for i in container["env"] if "secretKeyRef" in i.get("valueFrom", {})]
+            mounted = {mount["name"]: mount for mount in container["volumeMounts"]}
+            paths = [
+                value
+                for variable, value in environment(container).items()
+                if variable.endswith(("_FILE", "_CREDENTIALS_FILE")) and "HEARTBEAT" not in variable
+            ]
+            for path in paths:
+                assert str(path).startswith(mounted["secrets"]["mountPath"] + "/")
+        [volume] = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "secrets"]
+        assert volume["defaultMode"] == 0o440
+        assert volume["secretName"] == "lightship"
+
+
+def pod_labels(name: str) -> list[dict[str, str]]:
+    """The labels of every pod, with those that the controllers add."""
+    found = []
+    for each in rendered(name):
+        jobs = jobs_of(each)
+        for job in jobs if "template" in jobs[0].get("spec", {}) else ():
+            added = {"batch.kubernetes.io/job-name": job.get("metadata", {}).get("name", "")}
+            if each["kind"] == "JobSet":
+                added = {"jobset.sigs.k8s.io/jobset-name": each["metadata"]["name"]}
+            found.append(added | job["spec"]["template"]["metadata"]["labels"])
+        if each["kind"] == "Pod":
+            found.append(each["metadata"]["labels"])
+    return found
 
 
 @pytest.mark.parametrize("name", TRAINING)

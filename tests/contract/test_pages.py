@@ -23,7 +23,14 @@ from tests.support import settings_page
 from tests.support.manifests import of_kind
 from tests.support.pages import PAGES, ROOT, examples_of
 
-MOST_LINES = {"README.md": 199, "docs/measurements.md": 210, "docs/settings.md": 999}
+MOST_LINES = {
+    "README.md": 199,
+    "docs/measurements.md": 275,
+    "docs/finetune.md": 170,
+    "docs/security.md": 135,
+    "docs/settings.md": 999,
+    "docs/storage.md": 130,
+}
 """Of the others: 120."""
 MOST_PICTURE_BYTES = 300_000
 
@@ -136,7 +143,7 @@ def test_every_bound_is_as_told() -> None:
             default, number = defaults()[flag], value.split()[0].replace(",", "")
             assert number == "none" if default is None else float(number) == default
             checked += 1
-    assert checked == 6
+    assert checked == 9
     deadline_s, alive = Limits().total_s, DynamicRendezvousHandler.from_backend
     join_s = RendezvousTimeout().join.total_seconds()
     interval_s = default_of(alive, "keep_alive_interval")

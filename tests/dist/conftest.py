@@ -116,7 +116,11 @@ class Job:
 
     def at_step(self, step: int) -> None:
         """Wait until a checkpoint of `step` or later is there."""
-        until(lambda: self.committed() >= step, f"step {step} in {self.folder}")
+        try:
+            until(lambda: self.committed() >= step, f"step {step} in {self.folder}")
+        except AssertionError as error:
+            said = "\n".join(f"{each.log_path.stem}: {each.said}" for each in self.agents)
+            raise AssertionError(f"{error}; what was said:\n{said}") from None
 
     def checkpoint(self) -> dict[str, Any]:
         """The last one."""

@@ -1,5 +1,6 @@
 """How a job of several processes is started and what its end says: codes, lines, no second try."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -126,6 +127,19 @@ def test_started_by_hand_or_mpi(job, reference: Job) -> None:
     same(run, reference)
 
 
+def test_torchs_static_rendezvous(job, reference: Job) -> None:
+    run = job()
+    nodes = [
+        run.start(
+            PET_NNODES="2", PET_NPROC_PER_NODE="1", PET_RDZV_BACKEND="static",
+            PET_NODE_RANK=str(rank), PET_MASTER_ADDR="127.0.0.1", PET_MASTER_PORT=str(run.port),
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    assert [node.wait() for node in nodes] == [0, 0], nodes[0].said
+    same(run, reference)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_alone(job, rank: int) -> None:
     run = job()
@@ -168,13 +182,23 @@ def test_as_a_user_types_it(job, reference: Job, tmp_path: Path) -> None:
     fit = [sys.executable, "-m", "lightship", "fit", f"--run.output={run.output}", *run.flags]
     agent = subprocess.Popen([*fit, "--trainer.devices=2"], **options)
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+
+    def ranks() -> list[str]:
+        """The two ranks, not the process that decodes images meanwhile."""
+        found = []
+        for pid in children.read_text().split():
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
+                if b"LOCAL_RANK=" in Path(f"/proc/{pid}/environ").read_bytes():
+                    found.append(pid)
+        return found if len(found) == 2 else []
+
     try:
-        workers = until(lambda: len(children.read_text().split()) == 2 and children.read_text(), "")
+        workers = until(ranks, "two ranks")
         until(lambda: run.committed() or agent.poll() is not None, "a first checkpoint")
     finally:
         agent.send_signal(signal.SIGKILL)
         agent.wait()
-    until(lambda: not any(is_alive(int(pid)) for pid in workers.split()), "orphans to die", 5)
+    until(lambda: not any(is_alive(int(pid)) for pid in workers), "orphans to die", 5)
     assert run.committed() < 20
     run = job()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m"]

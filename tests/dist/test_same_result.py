@@ -32,10 +32,43 @@ def test_a_step_is_that_of_one_process(job: Callable[..., Job], processes: int) 
 
 def test_parts_of_a_batch_on_several_processes(job: Callable[..., Job]) -> None:
     step = ["--optim.name=sgd", "--optim.momentum=0", "--optim.lr=1", "--trainer.max_steps=1"]
+    step += ["--model.loss=focal", "--model.class_weights=balanced"]
     alone = done(job(*step), "--trainer.devices=1").weights()
     parts = done(job(*step), "--trainer.devices=2", "--trainer.accumulate_grad_batches=3").weights()
     for name in alone:
         assert torch.allclose(alone[name], parts[name], rtol=0, atol=1e-6), name
+
+
+def test_layers_that_begin_to_train_later_are_averaged_over_the_processes(
+    job: Callable[..., Job],
+) -> None:
+    """DDP must reduce the gradients of other parameters from the second epoch on."""
+    flags = ["--optim.name=sgd", "--optim.momentum=0", "--optim.lr=0.05", "--trainer.max_epochs=2"]
+    staged = [*flags, "--model.freeze=backbone", "--model.unfreeze_epoch=1"]
+    alone = done(job(*staged), "--trainer.devices=1").weights()
+    shared = done(job(*staged), "--trainer.devices=2").weights()
+    untrained = done(job(*flags, "--optim.lr=0"), "--trainer.devices=1").weights()
+    frozen = done(job(*flags, "--model.freeze=backbone"), "--trainer.devices=2").weights()
+    head = sorted(alone)[-2:]
+    for name in alone:
+        assert not torch.equal(alone[name], untrained[name]), name
+        assert torch.allclose(alone[name], shared[name], rtol=0, atol=1e-5), name
+        assert torch.equal(frozen[name], untrained[name]) == (name not in head), name
+
+
+def test_a_head_from_features_is_that_of_one_process(job: Callable[..., Job]) -> None:
+    """And so are the first gradients, by which SGD with rate 1 moves the weights."""
+    step = ["--optim.name=sgd", "--optim.momentum=0", "--trainer.max_steps=1"]
+    step += ["--model.head_init=features"]
+    still = [done(job(*step, "--optim.lr=0"), f"--trainer.devices={n}").weights() for n in (1, 2)]
+    moved = [done(job(*step, "--optim.lr=1"), f"--trainer.devices={n}").weights() for n in (1, 2)]
+    plain = done(job(*step[:-1], "--optim.lr=0"), "--trainer.devices=1").weights()
+    head = sorted(plain)[-2:]
+    for name in plain:
+        assert torch.equal(still[0][name], still[1][name]), name
+        assert torch.equal(still[0][name], plain[name]) == (name not in head), name
+        assert torch.allclose(moved[0][name], moved[1][name], rtol=0, atol=1e-6), name
+        assert not torch.equal(moved[0][name], still[0][name]), name
 
 
 def test_a_whitening_layer_is_that_of_one_process(job: Callable[..., Job]) -> None:

@@ -6,22 +6,15 @@ seconds of importing are spent once. An agent's workers are forked from the agen
     python -m tests.dist.zygote     # a JSON request a line in, the pid of its process a line out
 """
 
-import atexit
 import importlib
 import json
 import logging
 import os
 import select
-import signal
-import subprocess
-import sys
-import threading
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 # All that the commands import.
 import lightship.commands.evaluate
@@ -30,74 +23,25 @@ import lightship.commands.predict
 import lightship.distributed.comm
 import lightship.distributed.elastic_agent  # noqa: F401
 from lightship import cli
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-
-
-class ForkedPopen:
-    """What torch's agent uses of subprocess.Popen, by fork instead of exec."""
-
-    def __init__(self, arguments: Any, env: dict[str, str], stdout: Any, stderr: Any) -> None:
-        assert arguments[1:3] == ("-m", "lightship")
-        files = [None if file is None else file.fileno() for file in (stdout, stderr)]
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            become(list(arguments[3:]), env, files)
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-    def wait(self, timeout: float) -> int:
-        until = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > until:
-                raise subprocess.TimeoutExpired("lightship", timeout)
-            time.sleep(0.02)
-        assert self.returncode is not None
-        return self.returncode
+from tests.support.forked_ranks import fork_ranks
+from tests.support.warm import become
 
 
-def become(arguments: list[str], env: dict[str, str], files: list[int | None]) -> None:
-    """Be `python -m lightship arguments`, and end as it does."""
-    code = 1
-    try:
-        os.setsid()
-        for number in _SIGNALS:  # as exec would
-            signal.signal(number, signal.SIG_DFL)
-        logging.getLogger("lightship").handlers.clear()
-        for number, file in enumerate(files, 1):
-            if file is not None:
-                os.dup2(file, number)
-        os.environ.clear()
-        os.environ.update(env)
-        torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
-        if "RANK" in env:
-            Path(env["TEST_FOLDER"], f"pid-{env['RANK']}").write_text(str(os.getpid()))
-        else:  # what an agent does to its modules, its forks inherit
-            module, _, name = env["TEST_HOOK"].partition(":")
-            getattr(importlib.import_module(module), name)()
-        code = cli.main(arguments)
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def command(arguments: list[str]) -> int:
+    """`python -m lightship arguments`, in a process group of its own."""
+    os.setsid()
+    logging.getLogger("lightship").handlers.clear()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if "RANK" in os.environ:
+        Path(os.environ["TEST_FOLDER"], f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    else:  # what an agent does to its modules, its forks inherit
+        module, _, name = os.environ["TEST_HOOK"].partition(":")
+        getattr(importlib.import_module(module), name)()
+    return cli.main(arguments)
 
 
 def main() -> None:
-    subprocess_handler.SubprocessHandler._popen = lambda self, args, env: ForkedPopen(
-        args, env, self._stdout, self._stderr
-    )
+    fork_ranks(command)
     running: dict[int, str] = {}
     print("ready", flush=True)
     while True:
@@ -110,7 +54,7 @@ def main() -> None:
             pid = os.fork()
             if pid == 0:
                 log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                become(request["arguments"], request["env"], [log, log])
+                become(partial(command, request["arguments"]), request["env"], {1: log, 2: log})
             running[pid] = request["status"]
             print(pid, flush=True)
         for pid in list(running):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked_ranks, warm
 from tests.support.faults import FaultProxy
 from tests.support.images import little_set, put
 from tests.support.pages import ROOT, Example, all_examples
@@ -34,15 +35,15 @@ NOT_HERE = {
         "make setup", "source .venv/bin/activate",
     ],
     "an environment of its own or hours; these are test runs": [
-        "make test-xla", "make test-dist", "make test-container", "make chaos",
+        "make test-xla", "make test-dist", "make test-container", "make chaos", "make fuzz",
     ],
     "time; .ci/run does it": ["make lint"],
     "time; tests/unit/benchmarks/test_benchmarks.py runs its arms": ["make bench"],
     "a browser": ["make pictures"],
     _PODMAN: [
         "docker build --file docker/Dockerfile --target cpu --tag lightship:cpu .",
-        "docker run --rm --read-only --cap-drop ALL --volume runs:/workspace lightship:cpu "
-        "fit --config digits",
+        "docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges "
+        "--volume runs:/workspace lightship:cpu fit --config digits",
         "kubectl apply --kustomize k8s/overlays/local-s3",
         "kubectl wait --for condition=complete --timeout 5m job/digits",
         "kubectl apply --kustomize k8s/overlays/cpu",
@@ -50,14 +51,15 @@ NOT_HERE = {
     ],
     "docker and a GPU": [
         "docker build --file docker/Dockerfile --target cuda --tag lightship:cuda .",
-        "docker run --rm --gpus all --shm-size 1g --volume runs:/workspace lightship:cuda "
+        "docker run --rm --gpus all --shm-size 1g --read-only --cap-drop ALL "
+        "--security-opt no-new-privileges --volume runs:/workspace lightship:cuda "
         "fit --config cifar10",
         "docker build --file docker/Dockerfile --target cuda "
         "--tag registry.example.com/lightship:cuda .",
     ],
     "a registry": [
         "docker push registry.example.com/lightship:cuda",
-        "docker buildx imagetools inspect python:3.11.13-slim-bookworm",
+        "docker buildx imagetools inspect python:3.11-slim-bookworm",
     ],
     _CLUSTER: [
         "kind load docker-image lightship:cpu",
@@ -65,9 +67,10 @@ NOT_HERE = {
         "kubectl apply --kustomize k8s/overlays/single-gpu",
         "kubectl apply --kustomize k8s/overlays/spot",
         "kubectl apply --kustomize k8s/overlays/kueue",
-        "kubectl create secret generic lightship --from-literal=WANDB_API_KEY=$WANDB_API_KEY "
-        "--from-literal=AWS_ACCESS_KEY_ID=$AWS_ACCESS_KEY_ID "
-        "--from-literal=AWS_SECRET_ACCESS_KEY=$AWS_SECRET_ACCESS_KEY",
+        "kubectl apply --kustomize k8s/overlays/metadata",
+        "kubectl create secret generic lightship "
+        "--from-file=aws-credentials=$HOME/.aws/credentials "
+        "--from-literal=WANDB_API_KEY=$WANDB_API_KEY",
         "kubectl get pods --selector batch.kubernetes.io/job-name=lightship --watch",
         "kubectl logs --follow --prefix --selector batch.kubernetes.io/job-name=lightship",
         "kubectl logs --selector batch.kubernetes.io/job-name=lightship --tail 20",
@@ -93,17 +96,28 @@ NOT_HERE = {
         "--predictions table.jsonl",
     ],
     "a part of the examples above it, with which tests/e2e/test_export.py runs it": [
-        "from pathlib import Path\nfrom lightship.data.images.resize import decode_square\n\n"
-        'pixels = decode_square(Path("image.jpg").read_bytes(), "image", size_px)'
-        ".transpose(2, 0, 1)[None]\n",
+        "from pathlib import Path\n"
+        "from lightship.data.images.resize import Resize, decode_square\n\n"
+        'resize = Resize(facts["interpolation"], size_px / short_px)\n'
+        'data = Path("image.jpg").read_bytes()\n'
+        'pixels = decode_square(data, "image", size_px, resize=resize).transpose(2, 0, 1)[None]\n',
+    ],
+    "the network; tests/unit/models/nets/test_published.py downloads, tests/e2e/test_finetune.py "
+    "trains": [
+        "lightship fit --config finetune --data.root images --run.output runs/tuned",
+        "lightship fit --config finetune-probe --data.root images --run.output runs/probe",
+        "lightship fit --config my.yaml --model.net resnet18 --model.weights default "
+        "--model.freeze stages:3 --model.unfreeze_epoch 2 --optim.layer_decay 0.8",
     ],
     "W&B's server": ["wandb sync runs/own/logs/wandb/offline-run-*"],
 }  # fmt: skip
 REASONS = {line: reason for reason, lines in NOT_HERE.items() for line in lines}
 
-# Lines that would take minutes -> what makes them short here.
+# Lines that would take minutes, or epochs that say no more -> what makes them short here.
 SHORTENED = {
-    "--model.net resnet18": " --trainer.max_steps=2 --data.global_batch_size=8",
+    "fit --data.root s3://bucket/images ": " --trainer.max_epochs=5",
+    "--model.net resnet18": " --trainer.max_steps=2 --data.global_batch_size=8 "
+    "--trainer.limit_val_batches=1 --trainer.limit_test_batches=1",
     "--config digits --trainer.devices 2": " --trainer.max_epochs=1",
 }
 READABLE = ("command", "python")
@@ -183,7 +197,7 @@ def _need(tool: str) -> None:
 
 
 def _lightship(*arguments: str, cwd: Path) -> None:
-    command = [sys.executable, "-m", "lightship", *arguments]
+    command = [warm.executable(), *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -258,8 +272,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (path / example.file).write_text(example.text)
     tools = path / ".tools"
     tools.mkdir()
-    for name, started in (("lightship", "-m lightship"), ("python", "")):
-        (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} {started} "$@"\n')
+    for name, started in (("lightship", warm.executable()), ("python", sys.executable)):
+        (tools / name).write_text(f'#!/bin/sh\nexec {started} "$@"\n')
         (tools / name).chmod(0o755)
     return path
 
@@ -275,7 +289,7 @@ def stocked(desk: Path, bucket: str) -> None:
 
 
 def _images() -> dict[str, bytes]:
-    return little_set(("train", "test"), per_class=40, image_format="jpeg")
+    return little_set(("train", "test"), per_class=24, image_format="jpeg")
 
 
 def _new(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -294,7 +308,7 @@ def test_it_works(
         ("https://example.com", web),
     ):
         text = text.replace(shown, here)
-    text += "".join(flags for part, flags in SHORTENED.items() if part in text)
+    text += "".join(flags for part, flags in SHORTENED.items() if part in example.text)
     environment = {
         **os.environ,
         "PATH": f"{desk}/.tools:{os.environ['PATH']}",
@@ -302,6 +316,7 @@ def test_it_works(
         "WANDB_MODE": "offline",  # the reader's key is not ours to use
         "LIGHTSHIP_CACHE": f"{desk}/.cache",
         "no_proxy": "127.0.0.1",
+        forked_ranks.VARIABLE: "1",
     }
     tool = [sys.executable, "-c"] if example.kind == "python" else ["bash", "-c"]
     witness.needed.clear()

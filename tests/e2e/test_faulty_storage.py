@@ -23,7 +23,7 @@ from tests.support.killing import (
 from tests.support.runs import last_state
 from tests.support.s3 import S3Server
 
-DEADLINE_S = 3.0
+DEADLINE_S = 6.0
 LITTLE = ["--model.net=tests.support.own_nets:moody"]
 
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightship import cli
 from lightship.commands import fit
 
 KEPT = Path(__file__).parents[1] / "data"
 VERSIONS = sorted(folder.name for folder in KEPT.iterdir() if folder.is_dir())
+NET = "--model.net=frozen_net:net"
 FIT = [
-    "fit", "--data.root=set", "--model.net=frozen_net:net", "--data.global_batch_size=6",
+    "fit", "--data.root=set", NET, "--data.global_batch_size=6",
     "--data.val_fraction=0.25", "--data.flip=true", "--data.crop_padding_px=1",
     "--model.ema_decay=0.5", "--optim.name=adamw", "--optim.lr=0.02", "--optim.schedule=cosine",
     "--trainer.max_epochs=4", "--trainer.log_every_n_steps=2",
@@ -65,16 +67,24 @@ def numbers(path: Path) -> dict[str, float]:
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
+def order_version(run: Path) -> int:
+    """That of the newest checkpoint."""
+    newest = max((run / "checkpoints").glob("step-*.ckpt"))
+    return torch.load(newest, weights_only=True)["ImageData"]["order"]
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(kept: Path, capsys) -> None:
     assert cli.main([*FIT, "--run.output=interrupted"]) == 0
     assert ", from step 7;" in capsys.readouterr().err
     was, now = numbers(kept / "finished" / "DONE"), numbers(kept / "interrupted" / "DONE")
     assert {name: now[name] for name in was} == pytest.approx(was, abs=1e-4)
+    assert order_version(kept / "interrupted") == 1, "goes on with the order it began with"
     # Its files are those of today now; they go on too.
     (kept / "interrupted" / "DONE").unlink()
     assert cli.main([*FIT, "--run.output=interrupted"]) == 0
     assert ", from step 12;" in capsys.readouterr().err
     assert numbers(kept / "interrupted" / "DONE") == now
+    assert order_version(kept / "interrupted") == 1
 
 
 def test_a_finished_run_is_complete(kept: Path) -> None:
@@ -87,17 +97,17 @@ def test_a_finished_run_is_complete(kept: Path) -> None:
 def test_a_checkpoint_is_measured(kept: Path, ckpt_path: str) -> None:
     [url] = (kept / "finished" / "checkpoints").glob("step-00000012-*.ckpt")
     chosen = str(url) if ckpt_path == "url" else ckpt_path
-    assert cli.main(["test", "--run.output=finished", f"--ckpt_path={chosen}"]) == 0
+    assert cli.main(["test", "--run.output=finished", NET, f"--ckpt_path={chosen}"]) == 0
     found = numbers(kept / "finished" / "report" / "test.json")
     was = numbers(kept / "finished" / "DONE")
     assert found["test/loss"] == pytest.approx(was["test/loss"], abs=1e-4)
-    assert cli.main(["validate", "--run.output=finished", f"--ckpt_path={chosen}"]) == 0
+    assert cli.main(["validate", "--run.output=finished", NET, f"--ckpt_path={chosen}"]) == 0
     found = numbers(kept / "finished" / "report" / "val.json")
     assert found["val/loss"] == pytest.approx(was["val/loss"], abs=1e-4)
 
 
 def test_a_prediction_goes_on_from_its_parts(kept: Path, capsys) -> None:
-    predict = ["predict", "--run.output=finished", "--data.root=set/test"]
+    predict = ["predict", "--run.output=finished", NET, "--data.root=set/test"]
     assert cli.main([*predict, "--predictions=table.csv"]) == 0
     assert "12 are done" in capsys.readouterr().err
     assert cli.main([*predict, "--predictions=anew.csv"]) == 0
@@ -115,22 +125,29 @@ def test_packed_images_are_trained_on(kept: Path) -> None:
         cli.main([*flags, "--data.root=packed", "--run.output=new", "--trainer.max_epochs=1"]) == 0
     )
     assert numbers(kept / "new" / "DONE")["test/num_samples"] == 12
+    assert order_version(kept / "new") == 2
 
 
-def test_another_metric_neither_picks_nor_deletes_the_best_by_the_old_one(kept: Path) -> None:
-    """The loss of 0.1.0's scores is lower at step 3 than at step 6; as an accuracy it is worse."""
-    by_acc = "--trainer.monitor=val/acc"
+@pytest.mark.parametrize("monitor", ["val/acc", "val/f1"])
+def test_another_metric_neither_picks_nor_deletes_the_best_by_the_old_one(
+    kept: Path, monitor: str
+) -> None:
+    """The loss of 0.1.0's scores is lower at step 3 than at step 6; as an accuracy it is worse.
+
+    It did not measure F1.
+    """
+    by_acc = f"--trainer.monitor={monitor}"
     folder = kept / "interrupted" / "checkpoints"
     before = sorted(folder.iterdir())
-    assert cli.main(["test", "--run.output=interrupted", by_acc]) == 0
+    assert cli.main(["test", "--run.output=interrupted", NET, by_acc]) == 0
     by_other = numbers(kept / "interrupted" / "report" / "test.json")
     assert sorted(folder.iterdir()) == before
     [best] = folder.glob("step-00000003-*.ckpt")
-    assert cli.main(["test", "--run.output=interrupted", f"--ckpt_path={best}"]) == 0
+    assert cli.main(["test", "--run.output=interrupted", NET, f"--ckpt_path={best}"]) == 0
     assert numbers(kept / "interrupted" / "report" / "test.json") == by_other
 
     assert cli.main([*FIT, "--run.output=interrupted", by_acc]) == 0
     assert best.exists(), "the best by the loss"
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     scores = {(r["step"], r["monitor"], r["mode"]) for r in records if r["score"] is not None}
-    assert {(3, "val/loss", "min"), (12, "val/acc", "max")} <= scores
+    assert {(3, "val/loss", "min"), (12, monitor, "max")} <= scores

@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from lightship import cli, storage
+from tests.support import forked_ranks
 from tests.support.forked import lightship
 from tests.support.images import (
     Files,
@@ -32,12 +33,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run whose net is fed 8 px."""
+    """A run whose net is fed 16 px."""
     folder = tmp_path_factory.mktemp("trained")
     root = put(str(folder / "images"), little_set(("train", "val"), per_class=8))
     flags = [
         f"--data.root={root}", f"--run.output={folder}/run", "--run.tracking=none",
-        "--model.net=tests.support.own_nets:pooled_linear", "--data.global_batch_size=6",
+        "--data.image_size_px=16", "--data.global_batch_size=6",
         "--trainer.max_epochs=2", "--optim.lr=0.01", "--run.log_images=0",
     ]  # fmt: skip
     assert cli.main(["fit", *flags]) == 0
@@ -339,7 +340,7 @@ def test_the_page_from_top_to_bottom(run: str, tmp_path: Path, s3) -> None:
     put(str(tmp_path / "new_images"), NEW)
     put(f"{bucket}/new", NEW)
     (tmp_path / "new_images.zip").write_bytes(zipped(NEW))
-    env = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    env = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", forked_ranks.VARIABLE: "1"}
     for command in COMMANDS:
         arguments = command.replace("s3://bucket", bucket).split()[1:]
         with lightship(arguments, tmp_path, env, os.chdir, (tmp_path,)) as child:

@@ -150,7 +150,7 @@ def test_both_signals_in_one_step_are_one_request(images: str, tmp_path: Path) -
 def test_a_signal_during_the_imports(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightship", "fit", f"--run.output={tmp_path}/run"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(1)
+        assert "loading PyTorch" in process.stderr.readline()
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 143

@@ -3,41 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
-from lightning.pytorch import Callback
 
 from lightship import cli
 from lightship.commands import fit
 from lightship.console import display
-
-SYNCS = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero"}
-
-
-class StepProfiler(Callback):
-    """Profiles the steps from `first` up to `last`, all hooks of all callbacks included."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first, self.last = first, last
-        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-        self.counts: dict[str, int] = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_step == self.first:
-            self.profile.start()
-        elif trainer.global_step == self.last and not self.counts:
-            self.profile.stop()
-            for event in self.profile.events():
-                if not _in_fused_adam(event):
-                    self.counts[event.name] = self.counts.get(event.name, 0) + 1
-
-
-def _in_fused_adam(event) -> bool:
-    """Adam's CPU kernel reads its step count, a CPU tensor; on a GPU the count stays there."""
-    while event is not None:
-        if event.name.startswith("aten::_fused_adam"):
-            return True
-        event = event.cpu_parent
-    return False
+from tests.support.step_profiler import StepProfiler
 
 
 @pytest.mark.parametrize(
@@ -71,4 +41,4 @@ def test_no_sync_between_log_points(tmp_path: Path, monkeypatch, flags: list[str
     ]  # fmt: skip
     assert cli.main(arguments) == 0
     assert profiler.counts["aten::convolution"] >= 8 * 4  # eight steps of four convolutions
-    assert {name: n for name, n in profiler.counts.items() if name in SYNCS} == {}
+    assert profiler.syncs == {}

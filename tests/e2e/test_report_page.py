@@ -1,13 +1,13 @@
 """The report as a person sees it: a real run's page in a real browser."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page
 
+from tests.support import warm
 from tests.support.browser import binary, browser
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +27,7 @@ TABLES = {".heat tbody tr": 10, ".two .rows tr": 10, "details .rows tr": 40}
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a short run on the embedded digits, started twice."""
     output = tmp_path_factory.mktemp("runs") / "digits"
-    command = [sys.executable, "-m", "lightship", "fit", "--config", "digits"]
+    command = [warm.executable(), "fit", "--config", "digits"]
     command += ["--run.output", str(output), "--run.tracking", "none", "--trainer.max_epochs", "2"]
     for steps in ("20", "-1"):
         done = subprocess.run(

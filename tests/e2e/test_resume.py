@@ -269,8 +269,8 @@ class TestWhenThereIsARun:
         root, output = finished
         Path(output, "DONE").unlink()
         left = [
-            Path(output, "logs", ".abc.lightship-tmp"),
-            Path(output, "checkpoints", ".def.lightship-tmp"),
+            Path(output, "logs", f".{'a' * 32}.lightship-tmp"),
+            Path(output, "checkpoints", f".{'d' * 32}.lightship-tmp"),
             Path(output, "checkpoints", "step-00000007-00001-aaaaaa-9.ckpt"),
         ]
         for path in left:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightship import storage
+from tests.support.crashing import CRASH, FOLDER
 from tests.support.images import Files, little_set, put, webdataset
 from tests.support.killing import STEPS, Job, assert_as_if_never_killed, kill_once, many_images
 from tests.support.runs import differences, last_state
@@ -28,16 +29,22 @@ def resident(images: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     return last_state(job.output), ids
 
 
-def workers() -> set[int]:
-    """Processes that decode for somebody."""
+def in_its_own(folder: Path) -> dict[str, str]:
+    """The environment of a job whose processes can be told from those of other tests."""
+    return {"TMPDIR": str(folder)}
+
+
+def workers(folder: Path) -> set[int]:
+    """Processes that decode for a job with `in_its_own(folder)`."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = path.read_bytes()
+            if b"lightship.data.streaming.worker import main" in (process / "cmdline").read_bytes():
+                variables = (process / "environ").read_bytes().split(b"\0")
+                if f"TMPDIR={folder}".encode() in variables:
+                    found.add(int(process.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"lightship.data.streaming.worker import main" in command:
-            found.add(int(path.parent.name))
     return found
 
 
@@ -47,32 +54,33 @@ def test_streamed_is_resident_bit_for_bit(
 ) -> None:
     if where == "s3":
         images = many_images(request.getfixturevalue("s3").url("images"))
-    before = workers()
-    job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED)
+    job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED, in_its_own(tmp_path))
     assert job.finish() == resident[1]
     assert differences(resident[0], last_state(job.output)) == []
-    assert workers() <= before, "the worker went with its run"
+    assert not workers(tmp_path), "the worker went with its run"
 
 
 def test_killed_and_started_again_until_it_is_done(images: str, resident, tmp_path: Path) -> None:
-    before = workers()
-    job = Job(tmp_path, str(tmp_path / "run"), images, list(STREAMED)).saving()
+    job = Job(tmp_path, str(tmp_path / "run"), images, list(STREAMED), in_its_own(tmp_path))
+    job.saving()
     numbers = random.Random(5)
     for kind in ("random", "in a write", "random"):
         kill_once(job, kind, numbers)
         until = time.monotonic() + 30
-        while workers() - before:
+        while workers(tmp_path):
             assert time.monotonic() < until, "a worker outlived its run"
             time.sleep(0.05)
     assert_as_if_never_killed(job, *resident)
 
 
 def test_told_to_stop(images: str, resident, tmp_path: Path) -> None:
-    job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED)
+    job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED, in_its_own(tmp_path))
     with job.start() as child:
         child.wait_for(lambda: len(child.steps()) > 3)
+        assert workers(tmp_path)
         child.signal(signal.SIGTERM)
         assert child.wait(60) == 143, child.output
+        assert not workers(tmp_path)
         assert "Traceback" not in child.output
         newest = job.newest()
         assert newest is not None
@@ -120,6 +128,38 @@ def test_bad_images(policy: str, tmp_path: Path) -> None:
     for name in ("train/ant/003.png", "test/bee/001.png"):
         assert name in page
     assert last_state(job.output)["DONE"]["test/num_samples"] == 47
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_an_image_that_kills_the_worker_is_as_a_bad_one(policy: str, tmp_path: Path) -> None:
+    """By a real SIGSEGV: skipped, the weights are those of a run where it is no image."""
+    files, deadly = little_set(per_class=16), "train/bee/007.png"
+    flags = [*STREAMED, f"--data.on_error={policy}", "--data.max_bad_fraction=0.1"]
+    crashing = Job(
+        tmp_path / "crash",
+        str(tmp_path / "crash" / "run"),
+        put(str(tmp_path / "crash" / "images"), {**files, deadly: files[deadly] + CRASH}),
+        flags,
+        {"PYTHONPATH": FOLDER},
+    )
+    with crashing.start() as child:
+        code = child.wait()
+    assert f"{deadly}: the data worker was killed by SIGSEGV while decoding it" in child.output
+    assert "Traceback" not in child.output
+    if policy == "raise":
+        assert code == 65, child.output
+        return
+    assert code == 0, child.output
+    assert "train: 1 of 48 images could not be read and are skipped" in child.output
+    bad = Job(
+        tmp_path / "bad",
+        str(tmp_path / "bad" / "run"),
+        put(str(tmp_path / "bad" / "images"), {**files, deadly: b"no image"}),
+        flags,
+    )
+    assert bad.finish() == child.ids_of_parts()
+    found = differences(last_state(bad.output), last_state(crashing.output))
+    assert all(line.startswith("/ImageData/train/") for line in found), "which name the bad files"
 
 
 def test_gzip_says_to_pack_first(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ fork of it, with its own environment and output file, and dies with the tests.
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -16,12 +15,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from tests.support.s3 import _die_with_parent
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    ["lightship.commands.fit", "lightship.distributed.launcher", "tests.support.own_nets"]
-)
+from tests.support.fork_server import FORK_SERVER
+from tests.support.s3 import die_with_parent
 
 
 @dataclass
@@ -59,7 +54,7 @@ class Child:
             self.signal(signal.SIGKILL)
         self.wait(30)
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self, timeout_s: float = 240) -> int:
         """The exit code. A child that does not end within the bound is a failure."""
         self.process.join(timeout_s)
         code = self.process.exitcode
@@ -88,7 +83,7 @@ class Child:
         text = self.trace_path.read_text() if self.trace_path.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]  # the last may be torn
 
-    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 240) -> Any:
         """What `condition` gives once it is true; the child's end before that is a failure."""
         ends = time.monotonic() + timeout_s
         while not (found := condition()):
@@ -118,7 +113,7 @@ def lightship(
     output_path = folder / f"output-{time.monotonic_ns()}.txt"
     trace_path = folder / "trace.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    process = _server.Process(
+    process = FORK_SERVER.Process(
         target=_child,
         args=(arguments, environment, str(output_path), str(trace_path), prepare, prepare_args),
         daemon=True,
@@ -139,7 +134,7 @@ def _child(
     prepare: Callable[..., None] | None,
     prepare_args: tuple[Any, ...],
 ) -> None:
-    _die_with_parent()
+    die_with_parent()
     os.environ.clear()
     os.environ.update(environment)
     output = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -151,6 +146,10 @@ def _child(
 
     torch.set_num_threads(1)
     _trace_steps(trace_path)
+    if "LIGHTSHIP_TEST_FORK_RANKS" in environment:
+        from tests.support import forked_ranks
+
+        forked_ranks.fork_ranks(forked_ranks.run_rank)
     if prepare is not None:
         prepare(*prepare_args)
     raise SystemExit(cli.main(arguments))

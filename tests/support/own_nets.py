@@ -1,5 +1,7 @@
 """Nets as a user would write them, for `--model.net tests.support.own_nets:NAME`."""
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,29 @@ def moody(num_classes: int) -> nn.Module:
         nn.Dropout(0.3),
         nn.Linear(48, num_classes),
     )
+
+
+def squeezed(num_classes: int) -> nn.Module:
+    """BatchNorm gets one value of each image: in training it needs two images."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        nn.Linear(6, num_classes),
+    )
+
+
+def twenty_blocks(num_classes: int) -> nn.Module:
+    """Small, with 122 tensors as a resnet18: 20 filters with BatchNorm, and a head `fc`."""
+    blocks = OrderedDict()
+    for number in range(20):
+        conv = nn.Conv2d(3 if number == 0 else 8, 8, 3, padding=1, bias=False)
+        blocks[f"block{number}"] = nn.Sequential(
+            OrderedDict(conv=conv, bn=nn.BatchNorm2d(8), act=nn.ReLU())
+        )
+    blocks |= OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    return nn.Sequential(OrderedDict(**blocks, fc=nn.Linear(8, num_classes)))
 
 
 def normalised_first(num_classes: int) -> nn.Module:
@@ -109,3 +134,24 @@ class _Restless(_OverLinear):
 def restless(num_classes: int) -> nn.Module:
     """Draws random numbers in evaluation too."""
     return _Restless(num_classes)
+
+
+class _Greedy(_OverLinear):
+    """Asks for more memory than there are addresses, for a batch in training or evaluation."""
+
+    def __init__(self, num_classes: int, in_training: bool) -> None:
+        super().__init__(num_classes)
+        self.in_training = in_training
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training == self.in_training and len(images) > 8:  # a fit tries few before
+            torch.empty(2**50, dtype=torch.uint8, device=images.device)
+        return self.linear(images)
+
+
+def greedy(num_classes: int) -> nn.Module:
+    return _Greedy(num_classes, in_training=True)
+
+
+def greedy_in_evaluation(num_classes: int) -> nn.Module:
+    return _Greedy(num_classes, in_training=False)

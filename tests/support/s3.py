@@ -76,7 +76,7 @@ class S3Server:
             cwd=self.folder,
             stdout=self.log,
             stderr=self.log,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         self._wait_until_it_answers()
         return self
@@ -151,7 +151,7 @@ class S3Server:
         return f"s3://{self.bucket}/{uuid.uuid4().hex}/{name}".rstrip("/")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     with contextlib.suppress(AttributeError, OSError):  # Linux only; elsewhere __exit__ must do
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 

@@ -54,9 +54,16 @@ def _table(section: type, prefix: str, training: set[str]) -> str:
 def _kind(section: type, name: str) -> str:
     kind = typing.get_type_hints(section)[name]
     if typing.get_origin(kind) is typing.Literal:
+        return _plain(kind)
+    return " or ".join(_plain(part) for part in typing.get_args(kind) or (kind,))
+
+
+def _plain(kind: typing.Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(kind))
-    kinds = typing.get_args(kind) or (kind,)
-    return " or ".join("null" if part is type(None) else part.__name__ for part in kinds)
+    if typing.get_origin(kind) is list:
+        return f"list of {typing.get_args(kind)[0].__name__}"
+    return "null" if kind is type(None) else kind.__name__
 
 
 def _bounds(meta: Mapping[str, Any]) -> str:

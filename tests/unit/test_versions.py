@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 import yaml
 
 from lightship import cli, config, versions
-from lightship.commands import loading
 from lightship.config import Config, bounded, plain_root
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
@@ -144,7 +144,7 @@ def checkpoint() -> dict[str, Any]:
 def test_hyper_parameters_that_an_older_version_lacks(lacks: str) -> None:
     older = checkpoint()
     del older["hyper_parameters"][lacks]
-    model = loading.build_model(older)
+    model = ImageClassifier.from_checkpoint(older)
     assert not model.test_shift
     classifier(**{"optim": {}} if lacks == "optim" else {}).on_load_checkpoint(older)
 
@@ -161,9 +161,15 @@ def test_an_optimizer_setting_that_an_older_version_lacks() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"drop_path": 0.1}, "drop_path, .* upgrade lightship"),
+        ({"stem_path": 0.1}, "stem_path, .* upgrade lightship"),
         ({"optim": {"name": "adam", "polyak": 1}}, "optim.polyak, .* upgrade lightship"),
         ({"class_names": None}, "lack class_names"),
+        ({"loss": "hinge"}, "hyper-parameter loss is 'hinge'"),
+        ({"focal_gamma": -1.0}, "hyper-parameter focal_gamma is -1.0"),
+        ({"class_weights": [1.0]}, "has 1 class_weights for . classes"),
+        ({"class_weights": [-1.0]}, r"hyper-parameter class_weights is \[-1.0\]"),
+        ({"class_weights": [0.5, math.nan]}, r"hyper-parameter class_weights is \[0.5, nan\]"),
+        ({"class_weights": []}, r"hyper-parameter class_weights is \[\]"),
         ({"optim": [1]}, "not those of a lightship model"),
     ],
 )
@@ -173,7 +179,7 @@ def test_hyper_parameters_that_cannot_be_understood(change: dict[str, Any], text
     if change.get("class_names", "") is None:
         del newer["hyper_parameters"]["class_names"]
     with pytest.raises(ConfigError, match=text):
-        loading.build_model(newer)
+        ImageClassifier.from_checkpoint(newer)
     with pytest.raises(ConfigError, match=text):
         classifier().on_load_checkpoint(newer)
 
@@ -189,7 +195,7 @@ def test_weights_that_do_not_fit_the_net_are_named() -> None:
         other["state_dict"] = dict(other["state_dict"])
         change(other["state_dict"])
         with pytest.raises(ConfigError, match=text):
-            loading.build_model(other)
+            ImageClassifier.from_checkpoint(other)
         with pytest.raises(ConfigError, match=text):
             classifier().on_load_checkpoint(other)
 

@@ -24,6 +24,8 @@ pytest.importorskip("torch_xla", reason="torch_xla is not installed: make test-x
 
 SHORT = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=10", "--data.eval_batch_size=64"]
 CHIPS = 4
+UNDISTURBED = pytest.mark.xdist_group("undisturbed")
+"""Tests that share a run: one worker does them all."""
 
 
 def start(trace: Path, *flags: str, **env: str) -> subprocess.Popen[str]:
@@ -181,6 +183,7 @@ LITTLE = ["--config=digits", *SHORT, "--trainer.accelerator=tpu", "--trainer.log
 LITTLE += ["--run.checkpoint_every_steps=4", "--run.log_images=2"]
 
 
+@UNDISTURBED
 @pytest.mark.parametrize("step", [7, 20])
 def test_killed_and_resumed_as_if_never(step: int, undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
@@ -205,6 +208,7 @@ def test_goes_on_on_another_device(first: str, then: str, tmp_path: Path) -> Non
     assert max(abs(a - b) for a, b in zip(whole, run, strict=True)) < 1e-3
 
 
+@UNDISTURBED
 def test_asked_to_stop(undisturbed: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(tmp_path / "run.trace", f"--run.output={output}", *LITTLE)
@@ -218,6 +222,7 @@ def test_asked_to_stop(undisturbed: Path, tmp_path: Path) -> None:
     assert differences(last_state(str(undisturbed)), last_state(str(output))) == []
 
 
+@UNDISTURBED
 def test_streamed_as_from_memory(undisturbed: Path, tmp_path: Path) -> None:
     fit(tmp_path / "run", *LITTLE, "--data.mode=streaming")
     one, other = last_state(str(undisturbed)), last_state(str(tmp_path / "run"))

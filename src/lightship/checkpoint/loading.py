@@ -4,11 +4,14 @@ Any rank may call these functions; they block.
 """
 
 import hashlib
+import sys
 from typing import Any
 
 from lightship import storage, versions
-from lightship.checkpoint.record import CheckpointDamaged, Commit, record_of
+from lightship.checkpoint.record import MAX_RECORD_BYTES, CheckpointDamaged, Commit, record_of
+from lightship.checkpoint.resumable import check_resumable
 from lightship.checkpoint.serialization import from_bytes
+from lightship.devices.host import read_limits, usable_memory_bytes
 from lightship.errors import ConfigError
 
 MODEL_KEYS = frozenset({"state_dict", "hyper_parameters"})
@@ -38,6 +41,8 @@ def load_ckpt_path(url: str, keys: frozenset[str], store_url: str = "") -> dict[
             f"{where} is not a lightship checkpoint (it lacks {min(missing)}); to train from its "
             "weights, pass it as --model.weights"
         )
+    if keys >= RESUME_KEYS:
+        check_resumable(checkpoint)
     return checkpoint
 
 
@@ -49,7 +54,7 @@ def read_checkpoint(url: str, must_be_committed: bool = False) -> dict[str, Any]
         ConfigError: Not a checkpoint, or one that needs code to be unpickled.
     """
     try:
-        data = storage.read_bytes(record_of(url))
+        data = storage.read_small(record_of(url), MAX_RECORD_BYTES)
     except (storage.NotFound, storage.Denied):  # how S3 says it to who may not list
         if must_be_committed:
             raise CheckpointDamaged(f"{storage.redact(url)} was never committed") from None
@@ -68,9 +73,9 @@ def read_verified(url: str, commit: Commit | None) -> dict[str, Any]:
     """
     name = f"checkpoint {storage.base_name(url)}"
     try:
-        payload = storage.read_bytes(url)
+        payload = read_payload(url, name, commit)
         if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
-            payload = storage.read_bytes(url)  # it may have happened on the way
+            payload = read_payload(url, name, commit)  # it may have happened on the way
     except storage.NotFound:
         raise CheckpointDamaged(f"{name} is gone") from None
     except storage.StorageTimeout as error:
@@ -78,8 +83,6 @@ def read_verified(url: str, commit: Commit | None) -> dict[str, Any]:
             raise
         # S3's client compares with a sum that the server keeps, and that will never agree.
         raise CheckpointDamaged(f"{name} does not match the storage's checksum") from None
-    if commit and len(payload) != commit.size_bytes:
-        raise CheckpointDamaged(f"{name} has {len(payload)} of {commit.size_bytes} bytes")
     if commit and hashlib.sha256(payload).hexdigest() != commit.sha256:
         raise CheckpointDamaged(f"{name} does not match its sha256")
     checkpoint = from_bytes(payload, name)
@@ -87,3 +90,29 @@ def read_verified(url: str, commit: Commit | None) -> dict[str, Any]:
     version = about.get("version") if isinstance(about, dict) else None
     versions.check("checkpoint", version, name)
     return checkpoint
+
+
+def read_payload(url: str, name: str, commit: Commit | None = None) -> bytes:
+    """The bytes of a checkpoint or a file of weights, which may come from anywhere.
+
+    Args:
+        url: Of the file.
+        name: Names it in errors.
+        commit: Its record, if it has one.
+
+    Raises:
+        CheckpointDamaged: It has another size than its record.
+        ConfigError: It is larger than memory.
+        NotFound: There is none, or it is no plain file.
+    """
+    memory = usable_memory_bytes(read_limits()) or sys.maxsize
+    size = commit.size_bytes if commit else memory
+    if size > memory:
+        raise ConfigError(f"{name} has {size:,} bytes, and this machine {memory:,} of memory")
+    try:
+        payload = storage.read_small(url, size)
+    except storage.TooLarge as error:
+        raise (CheckpointDamaged if commit else ConfigError)(str(error)) from None
+    if commit and len(payload) != size:
+        raise CheckpointDamaged(f"{name} has {len(payload)} of {commit.size_bytes} bytes")
+    return payload

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +11,13 @@ from lightship import versions
 from lightship.errors import LightshipError
 
 PAYLOAD, RECORD = ".ckpt", ".commit.json"
+ATTEMPT = r"[0-9]{5,9}-[0-9a-f]{6}"
+"""An attempt's id: its number, and a random part."""
+MAX_RECORD_BYTES = 2**16
+"""Of a record, and of the file `attempt`."""
+_OWN = re.compile(rf"step-[0-9]{{8,15}}-{ATTEMPT}-[0-9]{{1,15}}\.(?:ckpt|commit\.json)")
 _FORMAT = "checkpoint record"
+_MAX_COUNT, _MAX_SCORE = 10**15, 1e300
 
 
 class CheckpointDamaged(LightshipError):
@@ -86,16 +93,49 @@ class Commit:
         """
         try:
             fields = json.loads(data)
+            is_whole = isinstance(fields, dict) and fields.pop("check", None) == _check(fields)
         except (ValueError, RecursionError):
-            fields = None
-        if not isinstance(fields, dict) or fields.pop("check", None) != _check(fields):
+            is_whole = False
+        if not is_whole:
             raise CheckpointDamaged(f"{where} is corrupt")
         versions.check(_FORMAT, fields.get("version"), where)
         known = {item.name for item in dataclasses.fields(cls)}
         try:
-            return cls(**{name: value for name, value in fields.items() if name in known})
+            commit = cls(**{name: value for name, value in fields.items() if name in known})
         except TypeError:
             raise CheckpointDamaged(f"{where} is corrupt: a field is missing") from None
+        if wrong := commit._wrong():
+            raise CheckpointDamaged(f"{where} is corrupt: {wrong} is {fields.get(wrong)!r:.80}")
+        return commit
+
+    def _wrong(self) -> str | None:
+        """The first field that is not as a store writes it, if there is one."""
+        for name in ("step", "size_bytes", "epoch", "save"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < _MAX_COUNT:
+                return name
+        for name, pattern in (("attempt", ATTEMPT), ("sha256", "[0-9a-f]{64}")):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
+                return name
+        if self.file != payload_name(self.step, self.attempt, self.save):
+            return "file"
+        score, monitor = self.score, self.monitor
+        if score is not None and not (type(score) in (int, float) and abs(score) < _MAX_SCORE):
+            return "score"
+        if monitor is not None and not (isinstance(monitor, str) and monitor.isprintable()):
+            return "monitor"
+        return None if self.mode in (None, "min", "max") else "mode"
+
+
+def payload_name(step: int, attempt: str, save: int) -> str:
+    """The name of a checkpoint's payload, which is never used twice."""
+    return f"step-{step:08d}-{attempt}-{save}{PAYLOAD}"
+
+
+def is_own(name: str) -> bool:
+    """Whether a file's name is exactly one that a store writes: others are never deleted."""
+    return _OWN.fullmatch(name) is not None
 
 
 def record_of(payload: str) -> str:

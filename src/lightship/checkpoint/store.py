@@ -22,20 +22,23 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightship import storage, versions
 from lightship.checkpoint.loading import read_checkpoint, read_verified
 from lightship.checkpoint.record import (
+    ATTEMPT,
     DEFAULT_METRIC,
-    PAYLOAD,
+    MAX_RECORD_BYTES,
     RECORD,
     CheckpointDamaged,
     Commit,
     Metric,
     best_first,
+    is_own,
+    payload_name,
     record_of,
 )
 from lightship.checkpoint.serialization import take_snapshot, to_bytes
-from lightship.errors import PeerLost, TimeoutExpired
+from lightship.errors import ConfigError, PeerLost, TimeoutExpired
 
 logger = logging.getLogger(__name__)
-_ATTEMPT = re.compile("([0-9]+-[0-9a-f]{6})(?: ([0-9a-f]{8}))?")
+_ATTEMPT = re.compile(f"({ATTEMPT})(?: ([0-9a-f]{{8}}))?")
 """What the file `attempt` holds: an id, and its check sum (older versions: none)."""
 
 
@@ -112,24 +115,36 @@ class CheckpointStore(CheckpointIO):
 
     def _list(self) -> list[Commit]:
         try:
-            names = [item.path for item in storage.list_files(self.url)]
+            listed = storage.list_files(self.url, skip=lambda folder: True)
         except storage.NotFound:
-            names = []
+            listed = []
+        names = [item.path for item in listed if is_own(item.path)]  # all others are the user's
         found, damaged, belonging = [], [], set()
         for name in names:
             if name.endswith(RECORD):
                 # An error of the storage is raised: such a record may be whole.
                 with contextlib.suppress(storage.NotFound):
-                    data = storage.read_bytes(self._at(name))
                     try:
-                        found.append(Commit.from_bytes(data, storage.redact(self._at(name))))
+                        found.append(self._read_record(name))
                         belonging |= {name, found[-1].file}
                     except CheckpointDamaged:
                         damaged.append(name)
         self._damaged = damaged
         # Left by saves that were never committed; deleted after this attempt's first commit.
-        self._garbage = [n for n in names if n.startswith("step-") and n not in belonging]
-        return sorted(self._named(found), key=lambda commit: (commit.attempt, commit.save))
+        self._garbage = [name for name in names if name not in belonging]
+        return sorted(self._named(found), key=lambda c: (_number(c.attempt), c.attempt, c.save))
+
+    def _read_record(self, name: str) -> Commit:
+        """Raises CheckpointDamaged also for a record of another payload than its own."""
+        url = self._at(name)
+        try:
+            data = storage.read_small(url, MAX_RECORD_BYTES)
+        except storage.TooLarge as error:
+            raise CheckpointDamaged(str(error)) from None
+        commit = Commit.from_bytes(data, storage.redact(url))
+        if record_of(commit.file) != name:
+            raise CheckpointDamaged(f"{storage.redact(url)} is the record of {commit.file}")
+        return commit
 
     def _named(self, commits: list[Commit]) -> list[Commit]:
         """The commits, with the metric of the scores that 0.1.0 recorded without one."""
@@ -194,9 +209,11 @@ class CheckpointStore(CheckpointIO):
             before = self._owner()
         except storage.NotFound:
             before = ""
-        numbers = [re.match(r"\d+", i) for i in (before, *(c.attempt for c in self.commits()))]
-        number = 1 + max((int(found[0]) for found in numbers if found), default=0)
+        ids = [each for each in (before, *(c.attempt for c in self.commits())) if each]
+        number = 1 + max(map(_number, ids), default=0)
         self.attempt = f"{number:05d}-{secrets.token_hex(3)}"
+        if not re.fullmatch(ATTEMPT, self.attempt):
+            raise ConfigError(f"{storage.redact(self.url)} has the attempt {number - 1}, the last")
         text = f"{self.attempt} {_check_sum(self.attempt)}"
         storage.write_bytes(self._at("attempt"), text.encode())
         for commit in self._named_late:  # before config.yaml names another metric
@@ -210,7 +227,7 @@ class CheckpointStore(CheckpointIO):
     def path_of_step(self, step: int) -> str:
         """URL for the next save, under a name that is never used twice."""
         self._saves += 1
-        return self._at(f"step-{step:08d}-{self.attempt}-{self._saves}{PAYLOAD}")
+        return self._at(payload_name(step, self.attempt, self._saves))
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -297,8 +314,8 @@ class CheckpointStore(CheckpointIO):
     def _owner(self) -> str:
         """Id of the attempt that took the folder over last; empty if its file is damaged."""
         for _ in range(2):  # it may have happened on the way
-            text = storage.read_bytes(self._at("attempt")).decode(errors="replace")
-            found = _ATTEMPT.fullmatch(text)
+            text = storage.read_small(self._at("attempt"), MAX_RECORD_BYTES)
+            found = _ATTEMPT.fullmatch(text.decode(errors="replace"))
             if found and found[2] in (None, _check_sum(found[1])):
                 return found[1]
         return ""
@@ -323,6 +340,10 @@ class CheckpointStore(CheckpointIO):
 
     def _at(self, name: str) -> str:
         return storage.join(self.url, name)
+
+
+def _number(attempt: str) -> int:
+    return int(attempt.partition("-")[0])
 
 
 def _check_sum(attempt: str) -> str:

@@ -1,5 +1,6 @@
 """Parses a command line, its config files and recipes into a `Command`. Imports no torch."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config, strict_yaml, versions
+from lightship import __version__, config, size_table, strict_yaml, versions
 from lightship.cli.parser import (
     COMMANDS,
     SECTIONS,
@@ -18,12 +19,14 @@ from lightship.cli.parser import (
     explain,
     nearest,
     recipe_names,
+    with_brackets,
 )
 from lightship.commands.base import Command, PackCommand
 from lightship.config import Config, PackConfig
 from lightship.data.names import printable
-from lightship.errors import ConfigError, UsageError
+from lightship.errors import ConfigError, LightshipError, UsageError
 from lightship.predict import table
+from lightship.redaction import canonical, is_redacted, learn, redact
 
 _FROM_THE_START = ("fit", "doctor")
 """Commands that need no existing run at run.output."""
@@ -60,13 +63,21 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     if not sources and name in _FROM_THE_START and not _gives_root(flags):
         sources = ["digits"]  # the embedded data set
     namespace = _parsed(name, sources, flags)
-    own = None
+    own, named = None, namespace
     if namespace is not None and name not in _FROM_THE_START and namespace.run.output:
         own = _settings_of_run(namespace.run.output)
         namespace = _parsed(name, sources, flags, own)
-    if namespace is None:
+    if namespace is None or named is None:
         return None  # --help
-    command = _command(name, namespace, sources, own)
+    try:
+        command = _command(name, namespace, sources, own)
+        _refuse_publishing(command, named.data.root)
+    except LightshipError as error:
+        error.log_format = namespace.run.log_format
+        raise
+    command = dataclasses.replace(command, named_net=named.model.net)
+    if "--print_config" in flags and command.is_fine_tuning:
+        return dataclasses.replace(command, only_prints_config=True)
     if "--print_config" in flags:
         from lightship.run import config_file
 
@@ -89,14 +100,20 @@ def _parsed(
     parser = build_parser(name)
     try:
         if own is not None:
-            where = "config.yaml of --run.output"
-            _set_defaults(parser, own, where)
+            _set_defaults(parser, own, "config.yaml of --run.output", ConfigError)
+        table: size_table.Table = ()
         for source in sources:
-            _apply_config(parser, source)
+            table = _apply_config(parser, source, table)
         if _gives_root(flags):
             parser.set_defaults(_OF_ANOTHER_ROOT)
         # jsonargparse reserves the name; the parser has it only for the help.
-        return parser.parse_args([flag for flag in flags if flag != "--print_config"])
+        flags = with_brackets([flag for flag in flags if flag != "--print_config"])
+        namespace = parser.parse_args(flags)
+        if table:
+            given = vars(parser.parse_args(flags, defaults=False).as_flat())
+            table = size_table.without_settings(table, given)
+        namespace[size_table.KEY] = table
+        return namespace
     except ArgumentError as error:
         raise UsageError(explain(str(error), parser)) from None
     except RecursionError:
@@ -110,7 +127,7 @@ def _settings_of_run(output: str) -> _Sections:
     from lightship.run import config_file
 
     try:
-        return config_file.read(output)
+        return config.of_run(config_file.read(output))
     except storage.NotFound:
         raise ConfigError(f"--run.output {storage.redact(output)} holds no run") from None
 
@@ -170,31 +187,75 @@ def overview() -> str:
     )
 
 
-def _apply_config(parser: ArgumentParser, source: str) -> None:
-    """Set a config's values as the parser's defaults, so that flags override them."""
-    shown = f"--config {_shown(source)}"
+def _apply_config(parser: ArgumentParser, source: str, table: size_table.Table) -> size_table.Table:
+    """Set a config's values as the parser's defaults, so that flags override them.
+
+    Args:
+        parser: Of the command.
+        source: Value of --config.
+        table: Of the configs before.
+
+    Returns:
+        The table of this config; without one that before, less the settings of this config.
+    """
+    shown = f"--config {redact(source)}"
     try:
-        content = strict_yaml.load(read_config(source))
+        text = read_config(source)
+        learn(*text.splitlines())  # an error quotes them
+        content = strict_yaml.load(text)
+        learn(content)
     except strict_yaml.YamlError as error:
         raise UsageError(f"{shown} {error}") from None
     content = {} if content is None else content
     if isinstance(content, dict):
         versions.check("config.yaml", content.pop("version", None), shown)
+        own_table = _table(parser, content.pop(size_table.KEY, None), shown)
     if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
         raise UsageError(f"{shown} must hold only the sections {', '.join(SECTIONS)}")
     for section, fields in content.items():
         if not isinstance(fields, dict):
             raise UsageError(f"{shown}: {section} must hold fields, as in '{section}:'")
     _set_defaults(parser, content, shown)
+    fields = {f"{section}.{name}" for section in content for name in content[section]}
+    return own_table or size_table.without_settings(table, fields)
 
 
-def _set_defaults(parser: ArgumentParser, content: _Sections, where: str) -> None:
-    try:
-        parser.parse_object(content)
-    except ArgumentError as error:
-        raise UsageError(f"{where}: {explain(str(error), parser)}") from None
+def _table(parser: ArgumentParser, rows: Any, where: str) -> size_table.Table:
+    """The rows of a config with values of the settings' types; empty if it has none."""
+    table = []
+    for row in () if rows is None else size_table.read(rows, where):
+        parsed = _parse(parser, size_table.sections(row), where)
+        values = {key: parsed[key] for key in row.settings}
+        table.append(dataclasses.replace(row, settings=values))
+    size_table.check(tuple(table), where)
+    return tuple(table)
+
+
+def _set_defaults(
+    parser: ArgumentParser,
+    content: _Sections,
+    where: str,
+    wrong: type[LightshipError] = UsageError,
+) -> None:
+    _parse(parser, content, where, wrong)
     values = {f"{part}.{key}": value for part in content for key, value in content[part].items()}
     parser.set_defaults({**(_OF_ANOTHER_ROOT if "data.root" in values else {}), **values})
+
+
+def _parse(
+    parser: ArgumentParser,
+    content: _Sections,
+    where: str,
+    wrong: type[LightshipError] = UsageError,
+) -> Namespace:
+    """All settings, with those of `content` converted to their types.
+
+    Raises `wrong` for a key that does not exist or a value of another type.
+    """
+    try:
+        return parser.parse_object(content)
+    except ArgumentError as error:
+        raise wrong(f"{where}: {explain(str(error), parser)}") from None
 
 
 def _split_configs(flags: list[str]) -> tuple[list[str], list[str]]:
@@ -220,7 +281,10 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
     given_root, settings.data.root = settings.data.root, config.plain_root(settings.data.root)
     wrong = ""
     try:
+        for row in namespace[size_table.KEY]:
+            config.check(size_table.with_settings(settings, row.settings))
         config.check(settings)
+        _check_complete(name, settings)
         if name == "validate" and own is not None:
             _check_split(settings, own)
     except ConfigError as error:
@@ -242,7 +306,8 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
     elif settings.run.output is None:
         if name not in _FROM_THE_START:
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
-        title = re.sub(r"[^\w-]+", "-", Path(sources[-1]).stem) if sources else "run"
+        source = canonical(sources[-1]).partition("?")[0] if sources else "run"
+        title = re.sub(r"[^\w-]+", "-", Path(source).stem)
         settings.run.output = _default_output(title, settings, given_root)
     return Command(
         name,
@@ -252,9 +317,25 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
         namespace.get("export"),
         format=kind,
         wrong=wrong,
+        by_train_images=namespace[size_table.KEY],
         is_on_its_data=own is not None
-        and config.plain_root(str(own["data"]["root"])) == settings.data.root,
+        and config.is_same_root(str(own["data"]["root"]), settings.data.root),
     )
+
+
+def _refuse_publishing(command: Command, named_root: str) -> None:
+    """Raise ConfigError if a remote run chose the local images whose names a remote table gets."""
+    root, output = command.config.data.root, command.config.run.output or ""
+    if command.name != "predict" or root in (config.plain_root(named_root), *config.NAMED_SETS):
+        return
+    from lightship import storage
+
+    table = command.predictions or output
+    if storage.is_remote(output) and storage.is_remote(table) and not storage.is_remote(root):
+        raise ConfigError(
+            f"--data.root is {root} by the run's own settings, and --run.output is not on this "
+            f"machine: to write the names of its images there, add --data.root {root}"
+        )
 
 
 def _check_split(settings: Config, own: _Sections) -> None:
@@ -283,6 +364,17 @@ def _is_flag(item: str, *names: str) -> bool:
     return any(item == f"--{name}" or item.startswith(f"--{name}=") for name in names)
 
 
-def _shown(source: str) -> str:
-    """A config's name for messages, without credentials."""
-    return re.sub(r"//[^/@]*@", "//***@", source)
+def _check_complete(name: str, settings: Config) -> None:
+    """Raise ConfigError for a URL that this command reads and that comes from where none is kept.
+
+    A run's config.yaml holds no passwords and no signatures.
+    """
+    urls = {"--data.root": settings.data.root if name != "export" else None}
+    if name in _FROM_THE_START:
+        urls |= {"--model.weights": settings.model.weights}
+    for flag, url in urls.items():
+        if is_redacted(url):
+            raise ConfigError(
+                f"{flag} {url} comes from a stored configuration, which holds no passwords and "
+                f"signatures: give {flag} with them"
+            )

@@ -1,8 +1,11 @@
 """Parsers of the commands' flags, built from config.py, and their error messages."""
 
 import argparse
+import copy
 import difflib
+import functools
 import re
+import typing
 from collections.abc import Iterable
 from importlib import resources
 
@@ -54,7 +57,15 @@ def build_pack_parser() -> ArgumentParser:
 
 
 def build_parser(name: str) -> ArgumentParser:
-    """The parser of one command, built from the dataclasses of config.py."""
+    """The parser of one command, built from the dataclasses of config.py.
+
+    A copy for the caller, whose defaults it may set: to build another would take 20 times as long.
+    """
+    return copy.deepcopy(_built_parser(name))
+
+
+@functools.cache
+def _built_parser(name: str) -> ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"lightship {name}",
@@ -96,6 +107,28 @@ def build_parser(name: str) -> ArgumentParser:
             else:
                 action.help = argparse.SUPPRESS  # jsonargparse's per-section file
     return parser
+
+
+def with_brackets(flags: list[str]) -> list[str]:
+    """The flags with the value of each list as jsonargparse reads it: 128,160 as [128,160]."""
+    lists = {
+        f"--{section}.{name}"
+        for section, fields in SECTIONS.items()
+        for name, kind in typing.get_type_hints(fields).items()
+        if any(typing.get_origin(part) is list for part in typing.get_args(kind))
+    }
+    found: list[str] = []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        is_value = not equals and found[-1:] and found[-1] in lists
+        if is_value or (equals and name in lists):
+            value = flag if is_value else value
+            if re.fullmatch(r"[\d.]+(,[\d.]+)*", value):
+                value = f"[{value}]"
+            found.append(value if is_value else f"{name}={value}")
+        else:
+            found.append(flag)
+    return found
 
 
 def recipe_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lightship import size_table
 from lightship.config import Config, PackConfig
 
 
@@ -18,6 +19,10 @@ class Command:
         format: One of config.EXPORTS.
         wrong: Why doctor's configuration is invalid, which doctor reports as a check.
         is_on_its_data: Whether data.root is that of the run at run.output.
+        named_net: model.net of the command line and its --config files, not of the run's own file:
+            the only import path that is called without model.trust.
+        by_train_images: Settings that a fit chooses by the number of training images.
+        only_prints_config: Whether to print the settings and exit.
     """
 
     name: str
@@ -28,6 +33,20 @@ class Command:
     format: str = "torch"
     wrong: str = ""
     is_on_its_data: bool = False
+    named_net: str = ""
+    by_train_images: size_table.Table = ()
+    only_prints_config: bool = False
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether it trains a net that has weights, or by a table of sizes."""
+        trains = self.name in ("fit", "doctor")
+        return trains and bool(self.by_train_images or self.config.model.weights)
+
+    @property
+    def prints(self) -> bool:
+        """Whether what it writes to standard output is its result."""
+        return self.name == "doctor" or self.only_prints_config
 
     @property
     def log_format(self) -> str:

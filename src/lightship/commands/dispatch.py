@@ -1,10 +1,11 @@
 """Runs a parsed command, in as many processes as it needs."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lightship import storage
+from lightship import size_table, storage
 from lightship.commands.base import Command, PackCommand
 from lightship.distributed import launcher
 
@@ -27,6 +28,10 @@ def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
         from lightship.commands.pack import pack
 
         pack(command)
+    elif command.only_prints_config:
+        from lightship.commands.print_config import print_config
+
+        print_config(command)
     elif command.name == "doctor":
         from lightship.commands.doctor import doctor
 
@@ -38,8 +43,15 @@ def run(command: Command | PackCommand, arguments: Sequence[str]) -> None:
     elif not (is_worker := launcher.is_worker()) and (completed := _completed(command)):
         logger.info(completed)
     else:
-        work = partial(_run_here, command)
+        # Weights may set the size of the images; and torch is imported already in a notebook.
+        sets_size, has_torch = command.config.model.weights is not None, "torch" in sys.modules
         trainer, resumes_from = command.config.trainer, _RESUMES_FROM.get(command.name)
+        is_only_rank = not is_worker and launcher.works_in_this_process(trainer)
+        if command.name == "fit" and is_only_rank and not (sets_size or has_torch):
+            from lightship.data import decode_ahead
+
+            decode_ahead.begin(command.config.data)
+        work = partial(_run_here, command)
         launcher.launch(work, trainer, arguments, is_worker, resumes_from)
 
 
@@ -49,13 +61,24 @@ def _run_here(command: Command) -> None:
     is_read_once = command.name == "predict" and data.mode != "resident"
     if storage.is_remote(data.root):
         storage.make_ready(data.root)  # imports that go on beside ours
-    if data.mode == "streaming" or data.crop_min_area or is_read_once:
+    if data.mode == "streaming" or data.crop_min_area or data.sizes_px or is_read_once:
         from lightship.data.streaming.worker_process import Worker
 
         Worker.start(data.root)
     from lightship.training.callbacks import heartbeat  # imports torch: the agent does without
 
     heartbeat.begin_again()
+    try:
+        _train_or_evaluate(command)
+    except (RuntimeError, MemoryError) as error:
+        from lightship.training.out_of_memory import as_config_error  # as above
+
+        if explained := as_config_error(error, command.config):
+            raise explained from None
+        raise
+
+
+def _train_or_evaluate(command: Command) -> None:
     if command.name == "fit":
         from lightship.commands.fit import fit
 
@@ -77,4 +100,7 @@ def _completed(command: Command) -> str | None:
         return None
     from lightship.run.folder import RunFolder  # imports torch: the agent does without
 
-    return RunFolder(command.config).completed()
+    folder = RunFolder(command.config)
+    chosen = folder.earlier_choices(size_table.setting_names(command.by_train_images))
+    size_table.assign_earlier(command.config, chosen, folder.url)
+    return folder.completed()

@@ -2,20 +2,18 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from functools import partial
 from importlib import import_module
 
 from lightship import storage
 from lightship.commands.base import Command
+from lightship.config import Config
 from lightship.doctor import render
 from lightship.doctor.checks import CHECKS
 from lightship.doctor.context import Context
 from lightship.doctor.runner import run
 from lightship.errors import ConfigError
-
-_STORAGE_DEADLINE_S = "8"  # of each call, where a fit retries for two minutes
 
 
 def doctor(command: Command, is_worker: bool) -> None:
@@ -34,12 +32,11 @@ def doctor(command: Command, is_worker: bool) -> None:
     if not is_first:
         checks = [check for check in CHECKS if check.name == "all-reduce"]
     failure = ""
-    with _storage_deadline():
-        context = Context(command.config, command.wrong, is_worker, import_fit)
+    with storage.short_deadline():
+        context = Context(command.config, command.wrong, is_worker, partial(_load, command.config))
         names = [check.name for check in checks]
         with render.table(names, log_format) if is_first else nullcontext() as show:
             for check, finding in run(checks, context):
-                finding = replace(finding, found=storage.redact(finding.found))
                 if show:
                     show(check.name, finding)
                 if finding.status == "fail" and not failure:
@@ -49,22 +46,15 @@ def doctor(command: Command, is_worker: bool) -> None:
         raise ConfigError(failure)
 
 
+def _load(config: Config) -> None:
+    """Import what a fit imports, and complete the settings as it does."""
+    import_fit()
+    with suppress(ConfigError):  # the check of the net says why
+        import_module("lightship.models.preprocessing").adopt_by_name(config)
+
+
 def import_fit() -> None:
     """Import all that a fit imports."""
     for module in ("distributed.elastic_agent", "distributed.launcher", "commands.fit"):
         import_module(f"lightship.{module}")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-
-@contextmanager
-def _storage_deadline() -> Iterator[None]:
-    """Let storage give up earlier, unless the environment sets its deadline."""
-    name = "LIGHTSHIP_STORAGE_DEADLINE_S"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = _STORAGE_DEADLINE_S
-    try:
-        yield
-    finally:
-        del os.environ[name]

@@ -9,6 +9,7 @@ from lightship.data.names import normal_form
 from lightship.data.splits import load_splits
 from lightship.distributed import comm
 from lightship.errors import DataError
+from lightship.models.preprocessing import adopt_of_model
 from lightship.run.folder import RunFolder
 from lightship.training.trainer import build_data, evaluate, numbers_line, start_progress
 
@@ -31,7 +32,7 @@ def _evaluate(command: Command, split: str) -> None:
     progress = start_progress(config)
     output = RunFolder(config)
     model = load_model(command)
-    config.data.image_size_px = model.hparams["image_size_px"]
+    adopt_of_model(config.data, model.hparams)
     # Images added to data.root after the fit would move others between train and validation.
     is_held_out = split == "val" and command.is_on_its_data
     cache_url = output.at("data") if is_held_out else None

@@ -15,7 +15,7 @@ from lightship import storage
 from lightship.commands.base import Command
 from lightship.commands.loading import build_model, load_checkpoint
 from lightship.config import EXPORTS, Config, DataConfig
-from lightship.data.images.decode import PixelLimit
+from lightship.data.images.limits import ImageLimits
 from lightship.data.sample_decoder import decode_all
 from lightship.data.splits import load_splits
 from lightship.distributed import comm
@@ -45,7 +45,7 @@ def export(command: Command) -> None:
     progress = start_progress(config)
     torch.set_float32_matmul_precision("highest")  # which it has just lowered: fp32 is compared
     checkpoint = load_checkpoint(command)
-    model = build_model(checkpoint).eval()
+    model = build_model(checkpoint, command).eval()
     form.check_fits(model)
     what = f"{model.hparams['net']} of step {checkpoint['global_step']}"
     logger.info(f"exporting {what} as {form.name}")
@@ -90,8 +90,9 @@ def _real_images(config: Config, model: ImageClassifier) -> tuple[Tensor, str]:
         manifest,
         ids,
         image_size_px=model.hparams["image_size_px"],
+        resize=model.resize,
         threads=comm.cores(),
-        limit=PixelLimit(config.data.max_image_pixels),
+        limits=ImageLimits.of(config.data),
         max_bad_fraction=1.0,
     )
     good = torch.from_numpy(images[~np.isin(ids, list(bad.reasons))]).permute(0, 3, 1, 2)

@@ -1,25 +1,35 @@
 """`lightship fit`: train, evaluate, report."""
 
 import dataclasses
+import functools
 import logging
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
-from lightship import storage
+from lightship import size_table, storage
 from lightship.checkpoint.record import Commit
 from lightship.checkpoint.store import CheckpointStore
 from lightship.commands.base import Command
-from lightship.config import Config
+from lightship.config import PREPROCESSING, Config
+from lightship.data.images.resize import DEFAULT_RESIZE
 from lightship.data.manifest import refuse_one_class
 from lightship.data.module import ImageData
-from lightship.data.splits import load_splits
+from lightship.data.regime import resize_of
+from lightship.data.splits import Scanned, load_splits, scan_splits
 from lightship.distributed import comm
-from lightship.distributed.signals import StopRequest
+from lightship.distributed.signals import Phase, StopRequest
+from lightship.errors import ConfigError, LightshipError, in_one_line
 from lightship.models.classifier import ImageClassifier
+from lightship.models.finetune import batch_norms
+from lightship.models.losses import balanced_weights, weights_line
 from lightship.models.nets.build import check_training
+from lightship.models.nets.recompute import recompute_blocks
+from lightship.models.nets.weights import Weights, read_weights
+from lightship.models.preprocessing import adopt, of_weights
 from lightship.report import ReportData, write_report
 from lightship.report.collect import collect_report
 from lightship.report.environment import environment_facts
@@ -30,7 +40,7 @@ from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.start import run_id, start_tracking
 from lightship.tracking.tracker import Tracker
 from lightship.training.callbacks.build import build_callbacks
-from lightship.training.callbacks.early_stopping import check_early_stopping
+from lightship.training.callbacks.early_stopping import check_monitor
 from lightship.training.callbacks.progress import Progress
 from lightship.training.trainer import (
     build_data,
@@ -53,21 +63,28 @@ def fit(command: Command) -> None:
     store = folder.checkpoints
     with StopRequest() as stop, ExitStack() as at_exit:
         progress = start_progress(config)
+        scanned = _choose_by_size(command, folder)
+        weights = _adopt_preprocessing(folder)
         if completed := comm.broadcast_from_rank_0(folder.completed):
             logger.info(completed)
             return
         start = comm.broadcast_from_rank_0(partial(folder.open, command.ckpt_path))
-        data = _load_data(config, folder.at("data"))
-        model = _build_model(config, data, is_new=start.url is None)
+        data = _load_data(config, folder.at("data"), scanned, resumes=start.url is not None)
+        model = _build_model(config, data, weights, is_new=start.url is None)
 
         environment = environment_facts() if comm.is_rank_0() else {}
         tracker = comm.on_rank_0(partial(_start_tracking, folder, environment, at_exit))
         starts = comm.on_rank_0(partial(record_start, folder.url, start.step, comm.world_size()))
         metrics = MetricsCSV(folder.url, store.check_fence)
-        callbacks = build_callbacks(config, data, store, metrics, tracker, stop, progress)
+        callbacks = build_callbacks(
+            config, data, store, metrics, tracker, stop, progress, folder.at("features")
+        )
         trainer = build_trainer(config, callbacks, [metrics, tracker], store)
-        logger.info(_summary(config, data, model, start, environment))
-        trainer.fit(model, datamodule=data, ckpt_path=start.url)
+        logger.info(_summary(config, data, model, start, environment, trainer.precision))
+        if config.optim.name != "muon-sgd":  # with its three rates
+            logger.info(model.rates_line)
+        with _resuming(start, stop):
+            trainer.fit(model, datamodule=data, ckpt_path=start.url)
         store.wait()
         stop.end_training()
 
@@ -83,11 +100,78 @@ def fit(command: Command) -> None:
             _finish(folder, report, best, split, tracker, progress)
 
 
-def _load_data(config: Config, cache_url: str) -> ImageData:
+@contextmanager
+def _resuming(start: Start, stop: StopRequest) -> Iterator[None]:
+    """Turn an error of restoring a checkpoint, before the first step, into one that names it.
+
+    Errors of processes and storage (RuntimeError, OSError) keep their meaning.
+
+    Raises:
+        ConfigError: The checkpoint's content is not as it was saved.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if start.url is None or stop.phase != Phase.SETUP or isinstance(error, LightshipError):
+            raise
+        raise ConfigError(
+            f"--run.output cannot be resumed from {storage.redact(start.url)}: {in_one_line(error)}"
+        ) from error
+
+
+def _choose_by_size(command: Command, folder: RunFolder) -> Scanned | None:
+    """Complete the settings by the number of training images, or by the run's first start.
+
+    Every rank; blocks while data.root is listed: a restart need not.
+
+    Returns:
+        What was listed; None: nothing was.
+    """
+    config, table = command.config, command.by_train_images
+    by_size = size_table.setting_names(table)
+    chosen = comm.broadcast_from_rank_0(partial(folder.earlier_choices, by_size))
+    size_table.assign_earlier(config, chosen, folder.url)
+    if not by_size:
+        return None
+    if by_size[0] in chosen:
+        kept = {name: chosen[name] for name in by_size}
+        logger.info(f"chosen by the run's first start: {size_table.as_flags(kept)}")
+        return None
+    scanned = scan_splits(config.data, "train")
+    count = scanned.sizes["train"]
+    settings = size_table.choose(table, count)
+    size_table.assign(config, settings)
+    if settings:
+        logger.info(f"chosen for {count:,} training images: {size_table.as_flags(settings)}")
+    return scanned
+
+
+def _adopt_preprocessing(folder: RunFolder) -> Callable[[], Weights] | None:
+    """Complete the settings by the weights' own preprocessing, or by that of the run's first start.
+
+    Every rank; blocks while weights are read: a restart does not need them.
+
+    Returns:
+        Reads the weights, once; None: there are none.
+    """
+    config = folder.config
+    if config.model.weights is None:
+        return None
+    net, url = config.model.net, config.model.weights
+    read = functools.cache(lambda: comm.local_rank_0_first(lambda: read_weights(net, url)))
+    kept = comm.broadcast_from_rank_0(folder.settings_of_same_weights)
+    own = of_weights(net, read()) if kept is None else {name: kept[name] for name in PREPROCESSING}
+    own = {name: value for name, value in own.items() if value is not None}
+    if differs := adopt(config.data, own):
+        logger.info(differs)
+    return read
+
+
+def _load_data(config: Config, cache_url: str, scanned: Scanned | None, resumes: bool) -> ImageData:
     """The images at data.root, those for training and validation read or ready to be read."""
-    manifests = load_splits(config.data, cache_url, need="train")
+    manifests = load_splits(config.data, cache_url, "train", scanned, use_saved=resumes)
     refuse_one_class(manifests["train"], config.data.root)
-    check_early_stopping(config.trainer, manifests)
+    check_monitor(config.trainer, manifests, len(manifests["train"].class_names))
     data = build_data(config, manifests)
     for split in ("train", "val"):
         if split in manifests:
@@ -95,33 +179,64 @@ def _load_data(config: Config, cache_url: str) -> ImageData:
     return data
 
 
-def _build_model(config: Config, data: ImageData, is_new: bool) -> ImageClassifier:
+def _build_model(
+    config: Config, data: ImageData, weights: Callable[[], Weights] | None, is_new: bool
+) -> ImageClassifier:
     """The model of the settings; a new one starts from weights or images, if there are any."""
     torch.manual_seed(config.run.seed)
     mean, std = data.pixel_statistics()
+    resize = resize_of(config.data) or DEFAULT_RESIZE
     model = ImageClassifier(
         net=config.model.net,
         class_names=data.class_names,
         image_size_px=data.image_size_px,
         mean=mean,
         std=std,
-        weights=config.model.weights,
+        interpolation=resize.interpolation,
+        eval_crop=resize.crop,
         label_smoothing=config.model.label_smoothing,
         channels_last=config.model.channels_last,
         test_flip=config.model.test_flip,
         test_shift=config.model.test_shift,
         optim=dataclasses.asdict(config.optim),
+        freeze=config.model.freeze,
+        unfreeze_epoch=config.model.unfreeze_epoch,
+        batch_norm=config.model.batch_norm,
+        dropout=config.model.dropout,
+        drop_path=config.model.drop_path,
+        loss=config.model.loss,
+        focal_gamma=config.model.focal_gamma,
+        class_weights=_class_weights(config, data),
     )
     # What does not divide is refused where the order of the images is made.
     batch_size = config.data.global_batch_size // config.trainer.accumulate_grad_batches
     if not config.trainer.sync_batchnorm:
         batch_size = max(1, batch_size // comm.world_size())
-    check_training(model.net, config.model.net, batch_size, data.image_size_px)
+    for size_px in (data.image_size_px, *(config.data.sizes_px or ())):
+        check_training(model.net, config.model.net, batch_size, size_px, model.freeze_for_good)
+    if config.model.batch_norm != "train" and not batch_norms(model.net):
+        raise ConfigError(
+            f"--model.batch_norm {config.model.batch_norm}: {config.model.net} has no BatchNorm "
+            "layers that keep statistics; leave it out"
+        )
+    if config.model.grad_checkpointing:
+        recompute_blocks(model.net, f"--model.net {config.model.net}")
     if config.model.compile != "none":
         model.compile_net(config.model.compile)
-    if is_new and config.model.weights is None and model.wants_images:
+    if is_new and weights is not None:
+        model.load_weights(weights())
+    elif is_new and model.wants_images:
         model.init_from_images(data.examples("train", _IMAGES_TO_START_FROM)[0])
     return model
+
+
+def _class_weights(config: Config, data: ImageData) -> list[float] | None:
+    """Those of the settings, by the training split; the same on every rank."""
+    if config.model.class_weights == "none":
+        return None
+    weights = balanced_weights(data.manifests["train"].label, len(data.class_names))
+    logger.info(weights_line(weights, data.class_names))
+    return weights
 
 
 def _start_tracking(
@@ -193,6 +308,7 @@ def _finish(
         tracker.finish(0)
     store.check_fence()
     folder.mark_done(numbers)
+    folder.remove_features()
     chosen = f"best {best.metric.monitor}" if best.metric else "newest"
     of = f" (checkpoint of step {best.step}, {chosen})" if split else ""
     progress.display.done(f"done: {numbers_line(numbers, split)}{of}", numbers)
@@ -211,6 +327,7 @@ def _summary(
     model: ImageClassifier,
     start: Start,
     environment: dict[str, Any],
+    precision: str,
 ) -> str:
     """What is trained, on what and where, in a line."""
     sizes = ", ".join(f"{data.readable(split)} {split}" for split in data.manifests)
@@ -219,6 +336,8 @@ def _summary(
     on = environment.get("device", "")
     if comm.world_size() > 1:
         on = f"{comm.world_size()} processes, {on}"
+    if config.trainer.precision == "auto":
+        on += f", {precision}"
     return (
         f"training {config.model.net} ({parameters / 1e6:.2f} M parameters) on "
         f"{storage.redact(config.data.root)}: {sizes} images of {data.image_size_px} px in "

@@ -8,13 +8,12 @@ from lightship.commands.base import Command
 from lightship.distributed import comm
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
-from lightship.models.hyper_parameters import check_fits, complete
 from lightship.run.folder import RunFolder
 
 
 def load_model(command: Command) -> ImageClassifier:
     """The model of `ckpt_path`: `load_checkpoint` + `build_model`."""
-    return build_model(load_checkpoint(command))
+    return build_model(load_checkpoint(command), command)
 
 
 def load_checkpoint(command: Command) -> dict[str, Any]:
@@ -36,14 +35,8 @@ def load_checkpoint(command: Command) -> dict[str, Any]:
     return store.load_checkpoint(store.url_of(commit))
 
 
-def build_model(checkpoint: dict[str, Any]) -> ImageClassifier:
-    """The model, rebuilt from a checkpoint alone.
-
-    Raises:
-        ConfigError: Its hyperparameters or weights do not match this version or the net's code.
-    """
-    arguments = complete(ImageClassifier, checkpoint["hyper_parameters"])
-    model = ImageClassifier(**arguments, weights=None)
-    check_fits(model, checkpoint["state_dict"])
-    model.load_state_dict(checkpoint["state_dict"])
-    return model
+def build_model(checkpoint: dict[str, Any], command: Command) -> ImageClassifier:
+    """The model, rebuilt from a checkpoint; see `ImageClassifier.from_checkpoint`."""
+    return ImageClassifier.from_checkpoint(
+        checkpoint, command.named_net, command.config.model.trust
+    )

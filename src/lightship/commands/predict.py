@@ -23,6 +23,7 @@ from lightship.distributed import comm
 from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, DataError
 from lightship.models.classifier import ImageClassifier
+from lightship.models.preprocessing import adopt_of_model
 from lightship.predict.shards import Division, Parts, Unreadable
 from lightship.predict.table import Prediction, Table, check_format
 from lightship.predict.writer import ShardWriter
@@ -51,8 +52,8 @@ def _predict(command: Command) -> None:
     folder = url.removesuffix(storage.base_name(url)) or "."
     comm.broadcast_from_rank_0(lambda: storage.check_writable(folder, flag))
     checkpoint = load_checkpoint(command)
-    model = build_model(checkpoint)
-    config.data.image_size_px = model.hparams["image_size_px"]
+    model = build_model(checkpoint, command)
+    adopt_of_model(config.data, model.hparams)
     manifest = load_unlabelled(config.data, leave_out=[url])
     trainer = build_trainer(config, [])
 
@@ -60,7 +61,7 @@ def _predict(command: Command) -> None:
     plan = {
         "images": manifest.fingerprint(),
         "model": _fingerprint(checkpoint["hyper_parameters"], model),
-        "precision": config.trainer.precision,
+        "precision": trainer.precision,
     }
     parts = Parts(url, plan, division)
     done = comm.broadcast_from_rank_0(parts.open)

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightship.console import streams
 from lightship.console.screen import Screen
 
 _LOGGER = logging.getLogger("lightship")
@@ -42,12 +43,15 @@ class ScreenHandler(logging.Handler):
         if self.rank and record.levelno < logging.WARNING:
             return
         try:
-            text = f"rank {self.rank}: " * bool(self.rank) + self.format(record)
-            level = record.levelname.lower()
+            text = f"rank {self.rank}: " * bool(self.rank) + record.getMessage()
+            level, below = record.levelname.lower(), []
+            if record.exc_info and record.exc_info[1] is not None:
+                below = streams.traceback_lines(record.exc_info[1])
             if self.screen.is_json:
-                self.screen.event(_EVENTS.get(record.levelno, level), {"text": text})
+                facts = {"text": text, **({"traceback": below} if below else {})}
+                self.screen.event(_EVENTS.get(record.levelno, level), facts)
             else:
-                self.screen.line(text if level == "info" else f"{level}: {text}")
+                self.screen.line(text if level == "info" else f"{level}: {text}", below=below)
         except Exception:
             self.handleError(record)
 

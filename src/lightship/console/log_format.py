@@ -17,7 +17,7 @@ def sentence(event: str, facts: dict[str, Any]) -> str:
     """The line of an event (see `Display.show`) with its facts."""
     if event in ("test", "validate"):
         split = {"test": "test", "validate": "val"}[event]
-        shown = numbers(facts, *(f"{split}/{key}" for key in ("loss", "acc", "top5")))
+        shown = numbers(facts, *(f"{split}/{key}" for key in _EVALUATED))
         return f"{event}  " + "  ".join(f"{name} {value}" for name, value in shown)
     if event == "work":
         done, total = (f"{facts[key]:,}" for key in ("done", "total"))
@@ -34,7 +34,8 @@ def sentence(event: str, facts: dict[str, Any]) -> str:
         where = f"{where}  " if facts["doing"] == "validating" and facts["step"] else ""
         return f"{where}{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
     if event == "val":
-        shown = numbers(facts, "val/loss", "val/acc", "val/top5") + best(facts)
+        names = dict.fromkeys(("val/loss", "val/acc", "val/top5", facts.get("monitor", "val/loss")))
+        shown = numbers(facts, *names) + best(facts)
         shown += [(f"train {name}", value) for name, value in numbers(facts, "loss")]
         shown += numbers(facts, "left")
         return f"{where}  VAL  " + "  ".join(f"{name} {value}" for name, value in shown)
@@ -42,6 +43,7 @@ def sentence(event: str, facts: dict[str, Any]) -> str:
     return f"{where}       " + "  ".join(f"{name} {value}" for name, value in shown)
 
 
+_EVALUATED = ("loss", "acc", "balanced_acc", "f1", "top5")
 _SHOWN = {
     "loss": ("loss", "train/loss", lambda v: f"{v:.4f}"),
     "acc": ("acc", "train/acc", lambda v: f"{v:.4f}"),
@@ -51,7 +53,7 @@ _SHOWN = {
 } | {
     f"{stage}/{key}": (key, f"{stage}/{key}", lambda v: f"{v:.4f}")
     for stage in ("val", "test")
-    for key in ("loss", "acc", "top5")
+    for key in _EVALUATED
 }
 
 

@@ -1,13 +1,14 @@
 """Where a command's lines go: above the bar of a terminal, plain timed lines, or JSON lines."""
 
-import json
 import sys
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lightship.console import streams
 from lightship.console.log_format import clock
+from lightship.safe_text import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,26 +41,34 @@ class Screen:
         console = Console(file=self._stream, stderr=True, highlight=False)
         return console if console.is_interactive else None
 
-    def line(self, text: str, style: str = "none", time_s: float | None = None) -> None:
-        """Write one line of text.
+    def line(
+        self,
+        text: str,
+        style: str = "none",
+        time_s: float | None = None,
+        below: Sequence[str] = (),
+    ) -> None:
+        """Write one line of text, without secrets and control characters.
 
         Args:
             text: The line.
             style: rich's, for terminals.
             time_s: Since `began_s`; None: now.
+            below: Lines below it, already shown as they are written (`streams.traceback_lines`).
         """
+        text = shown(text)
         at = clock(monotonic() - self.began_s if time_s is None else time_s)
         if self.console is None:
-            self._write(at + text)
+            self._write("\n".join([at + text, *below]))
         else:
             from rich.text import Text
 
-            self.console.print(Text(at, style="dim").append(text, style=style), soft_wrap=True)
+            line = Text(at, style="dim").append(text, style=style)
+            self.console.print(line, *below, sep="\n", markup=False, soft_wrap=True)
 
     def event(self, name: str, facts: dict[str, Any]) -> None:
         """Write one JSON object: event, time (ISO 8601, UTC) and the facts."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._write(json.dumps({"event": name, "time": now, **facts}, allow_nan=False))
+        self._write(streams.event(name, facts))
 
     def _write(self, line: str) -> None:
-        print(f"{line}\n", end="", file=self._stream or sys.stderr, flush=True)
+        streams.write_line(self._stream or sys.stderr, line)

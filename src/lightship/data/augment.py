@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightship.data.batch import Batch
+from lightship.data.draws import DRAWS, FLIP, hashed
 
-_DRAWS = 9
 _TABLE_STEPS = 1024
-_DY, _DX, _FLIP, _CUT_Y, _CUT_X, _PICK, _SHARE, _BOX_Y, _BOX_X = range(_DRAWS)
+_DY, _DX, _, _CUT_Y, _CUT_X, _PICK, _SHARE, _BOX_Y, _BOX_X = range(DRAWS)
 
 
 @dataclass(frozen=True)
@@ -97,29 +97,19 @@ class Augment:
         return batch._replace(images=images, mixed_labels=partner_labels, mix_weight=weight)
 
 
-def uniform(ids: Tensor, seed: int, epoch: int, draws: int = _DRAWS) -> Tensor:
-    """`draws` independent numbers in [0, 1) for each sample, [B, draws] float32.
+def uniform(ids: Tensor, seed: int, epoch: int, draws: int = DRAWS) -> Tensor:
+    """`draws` independent numbers in [0, 1) for each of `ids` [B] int64, [B, draws] float32.
 
-    SplitMix64's finaliser (Steele et al. 2014, "Fast splittable pseudorandom number generators")
-    over a counter made of the id, the draw, the epoch and the seed.
+    Those of `draws.uniform`, on the device of `ids`.
     """
-    key = int(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw()) >> 1
     counter = ids[:, None] * draws + torch.arange(draws, device=ids.device)
-    bits = counter * -7046029254386353131 + key  # 0x9E3779B97F4A7C15, the golden ratio
-    bits = (bits ^ _shift(bits, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    bits = (bits ^ _shift(bits, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return _shift(bits ^ _shift(bits, 31), 40).float() * 2.0**-24
-
-
-def _shift(bits: Tensor, places: int) -> Tensor:
-    """Logical right shift of int64 (torch's own is arithmetic)."""
     # Not `>>`: XLA (2.9) makes a division of it, which rounds negative numbers the other way.
-    return torch.bitwise_right_shift(bits, places) & ((1 << (64 - places)) - 1)
+    return hashed(counter, seed, epoch, torch.bitwise_right_shift).float() * 2.0**-24
 
 
 def is_flipped(draws: Tensor) -> Tensor:
     """[B] bool from the draws of `uniform`: which images are mirrored."""
-    return draws[:, _FLIP] < 0.5
+    return draws[:, FLIP] < 0.5
 
 
 def crop_and_flip(images: Tensor, draws: Tensor, padding_px: int, mirror: Tensor | None) -> Tensor:

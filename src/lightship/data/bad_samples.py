@@ -6,7 +6,6 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from lightship.data.manifest import Manifest
-from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError
 
 _NAMED = 3
@@ -146,20 +145,3 @@ class BadSamples:
         """The first few, for a line of a log."""
         named = "; ".join(list(self.reasons.values())[:_NAMED])
         return f"{named}; ..." if len(self.reasons) > _NAMED else named
-
-
-def compare_ranks(splits: Mapping[str, BadSamples]) -> None:
-    """Count the bad samples of all ranks against the bound. Every rank; blocks for the others.
-
-    Args:
-        splits: The same splits on every rank.
-
-    Raises:
-        DataError: Too many (or all) of a split are bad.
-        ConfigError: The same, where access was denied to all of them.
-    """
-    news = {split: bad.take_news() for split, bad in splits.items()}
-    if comm.all_reduce_any(any(each.reasons for each in news.values())):
-        everybodys = comm.all_gather(news)
-        for split, bad in splits.items():
-            bad.merge(each[split] for each in everybodys)

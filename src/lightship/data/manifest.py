@@ -1,23 +1,33 @@
 """The manifest: one table of samples, whatever they come from."""
 
+import functools
 import hashlib
 import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from lightship import storage, versions
+from lightship.data.blocks import Blocks
+from lightship.data.file_list import FileList
+from lightship.data.mapped_split import NUMBERS, MappedSplit
+from lightship.data.npz import read_npz
 from lightship.errors import DataError, LightshipError
+from lightship.redaction import canonical
+from lightship.storage.bounds import MAX_FILE_BYTES
+from lightship.storage.urls import stays_inside
 
 BLOCK_BYTES = 4 * 2**20
-_SMALL_BYTES = 256 * 2**20
+_SMALL_BYTES, _MAX_BLOCK_SAMPLES = 256 * 2**20, 2**16
 _FORMAT = "manifest"
 _SPLIT_SEED = 20_100_617  # never changes: every run holds out the same images
-_COLUMNS = ("file_index", "offset", "length", "label", "crc32")
+_READ_AT_ONCE_BYTES, _MAX_HEADER_BYTES, _MAX_CONTAINERS = 2**28, 2**26, 2**20
+_FREE_SAMPLES, _MAX_SAMPLES_PER_BYTE = 2**20, 16  # the smallest tables have a byte a sample
+_FILES_AT_ONCE, _VALUES_AT_ONCE = 2**16, 2**18
 _CONTAINERS = ("bytes", "gzip", "parquet")
 
 
@@ -27,30 +37,59 @@ class Manifest:
 
     root: str
     """URL that `files` are relative to (`storage.join(root, file)`; "" is the root itself)."""
-    files: list[str]
+    files: Sequence[str]
+    """Given in any form, held as a `FileList`."""
     file_index: np.ndarray
-    """[N] int32 into `files`."""
+    """[N] into `files`. Like every column of any integer type: a mapped column has the narrowest
+    that holds its values, so convert to int64 before computing."""
     offset: np.ndarray
-    """[N] int64 first byte in the file; container "gzip": in the decompressed file; "parquet": the
-    row."""
+    """[N] first byte in the file; container "gzip": of the decompressed file; "parquet": row."""
     length: np.ndarray
-    """[N] int64 bytes; container "parquet": the mean of the row group."""
+    """[N] bytes; container "parquet": the mean of the row group."""
     label: np.ndarray
-    """[N] int64 into `class_names`, -1 unlabelled."""
+    """[N] into `class_names`, -1 unlabelled."""
     crc32: np.ndarray
-    """[N] int64 CRC-32 of the sample's bytes, -1 unknown."""
+    """[N] CRC-32 of the sample's bytes, -1 unknown."""
     class_names: list[str]
     container: Literal["bytes", "gzip", "parquet"]
     encoding: str
     """"image" (JPEG, PNG, WebP ... bytes) or "raw:3x32x32" (uint8 pixels, CHW)."""
-    members: list[str] | None = None
+    members: Sequence[str] | None = None
     """[N] what each sample is called within its file, where that is known: names for a table of
-    predictions, which neither the saved table nor the fingerprint has."""
+    predictions. They are no part of the fingerprint."""
+    max_sample_bytes: int = 2**30
+    """A larger sample is unreadable (`--data.max_sample_mib`); not saved."""
     not_read: str = ""
-    """What else lies at the root and no reader takes, in words (`24 .heic files`); not saved."""
+    """What else lies at the root and no reader takes, in words (`24 .heic files`)."""
+    mapped: MappedSplit | None = field(default=None, repr=False, compare=False)
+    """The file that the columns are mapped from (see `manifest_table.py`)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", FileList.of(self.files))
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is mapped, which the reader of a pickle maps itself."""
+        state = dict(self.__dict__)
+        if self.mapped is not None:
+            for name, value in self.mapped.fields.items():
+                if state[name] is value:
+                    del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update((state["mapped"].fields if state["mapped"] else {}) | state)
+
+    @property
+    def _summary(self) -> MappedSplit | None:
+        """The mapped file's summary of the columns, if they all are the mapped ones."""
+        mapped = self.mapped
+        if mapped is None:
+            return None
+        is_whole = all(getattr(self, name) is value for name, value in mapped.fields.items())
+        return mapped if is_whole else None
 
     def url(self, file_number: int) -> str:
         """URL of `files[file_number]`."""
@@ -68,15 +107,41 @@ class Manifest:
     @property
     def is_small(self) -> bool:
         """Whether there are so few bytes (256 MiB) that a shuffle need not care where they lie."""
-        return int(self.length.sum()) <= _SMALL_BYTES
+        return self.size_bytes <= _SMALL_BYTES
+
+    @functools.cached_property
+    def size_bytes(self) -> int:
+        """Bytes of all samples."""
+        return self._summary.size_bytes if self._summary else int(self.length.sum())
+
+    @property
+    def first_unlabelled(self) -> int | None:
+        """The first sample without a label; None: all have one."""
+        if self._summary:
+            return self._summary.first_unlabelled
+        is_unlabelled = self.label < 0
+        return int(np.argmax(is_unlabelled)) if is_unlabelled.any() else None
+
+    def blocks(self) -> Blocks:
+        """Neighbouring samples that are read together: about 4 MiB each, or row groups.
+
+        They follow from the number of samples and their bytes alone, so that a folder and the
+        shards packed from it have the same.
+        """
+        if self.container == "parquet":
+            edges = self.block_edges()
+            sizes, counts = np.unique(np.diff(edges), return_counts=True)
+            return Blocks(edges, int(sizes[np.argmax(sizes * counts)]))
+        size = len(self) * BLOCK_BYTES // max(1, self.size_bytes)
+        return Blocks(np.array([0, len(self)]), max(1, min(size, len(self), _MAX_BLOCK_SAMPLES)))
 
     def block_edges(self) -> np.ndarray:
-        """Where blocks of neighbouring samples begin and end, [K + 1] int64.
+        """Row groups of Parquet, or the blocks of version 1 of the order, [K + 1] int64.
 
-        Block k holds the samples from edges[k] up to edges[k + 1]: 4 MiB of neighbours in training
-        order, or the row groups of Parquet. They follow from order and lengths alone, so that a
-        folder and the shards packed from it have the same.
+        Block k holds the samples from edges[k] up to edges[k + 1].
         """
+        if self._summary and self._summary.edges is not None:
+            return self._summary.edges.astype(np.int64)
         if self.container == "parquet":
             changes = [
                 np.diff(column, prepend=-1) != 0 for column in (self.file_index, self.length)
@@ -87,25 +152,38 @@ class Manifest:
         inner = np.flatnonzero(np.diff(number)) + 1
         return np.concatenate([[0], inner, [len(self)]]).astype(np.int64)
 
+    def within(self, max_sample_mib: float) -> "Manifest":
+        """The same samples, of which larger ones are unreadable."""
+        return replace(self, max_sample_bytes=int(max_sample_mib * 2**20))
+
     def take(self, ids: np.ndarray | Sequence[int]) -> "Manifest":
         """The samples `ids` ([M] integers, any order), with the files they need and no others."""
         ids = np.asarray(ids, dtype=np.int64)
         used, file_index = np.unique(self.file_index[ids], return_inverse=True)
         return replace(
             self,
-            files=[self.files[i] for i in used],
+            files=FileList.of(self.files[i] for i in used),
             file_index=file_index.astype(np.int32),
+            mapped=None,
             members=None if self.members is None else [self.members[i] for i in ids.tolist()],
-            **{column: getattr(self, column)[ids] for column in _COLUMNS[1:]},
+            **{column: getattr(self, column)[ids] for column in NUMBERS[1:]},
         )
 
     def fingerprint(self) -> str:
         """Hex digest of all but `root`: equal where the same samples come in the same order."""
+        if self._summary:
+            return self._summary.fingerprint
         digest = hashlib.sha256()
-        plain = [self.files, self.class_names, self.container, self.encoding]
-        digest.update(json.dumps(plain).encode())
-        for column in _COLUMNS:
-            digest.update(getattr(self, column).astype("<i8").tobytes())
+        digest.update(b"[[")
+        for start in range(0, len(self.files), _FILES_AT_ONCE):
+            some = json.dumps(list(self.files[start : start + _FILES_AT_ONCE]))[1:-1]
+            digest.update(f"{', ' if start else ''}{some}".encode())
+        rest = json.dumps([self.class_names, self.container, self.encoding])
+        digest.update(f"], {rest[1:]}".encode())
+        for column in NUMBERS:
+            values = getattr(self, column)
+            for start in range(0, len(values), _VALUES_AT_ONCE):
+                digest.update(values[start : start + _VALUES_AT_ONCE].astype("<i8").data)
         return digest.hexdigest()[:32]
 
 
@@ -115,14 +193,14 @@ def save_manifests(url: str, manifests: Mapping[str, Manifest]) -> None:
     header: dict[str, Any] = {"format": versions.VERSIONS[_FORMAT], "splits": {}}
     for split, manifest in manifests.items():
         header["splits"][split] = {
-            "root": manifest.root,
+            "root": canonical(manifest.root),
             "class_names": manifest.class_names,
             "container": manifest.container,
             "encoding": manifest.encoding,
             "fingerprint": manifest.fingerprint(),
         }
-        arrays[f"{split}.files"] = _as_bytes("\0".join(manifest.files))
-        for column in _COLUMNS:
+        arrays[f"{split}.files"] = np.frombuffer(FileList.of(manifest.files).text, dtype=np.uint8)
+        for column in NUMBERS:
             values = getattr(manifest, column)
             small = np.result_type(
                 *map(np.min_scalar_type, (values.min(initial=0), values.max(initial=0)))
@@ -140,14 +218,18 @@ def load_manifests(url: str) -> dict[str, Manifest]:
         DataError: The file is damaged.
         NewerVersion: A newer version wrote it.
     """
-    where, data = storage.redact(url), storage.read_bytes(url)
+    where = storage.redact(url)
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            header = json.loads(arrays["header"].tobytes())
-            versions.check(_FORMAT, header["format"], where)
-            loaded = {
-                split: _loaded(split, about, arrays) for split, about in header["splits"].items()
-            }
+        with _open(url) as stream:
+            size_bytes = stream.seek(0, io.SEEK_END)
+            arrays = read_npz(stream, where)
+        header = json.loads(_checked_header(arrays["header"].tobytes()))
+        versions.check(_FORMAT, header["format"], where)
+        max_samples = _FREE_SAMPLES + _MAX_SAMPLES_PER_BYTE * size_bytes
+        loaded = {
+            split: _loaded(split, about, arrays, max_samples)
+            for split, about in header["splits"].items()
+        }
         if len({tuple(manifest.class_names) for manifest in loaded.values()}) != 1:
             raise ValueError("it has no split, or splits of different classes")
         for split, about in header["splits"].items():
@@ -161,37 +243,73 @@ def load_manifests(url: str) -> dict[str, Manifest]:
     return loaded
 
 
-def _loaded(split: str, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Manifest:
+def _open(url: str) -> BinaryIO:
+    """The file; read at once, unless it is large."""
+    try:
+        return io.BytesIO(storage.read_small(url, _READ_AT_ONCE_BYTES))
+    except storage.TooLarge:
+        return storage.open_binary(url)
+
+
+def _checked_header(data: bytes) -> bytes:
+    """JSON whose values take little more memory than its text. Raises ValueError."""
+    containers = data.count(b"[") + data.count(b"{")
+    if len(data) > _MAX_HEADER_BYTES or containers > _MAX_CONTAINERS:
+        raise ValueError(f"its header has {len(data)} bytes and {containers} lists")
+    return data
+
+
+def _loaded(
+    split: str, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], max_samples: int
+) -> Manifest:
     """One split of a file. Raises ValueError for a table that no scan makes."""
-    raw = {column: arrays[f"{split}.{column}"] for column in _COLUMNS}
+    if (count := len(arrays[f"{split}.label"])) > max_samples:
+        raise ValueError(f"{split} has {count} samples; at most {max_samples} fit in the file")
+    files = arrays[f"{split}.files"].tobytes()
+    if files.count(0) > max_samples:
+        raise ValueError(f"{split} has {files.count(0)} files")
+    raw = {column: arrays[f"{split}.{column}"] for column in NUMBERS}
     for column, values in raw.items():
         if values.dtype.kind not in "iu" or values.ndim != 1 or len(values) != len(raw["label"]):
             raise ValueError(f"{split}.{column} is {values.dtype} of shape {values.shape}")
         if not len(values):
             raise ValueError(f"{split} has no sample")
-    columns: dict[str, Any] = {name: raw[name].astype(np.int64) for name in _COLUMNS[1:]}
+    columns: dict[str, Any] = {  # as narrow as they were saved
+        name: values if values.itemsize < 8 else values.astype(np.int64, copy=False)
+        for name, values in raw.items()
+    }
     manifest = Manifest(
         root=about["root"],
-        files=arrays[f"{split}.files"].tobytes().decode().split("\0"),
-        file_index=raw["file_index"].astype(np.int32),
+        files=FileList.from_text(files),
         class_names=about["class_names"],
         container=about["container"],
         encoding=about["encoding"],
         **columns,
     )
+    check_description(split, manifest)
+    names = manifest.class_names
+    if strange := [file for file in manifest.files if not stays_inside(file)]:
+        raise ValueError(f"{split} names {strange[0]!r:.80}, which is not below its root")
+    bounds = {"file_index": (0, len(manifest.files)), "label": (-1, len(names))}
+    for column, values in raw.items():
+        least, end = bounds.get(column, (-1 if column == "crc32" else 0, MAX_FILE_BYTES))
+        if not (least <= int(values.min()) and int(values.max()) < end):
+            raise ValueError(f"{split}.{column} goes from {values.min()} to {values.max()}")
+    if not raw["length"].sum(dtype=np.float64) < 2**62:
+        raise ValueError(f"{split} has more bytes than there are")
+    return manifest
+
+
+def check_description(split: str, manifest: Manifest) -> None:
+    """Raise ValueError for class names, a root, a container or an encoding that no scan gives."""
     names = manifest.class_names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"the class names of {split} are {names!r:.80}")
-    text = (manifest.root, manifest.container, manifest.encoding)
-    is_known = manifest.encoding == "image" or re.fullmatch(r"raw:\d+x\d+x\d+", text[2])
-    if not isinstance(text[0], str) or text[1] not in _CONTAINERS or not is_known:
-        raise ValueError(f"the root, container and encoding of {split} are {text!r:.80}")
-    bounds = {"file_index": (0, len(manifest.files)), "label": (-1, len(names))}
-    for column, values in raw.items():
-        least, end = bounds.get(column, (-1 if column == "crc32" else 0, 2**62))
-        if not (least <= int(values.min()) and int(values.max()) < end):
-            raise ValueError(f"{split}.{column} goes from {values.min()} to {values.max()}")
-    return manifest
+    text = (manifest.root, manifest.container, manifest.encoding, manifest.not_read)
+    is_text = all(isinstance(each, str) for each in text)
+    is_known = is_text and re.fullmatch(r"image|raw:\d+x\d+x\d+", text[2])
+    if not is_known or text[1] not in _CONTAINERS:
+        raise ValueError(f"the root, container and encoding of {split} are {text[:3]!r:.80}")
 
 
 def refuse_one_class(train: Manifest, root: str) -> None:

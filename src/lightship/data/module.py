@@ -1,25 +1,28 @@
 """The LightningDataModule: from the data section of a config to the loaders of a trainer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lightship import devices
+from lightship import devices, versions
 from lightship.config import DataConfig
-from lightship.data.bad_samples import BadSamples, compare_ranks
+from lightship.data.bad_samples import BadSamples
 from lightship.data.batch import Batch
 from lightship.data.image_split import ImageSplit
 from lightship.data.images.resize import channel_statistics
 from lightship.data.manifest import Manifest
-from lightship.data.order import EvalShare, ListedShare, Order, TrainShare
+from lightship.data.order_versions import FIRST, NEWEST, order_of
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
+from lightship.data.shares import EvalShare, ListedShare, TrainShare
+from lightship.data.size_schedule import SizeSchedule
 from lightship.data.streaming.loaders import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
 from lightship.data.streaming.prefetch import BatchRange
 from lightship.data.train_batches import build_augment, check_batches
+from lightship.distributed import comm
 
 logger = logging.getLogger(__name__)
 _STATISTICS_IMAGES, _STATISTICS_AT_ONCE = 1024, 128
@@ -55,7 +58,9 @@ class ImageData(LightningDataModule):
         self._predict_batches = predict_batches
         self._splits: dict[str, ImageSplit] = {}
         self._on_device: dict[str, ResidentSplit | StreamedSplit] = {}
-        self._train_loader: StreamedTrainLoader | None = None
+        self._features: dict[str, ResidentSplit] = {}
+        self._train_loader: _TrainLoader | None = None
+        self._order_version: int | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -87,9 +92,9 @@ class ImageData(LightningDataModule):
         return {name: split.bad for name, split in self._splits.items() if split.decoded is None}
 
     def count_bad_samples(self) -> None:
-        """Count the bad samples of all ranks, see `compare_ranks`. Every rank; blocks."""
+        """Count the bad samples of all ranks, see `_compare_ranks`. Every rank; blocks."""
         if self.config.on_error == "skip":
-            compare_ranks(self._streamed_bad)
+            _compare_ranks(self._streamed_bad)
             self._log_bad_samples()
 
     def _log_bad_samples(self) -> None:
@@ -98,12 +103,22 @@ class ImageData(LightningDataModule):
                 logger.info(f"{name}: {line}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The bad samples so far, so that a restart counts on. Every rank; blocks."""
+        """What a restart goes on with: the version of the order, and the bad samples so far.
+
+        Every rank; blocks.
+        """
         self.count_bad_samples()
-        return {split: bad.state_dict() for split, bad in self._streamed_bad.items() if bad.reasons}
+        bad = {split: bad.state_dict() for split, bad in self._streamed_bad.items() if bad.reasons}
+        return {"order": self._order_version or NEWEST, **bad}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on from what a checkpoint knows. Every rank, after `prepare`."""
+        """Go on with what a checkpoint knows. Every rank, after `prepare`.
+
+        Raises:
+            NewerVersion: Its order is that of a newer version.
+        """
+        self._order_version = state_dict.get("order", FIRST)
+        versions.check("order", self._order_version, "the checkpoint")
         for split, bad in self._streamed_bad.items():
             if split in state_dict:
                 bad.load_state_dict(state_dict[split])
@@ -123,10 +138,17 @@ class ImageData(LightningDataModule):
         return self._splits[name]
 
     def pixel_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation a channel, in 0..1, as data.normalize asks for. Every rank; blocks.
+        """Mean and deviation a channel, in 0..1, as the settings ask for. Every rank; blocks.
 
-        auto: of 1,024 images spread evenly over train, the same however the set is read.
+        normalize auto: of 1,024 images spread evenly over train, the same however the set is read.
         """
+        mean, std = self.config.mean, self.config.std
+        if mean is None or std is None:
+            statistics = self._statistics()
+            mean, std = mean or statistics[0], std or statistics[1]
+        return mean, std
+
+    def _statistics(self) -> tuple[list[float], list[float]]:
         if self.config.normalize == "imagenet":
             return IMAGENET_MEAN, IMAGENET_STD
         if self.config.normalize == "none":
@@ -144,7 +166,11 @@ class ImageData(LightningDataModule):
         split = self.prepare(name)
         images, ids = split.read(split.spread(count))
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return batch, torch.from_numpy(split.manifest.label[ids]), torch.from_numpy(ids)
+        return (
+            batch,
+            torch.from_numpy(split.manifest.label[ids].astype(np.int64)),
+            torch.from_numpy(ids),
+        )
 
     def images(self, name: str, ids: np.ndarray) -> dict[int, np.ndarray]:
         """The pixels of some samples by id, [S, S, 3] uint8, without those that cannot be read.
@@ -154,8 +180,12 @@ class ImageData(LightningDataModule):
         images, readable = self.prepare(name).read(ids)
         return dict(zip(readable.tolist(), images, strict=True))
 
-    def train_dataloader(self) -> ResidentTrainLoader | StreamedTrainLoader:
+    def train_dataloader(self) -> "_TrainLoader":
         """Training batches from wherever the trainer stands."""
+        self._train_loader = _TrainLoader(self._make_train_loader())
+        return self._train_loader
+
+    def _make_train_loader(self) -> ResidentTrainLoader | StreamedTrainLoader:
         assert self.trainer is not None
         trainer, config = self.trainer, self.config
         share = self._train_share()
@@ -174,14 +204,18 @@ class ImageData(LightningDataModule):
             epochs = last if last is not None and last >= 0 else None
             return BatchRange(trainer.current_epoch, progress.ready, batches, epochs)
 
-        loader = StreamedTrainLoader(split, share, augment, config.crop_min_area, batches_left)
-        self._train_loader = loader
-        return loader
+        sizes = None
+        if config.sizes_px:
+            assert trainer.max_epochs is not None
+            sizes = SizeSchedule(config.sizes_px, trainer.max_epochs)
+        return StreamedTrainLoader(split, share, augment, config.crop_min_area, batches_left, sizes)
 
     def _train_share(self) -> TrainShare:
         assert self.trainer is not None
         trainer, size = self.trainer, self.config.global_batch_size
-        order = Order.of(self.manifests["train"], size, self.seed)
+        if self._order_version is None:  # checkpoints of 0.1.0 have no state of the data
+            self._order_version = NEWEST if trainer.ckpt_path is None else FIRST
+        order = order_of(self.manifests["train"], size, self.seed, self._order_version)
         if order.dropped_per_epoch:
             logger.info(
                 f"train: {order.steps_per_epoch} batches of {size} an epoch; the last, incomplete "
@@ -204,6 +238,30 @@ class ImageData(LightningDataModule):
         assert self._predict_batches is not None
         return self._loader("predict", ListedShare(self._predict_batches))
 
+    def listed_dataloader(
+        self, split: str, batches: np.ndarray
+    ) -> ResidentEvalLoader | StreamedEvalLoader:
+        """These batches of a split, without augmentation.
+
+        Args:
+            split: Its name.
+            batches: [K, B] int64 ids, NOT_COUNTED in padding: this rank's.
+        """
+        return self._loader(split, ListedShare(batches))
+
+    def use_features(self, split: str, features: torch.Tensor, labels: torch.Tensor) -> None:
+        """Until the fit's end, batches have features in place of the images of a split.
+
+        Args:
+            split: Its name.
+            features: [N, D] float32, on the trainer's device.
+            labels: [N] int64 there, NOT_COUNTED where the image could not be read.
+        """
+        self._features[split] = ResidentSplit(features, labels)
+        if split == "train" and self._train_loader is not None:
+            self._train_loader.close()
+            self._train_loader.loader = self._make_train_loader()
+
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
@@ -212,6 +270,7 @@ class ImageData(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """End what reads ahead."""
+        self._features.clear()
         if stage == "fit" and self._train_loader is not None:
             self._train_loader.close()
 
@@ -232,7 +291,44 @@ class ImageData(LightningDataModule):
 
     def _split_on_device(self, name: str) -> ResidentSplit | StreamedSplit:
         assert self.trainer is not None
+        if name in self._features:
+            return self._features[name]
         if name not in self._on_device:
             device = self.trainer.strategy.root_device
             self._on_device[name] = self.prepare(name).on(device)
         return self._on_device[name]
+
+
+def _compare_ranks(splits: Mapping[str, BadSamples]) -> None:
+    """Count the bad samples of all ranks against the bound. Every rank; blocks for the others.
+
+    Args:
+        splits: The same splits on every rank.
+
+    Raises:
+        DataError: Too many (or all) of a split are bad.
+        ConfigError: The same, where access was denied to all of them.
+    """
+    news = {split: bad.take_news() for split, bad in splits.items()}
+    if comm.all_reduce_any(any(each.reasons for each in news.values())):
+        everybodys = comm.all_gather(news)
+        for split, bad in splits.items():
+            bad.merge(each[split] for each in everybodys)
+
+
+class _TrainLoader:
+    """The loader of the training split, which `use_features` replaces before the first batch."""
+
+    def __init__(self, loader: ResidentTrainLoader | StreamedTrainLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.loader
+
+    def close(self) -> None:
+        """Stop prefetching."""
+        if isinstance(self.loader, StreamedTrainLoader):
+            self.loader.close()

@@ -8,12 +8,23 @@ from typing import Any
 
 from lightship.errors import DataError
 
+MAX_NAME_CHARACTERS = 1024
+"""Of a class."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def normal_form(name: str) -> str:
     """A class name in composed form (NFC): macOS and some archivers write é as two characters."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def check_label_length(label: str, where: str) -> None:
+    """Raise DataError for text that is too long to be a class name."""
+    if len(label) > MAX_NAME_CHARACTERS:
+        raise DataError(
+            f"{where}: the class name {printable(label[:40])}... has {len(label)} characters; at "
+            f"most {MAX_NAME_CHARACTERS}"
+        )
 
 
 def check_class_names(names: Sequence[Any], root: str) -> list[str]:
@@ -30,8 +41,12 @@ def check_class_names(names: Sequence[Any], root: str) -> list[str]:
     checked = []
     for i, name in enumerate(names):
         if not isinstance(name, str) and type(name) is not int:
-            raise DataError(f"{root}: the name of class {i} is {name!r}; it must be text")
-        text = normal_form(str(name))
+            is_short = name is None or isinstance(name, bool | float)  # a list may have no end
+            shown = repr(name) if is_short else f"a {type(name).__name__}"
+            raise DataError(f"{root}: the name of class {i} is {shown}; it must be text")
+        text = str(name)
+        check_label_length(text, root)
+        text = normal_form(text)
         if not text.strip():
             raise DataError(f"{root}: the name of class {i} is empty ({name!r}); name it")
         if not _is_unicode(text):

@@ -2,56 +2,47 @@
 
 Nothing here depends on ranks, workers or storage. A rank takes its slice of a global batch, so the
 same samples share a step on any number of processes, and the whole state of the input pipeline is
-the number of steps done.
+the number of steps done. Any batch of any epoch is computed alone, in time and memory of a batch.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from fractions import Fraction
 
 import numpy as np
 
-from lightship.data.batch import NOT_COUNTED
-from lightship.data.manifest import Manifest
+from lightship.data.blocks import Blocks
+from lightship.data.lane import Lane
+from lightship.data.permutation import Permutation, words
 from lightship.errors import ConfigError
 
 _MIN_SEGMENT_SAMPLES = 8
 _MIX_BYTES = 4 * 2**30
+_PHASES = 16
+_SHUFFLE, _BLOCKS, _WITHIN, _REST, _ROTATION = range(16, 21)
+"""Streams of random numbers of an epoch; version 1 has 0 to 2."""
 
 
-class Order:
+class Order(ABC):
     """The sample ids of every global training batch.
-
-    A set is shuffled as a whole or, given `block_edges`, so that it can be read in blocks of
-    neighbouring samples: the blocks come in random order, cut into segments of equal length; every
-    global batch takes equally many samples of each segment (so a rank whose share is whole segments
-    reads each block alone), and within a segment each block is spread evenly, with a random offset,
-    over as many batches as let every sample of a batch come from a different block.
 
     Args:
         num_samples: Size of the training split.
         global_batch_size: Samples per optimizer step over all ranks.
         seed: The run's seed.
-        block_edges: [K + 1] int64, from 0 to num_samples: sample i is in block k if
-            edges[k] <= i < edges[k + 1] (`Manifest.block_edges`). None: no blocks.
-        size_bytes: Size of the whole set; at most 4 GiB of blocks are mixed. Only for blocks.
 
     Attributes:
-        mixed_blocks: Blocks that are spread over the same batches.
-        mixed_bytes: Their size.
+        blocks: The blocks that are read together; None: the set is shuffled as a whole.
+        mixed_bytes: Size of the blocks that are spread over the same batches.
 
     Raises:
         ConfigError: The batch is larger than the split.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        global_batch_size: int,
-        seed: int,
-        block_edges: np.ndarray | None = None,
-        size_bytes: int = 0,
-    ) -> None:
+    blocks: Blocks | None = None
+    mixed_bytes = 0
+
+    def __init__(self, num_samples: int, global_batch_size: int, seed: int) -> None:
         if global_batch_size > num_samples:
             raise ConfigError(
                 f"--data.global_batch_size is {global_batch_size}, but the training split has only "
@@ -60,27 +51,10 @@ class Order:
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.seed = seed
-        self.block_edges = block_edges
-        blocks = 0 if block_edges is None else len(block_edges) - 1
-        max_blocks = max(1, int(_MIX_BYTES / max(1.0, size_bytes / max(1, blocks))))
-        self.mixed_blocks = min(global_batch_size, max_blocks, blocks)
-        self.mixed_bytes = self.mixed_blocks * size_bytes // max(1, blocks)
-        self._newest: tuple[int, np.ndarray] | None = None
-
-    @classmethod
-    def of(cls, manifest: Manifest, global_batch_size: int, seed: int) -> "Order":
-        """The order of a split, in blocks unless the split is small."""
-        if manifest.is_small:
-            return cls(len(manifest), global_batch_size, seed)
-        size_bytes = int(manifest.length.sum())
-        return cls(len(manifest), global_batch_size, seed, manifest.block_edges(), size_bytes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_newest": None}  # another process computes it again
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in an epoch; the permutation's remainder is dropped."""
+        """Full global batches in an epoch; the remainder is dropped."""
         return self.num_samples // self.global_batch_size
 
     @property
@@ -88,175 +62,186 @@ class Order:
         """Samples left out of an epoch (different ones each time) so that every batch is full."""
         return self.num_samples % self.global_batch_size
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Ids of an epoch, [steps_per_epoch, global_batch_size] int64, read-only."""
-        if self._newest is None or self._newest[0] != epoch:
-            full = self.steps_per_epoch * self.global_batch_size
-            if self.block_edges is None:
-                ids = permutation(self.num_samples, self.seed, epoch)[:full]
-                batches = ids.reshape(self.steps_per_epoch, self.global_batch_size)
-            else:
-                batches = self._in_blocks(epoch, self.block_edges)
-            batches.flags.writeable = False
-            self._newest = epoch, batches
-        return self._newest[1]
+    @abstractmethod
+    def ids(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """The samples at places of an epoch, [M] int64.
 
-    def _in_blocks(self, epoch: int, edges: np.ndarray) -> np.ndarray:
-        blocks = permutation(len(edges) - 1, self.seed, epoch)
-        sizes = np.diff(edges)[blocks]
-        starts = np.cumsum(sizes) - sizes
-        block = np.repeat(np.arange(len(blocks)), sizes)  # [num_samples], in shuffled order
-        words = _words(self.num_samples, self.seed, epoch, stream=1)
-        # A random order within each block, and the blocks one after the other.
-        shuffled = np.lexsort((words, block))
-        line = (edges[blocks] - starts)[block] + shuffled
+        Args:
+            epoch: 0, 1, ...
+            places: [M] int64: batch * global_batch_size + row.
+        """
 
-        width = segment_width(self.global_batch_size)
-        segments, steps = self.global_batch_size // width, self.steps_per_epoch
-        # A block's samples are evenly spaced, with a random offset.
-        offset = _words(len(blocks), self.seed, epoch, stream=2) / 2.0**64
-        within = (np.arange(self.num_samples) - starts[block] + offset[block]) / sizes[block]
-        spread = self.mixed_blocks / segments * self.num_samples / len(blocks)
-        key = starts[block] + within * spread
-        full = segments * steps * width
-        in_segment = np.argsort(key[:full].reshape(segments, -1), axis=1, kind="stable")
-        ids = np.take_along_axis(line[:full].reshape(segments, -1), in_segment, axis=1)
-        batches = ids.reshape(segments, steps, width).transpose(1, 0, 2)
-        return np.ascontiguousarray(batches).reshape(steps, self.global_batch_size)
+    @abstractmethod
+    def places(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """The inverse of `ids`, [M] int64; -1 where a sample is dropped in this epoch."""
 
 
-@dataclass
-class TrainShare:
-    """One rank's training batches.
+class Shuffle(Order):
+    """A set that is shuffled as a whole."""
 
-    Attributes:
-        order: The global batches.
-        rank: This process, 0 to world_size - 1.
-        world_size: Processes that share a global batch.
-        parts: Parts (gradient accumulation) each rank's share is cut into.
-        chips: Devices that each process drives.
+    def ids(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """See `Order`."""
+        return self._permutation(epoch)(places)
 
-    Raises:
-        ConfigError: The global batch is not divisible by these (on construction).
-    """
+    def places(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """See `Order`."""
+        found = self._permutation(epoch).inverse(ids)
+        return np.where(found < self.steps_per_epoch * self.global_batch_size, found, -1)
 
-    order: Order
-    rank: int
-    world_size: int
-    parts: int
-    chips: int = 1
-
-    def __post_init__(self) -> None:
-        size, devices = self.order.global_batch_size, self.world_size * self.chips
-        for divisor in (devices, devices * self.parts):
-            if size % divisor:
-                raise ConfigError(
-                    f"--data.global_batch_size {size} is not divisible by {divisor} "
-                    "(devices x nodes x --trainer.accumulate_grad_batches)"
-                )
-
-    def __len__(self) -> int:
-        return self.order.steps_per_epoch * self.parts
-
-    @property
-    def batch_size(self) -> int:
-        """Samples in each of this rank's batches."""
-        return self.order.global_batch_size // self.world_size // self.parts
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Ids of an epoch, [len(self), batch_size] int64."""
-        mine = share(self.order.epoch(epoch), self.rank, self.world_size)
-        pieces = [share(mine, part, self.parts) for part in range(self.parts)]
-        return np.stack(pieces, axis=1).reshape(len(self), -1)
+    def _permutation(self, epoch: int) -> Permutation:
+        return _permutation(self.num_samples, self.seed, epoch, _SHUFFLE)
 
 
-@dataclass
-class EvalShare:
-    """One rank's evaluation batches: every sample exactly once over all ranks, in order.
+class BlockShuffle(Order):
+    """A set that is shuffled so that it can be read in blocks of neighbouring samples.
 
-    All ranks make the same number of batches of one size; padding is NOT_COUNTED.
+    A global batch has segments of equal width (so a rank whose share is whole segments reads each
+    block alone), and each segment its lane of blocks over the epoch. Blocks come in random order,
+    the samples of each in random order too. A lane interleaves its blocks so that the samples of a
+    segment come from as many blocks as are mixed (see `Lane`). What whole blocks cannot fill of a
+    lane is a piece of less than a block, of those that are left.
+
+    Args:
+        blocks: Of the training split.
+        global_batch_size: Samples per optimizer step over all ranks.
+        seed: The run's seed.
+        size_bytes: Size of the whole set; at most 4 GiB of blocks are mixed.
 
     Attributes:
-        num_samples: Size of the split.
-        max_batch_size: Bound of a batch.
-        rank: This process, 0 to world_size - 1.
-        world_size: Processes that share the split.
+        width: Samples of a segment.
+        mixed_blocks: Blocks that are spread over the same batches.
     """
 
-    num_samples: int
-    max_batch_size: int
-    rank: int
-    world_size: int
+    def __init__(self, blocks: Blocks, global_batch_size: int, seed: int, size_bytes: int) -> None:
+        super().__init__(blocks.num_samples, global_batch_size, seed)
+        self.blocks: Blocks = blocks
+        block_bytes = max(1.0, size_bytes * blocks.size / self.num_samples)
+        max_mixed = max(1, int(_MIX_BYTES / block_bytes))
+        self.width = segment_width(global_batch_size, max_mixed)
+        self._lanes = global_batch_size // self.width
+        self._lane_samples = self.steps_per_epoch * self.width
+        self._lane_blocks, self._rest = divmod(self._lane_samples, blocks.size)
+        enough = min(self.width + Fraction(1, 2), Fraction(self._lane_blocks + 1))
+        self._spread = max(Fraction(1), min(Fraction(max_mixed, self._lanes), enough))
+        self._phases = min(_PHASES, self._lanes)
+        self.mixed_blocks = int(self._spread * self._lanes)
+        self.mixed_bytes = min(size_bytes, int(self.mixed_blocks * block_bytes))
+
+    def _lane(self, phase: int) -> Lane:
+        """The course of the lanes of a phase.
+
+        A lane that spreads its blocks over more begins each of them earlier: by half a block for
+        one more. So that the lanes do not all begin theirs at once, the spreads differ by up to 1.
+        """
+        around = Fraction(2 * phase + 1, 2 * self._phases) - Fraction(1, 2)
+        return _lane(self.blocks.size, self._lane_blocks, self._rest, self._spread + around)
+
+    def ids(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        """See `Order`."""
+        batch, row = np.divmod(places, self.global_batch_size)
+        lane, within = np.divmod(row, self.width)
+        position = batch * self.width + within
+        # All lanes of a phase are alike: what few positions they have is computed once.
+        some, back = np.unique(position, return_inverse=True)
+        phases, of_phase = np.unique(lane % self._phases, return_inverse=True)
+        found = np.array([self._lane(phase).at(some) for phase in phases.tolist()])
+        number, place = found[of_phase, 0, back], found[of_phase, 1, back]
+        return self._samples(epoch, lane, number, place)
+
+    def _samples(
+        self, epoch: int, lane: np.ndarray, number: np.ndarray, place: np.ndarray
+    ) -> np.ndarray:
+        """The samples at places of blocks of lanes, [M] int64 each."""
+        blocks, size = self.blocks, self.blocks.size
+        in_rest = np.flatnonzero(number == self._lane_blocks)
+        block = lane * self._lane_blocks + number
+        within = place.copy()
+        if len(in_rest):
+            piece = lane[in_rest]
+            inner = self._permutation(self._rest, epoch, _REST)(place[in_rest], piece)
+            left = (piece * self._rest + inner + self._rotation(epoch)) % self._left
+            block[in_rest] = self._lanes * self._lane_blocks + left // size
+            within[in_rest] = left % size
+        chosen = np.flatnonzero(block < blocks.count)
+        if len(chosen):
+            block[chosen] = self._permutation(blocks.count, epoch, _BLOCKS)(block[chosen])
+        whole = np.flatnonzero(number < self._lane_blocks)
+        if len(whole):
+            inner = self._permutation(size, epoch, _WITHIN)(place[whole], block[whole])
+            within[whole] = inner
+        return blocks.samples(block, within)
 
     @property
-    def _per_rank(self) -> int:
-        return -(-self.num_samples // self.world_size)
+    def _left(self) -> int:
+        """Samples of the blocks that no lane has whole, and of the tail."""
+        return self.num_samples - self._lanes * self._lane_blocks * self.blocks.size
 
-    @property
-    def batch_size(self) -> int:
-        """Rows of each batch."""
-        return min(self.max_batch_size, self._per_rank)
+    def _rotation(self, epoch: int) -> int:
+        """Where the first lane's piece of what is left begins: others are dropped each epoch."""
+        return int(words(1, self.seed, epoch, _ROTATION)[0] % np.uint64(self._left))
 
-    def __len__(self) -> int:
-        return -(-self._per_rank // self.batch_size)
+    def places(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """See `Order`."""
+        blocks, size = self.blocks, self.blocks.size
+        block, within = blocks.where(ids)
+        drawn = block.copy()
+        chosen = np.flatnonzero(block < blocks.count)
+        if len(chosen):
+            drawn[chosen] = self._permutation(blocks.count, epoch, _BLOCKS).inverse(block[chosen])
+        lane, number = np.divmod(drawn, max(1, self._lane_blocks))
+        is_whole = drawn < self._lanes * self._lane_blocks
+        place = within.copy()
+        whole = np.flatnonzero(is_whole)
+        if len(whole):
+            inner = self._permutation(size, epoch, _WITHIN).inverse(within[whole], block[whole])
+            place[whole] = inner
+        dropped = np.zeros(len(ids), dtype=bool)
+        rest = np.flatnonzero(~is_whole)
+        if len(rest):
+            left = (drawn[rest] - self._lanes * self._lane_blocks) * size + within[rest]
+            left = (left - self._rotation(epoch)) % self._left
+            piece, inner = np.divmod(left, max(1, self._rest))
+            dropped[rest] = left >= self._lanes * self._rest
+            kept = np.flatnonzero(~dropped[rest])
+            if len(kept):
+                permutation = self._permutation(self._rest, epoch, _REST)
+                inner[kept] = permutation.inverse(inner[kept], piece[kept])
+            lane[rest], number[rest], place[rest] = piece, self._lane_blocks, inner
+        return np.where(dropped, -1, self._of_lanes(lane, number, place, dropped))
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Ids, [len(self), batch_size] int64, the same in every epoch."""
-        first = self.rank * self._per_rank
-        ids = first + np.arange(len(self) * self.batch_size)
-        is_mine = ids < min(first + self._per_rank, self.num_samples)
-        return np.where(is_mine, ids, NOT_COUNTED).reshape(len(self), self.batch_size)
+    def _of_lanes(
+        self, lane: np.ndarray, number: np.ndarray, place: np.ndarray, dropped: np.ndarray
+    ) -> np.ndarray:
+        """Places in the epoch of places in blocks of lanes, [M] int64."""
+        position = np.zeros_like(place)
+        phase = np.where(dropped, -1, lane % self._phases)
+        for each in np.unique(phase[~dropped]).tolist():
+            rows = np.flatnonzero(phase == each)
+            position[rows] = self._lane(each).positions(number[rows], place[rows])
+        batch, within = np.divmod(position, self.width)
+        return batch * self.global_batch_size + lane * self.width + within
+
+    def _permutation(self, size: int, epoch: int, stream: int) -> Permutation:
+        return _permutation(size, self.seed, epoch, stream)
 
 
-@dataclass(frozen=True)
-class ListedShare:
-    """One rank's evaluation batches, listed.
+@functools.lru_cache(maxsize=16)
+def _permutation(size: int, seed: int, epoch: int, stream: int) -> Permutation:
+    return Permutation(size, seed, epoch, stream)
 
-    Attributes:
-        batches: [K, B] int64 ids, NOT_COUNTED in padding.
+
+@functools.lru_cache(maxsize=4 * _PHASES)
+def _lane(size: int, count: int, rest: int, spread: Fraction) -> Lane:
+    return Lane(size, count, rest, spread)
+
+
+def segment_width(global_batch_size: int, max_segments: int) -> int:
+    """Samples of each segment in a global batch: its smallest divisor of at least 8.
+
+    Args:
+        global_batch_size: To divide.
+        max_segments: How many segments there may be.
     """
-
-    batches: np.ndarray
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of each batch."""
-        return self.batches.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Ids, [len(self), batch_size] int64, the same in every epoch."""
-        return self.batches
-
-
-def segment_width(global_batch_size: int) -> int:
-    """Samples of each segment in a global batch: its smallest divisor of at least 8."""
-    widths = range(_MIN_SEGMENT_SAMPLES, global_batch_size)
+    least = max(_MIN_SEGMENT_SAMPLES, -(-global_batch_size // max_segments))
+    widths = range(least, global_batch_size)
     return next((w for w in widths if global_batch_size % w == 0), global_batch_size)
-
-
-def share(global_ids: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """Contiguous slice `part` of `parts` equal ones of the last axis of `global_ids`."""
-    width, rest = divmod(global_ids.shape[-1], parts)
-    assert not rest, "TrainShare refuses what does not divide"
-    return global_ids[..., part * width : (part + 1) * width]
-
-
-@functools.lru_cache(maxsize=2)
-def permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A uniform permutation of range(num_samples), [num_samples] int64, read-only.
-
-    Sorts raw Philox words, whose values NumPy guarantees, and not `Generator.permutation`, whose
-    stream may change between NumPy versions: a run must be resumable after an upgrade.
-    """
-    ids = np.argsort(_words(num_samples, seed, epoch), kind="stable")
-    ids.flags.writeable = False
-    return ids
-
-
-def _words(count: int, seed: int, epoch: int, stream: int = 0) -> np.ndarray:
-    """[count] uint64 random bits, different for each stream."""
-    key = np.array([seed + (stream << 32), epoch], dtype=np.uint64)
-    return np.random.Philox(key=key).random_raw(count)

@@ -7,13 +7,30 @@ import numpy as np
 from lightship import storage
 from lightship.config import DataConfig
 from lightship.data.bad_samples import BadSamples
-from lightship.data.images.decode import PixelLimit
+from lightship.data.images.limits import ImageLimits
+from lightship.data.images.resize import DEFAULT_RESIZE, Resize
 from lightship.data.manifest import Manifest
 from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sample_reader import read_samples
 from lightship.errors import ConfigError, DataError
 
 _MAX_READ = 64
+_FROM_THE_ORIGINAL = ("crop_min_area", "sizes_px")
+"""Settings of training whose images are made anew of the original ones."""
+
+
+def is_streamed(config: DataConfig) -> bool:
+    """Whether the settings alone say that training images are streamed."""
+    is_remade = any(getattr(config, name) for name in _FROM_THE_ORIGINAL)
+    return config.mode == "streaming" or is_remade
+
+
+def resize_of(config: DataConfig) -> Resize | None:
+    """How images become squares; None: they are not resized."""
+    if config.image_size_px is None:
+        return None
+    plain = DEFAULT_RESIZE
+    return Resize(config.interpolation or plain.interpolation, config.eval_crop or plain.crop)
 
 
 def side_of(image: np.ndarray, name: str) -> int:
@@ -31,18 +48,18 @@ def side_of(image: np.ndarray, name: str) -> int:
     return int(height)
 
 
-def side_of_first(manifest: Manifest, bad: BadSamples, limit: PixelLimit) -> int:
+def side_of_first(manifest: Manifest, bad: BadSamples, limits: ImageLimits) -> int:
     """Side in pixels of the first image of a split that can be read. Any rank; blocks.
 
     Args:
         manifest: The split.
         bad: Takes those before it.
-        limit: Bound of an image that is decoded.
+        limits: What decoding an image may cost.
 
     Raises:
         DataError: It is not square; or an image cannot be read and may not be skipped.
     """
-    decoder = SampleDecoder(manifest, limit=limit)
+    decoder = SampleDecoder(manifest, limits=limits)
     start, count = 0, 1
     while start < len(manifest):
         ids = np.arange(start, min(start + count, len(manifest)))
@@ -73,9 +90,9 @@ def choose_regime(
     if split == "predict" and config.mode == "auto" and not needs_memory:
         return "streaming"  # each image is wanted once, and results from the first moment on
     gib = len(manifest) * 3 * size_px * size_px / 2**30
-    boxes = split == "train" and config.crop_min_area > 0
-    if config.mode == "streaming" or boxes:
-        why = "--data.crop_min_area" if boxes else "--data.mode streaming"
+    forced = next((name for name in _FROM_THE_ORIGINAL if getattr(config, name)), None)
+    if config.mode == "streaming" or (split == "train" and forced):
+        why = f"--data.{forced}" if split == "train" and forced else "--data.mode streaming"
     elif gib <= config.resident_gib:
         return "resident"
     elif config.mode == "resident":

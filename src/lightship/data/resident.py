@@ -10,7 +10,9 @@ from torch import Tensor
 from lightship import devices
 from lightship.data.augment import Augment
 from lightship.data.batch import NOT_COUNTED, Batch
-from lightship.data.order import EvalShare, ListedShare, TrainShare
+from lightship.data.shares import EvalShare, ListedShare, TrainShare
+
+_IDS_AT_ONCE = 2**20
 
 
 @dataclass
@@ -19,7 +21,7 @@ class ResidentSplit:
 
     Attributes:
         pixels: [N, S, S, 3] uint8: NHWC, so that cutting a batch moves whole images and the
-            batch's [B, 3, S, S] view is channels_last already.
+            batch's [B, 3, S, S] view is channels_last already. Or features, [N, D] float32.
         labels: [N] int64, NOT_COUNTED where the image could not be read.
     """
 
@@ -40,8 +42,35 @@ class ResidentSplit:
 
     def take(self, ids: Tensor) -> Batch:
         """The samples `ids` [B] int64 (on the split's device) as a batch."""
-        images = self.pixels.index_select(0, ids).permute(0, 3, 1, 2)
+        images = self.pixels.index_select(0, ids)
+        if images.ndim == 4:
+            images = images.permute(0, 3, 1, 2)
         return Batch(images, self.labels.index_select(0, ids), ids)
+
+
+class _Rows:
+    """The ids of a share's batches on a device, many brought there at once.
+
+    Args:
+        share: This rank's batches.
+        device: Of the split.
+    """
+
+    def __init__(self, share: TrainShare | EvalShare | ListedShare, device: torch.device) -> None:
+        self.share, self._device = share, devices.of(device)
+        self._at_once = max(1, _IDS_AT_ONCE // share.batch_size)
+        self._held: tuple[int, int] | None = None
+        self._row: Callable[[int], Tensor]
+
+    def ids(self, epoch: int, index: int) -> Tensor:
+        """Of batch `index` of an epoch, [B] int64."""
+        number, row = divmod(index, self._at_once)
+        if self._held != (epoch, number):
+            start = number * self._at_once
+            stop = min(start + self._at_once, len(self.share))
+            self._row = self._device.rows(torch.tensor(self.share.batches(epoch, start, stop)))
+            self._held = epoch, number
+        return self._row(row)
 
 
 class ResidentTrainLoader:
@@ -64,7 +93,7 @@ class ResidentTrainLoader:
     ) -> None:
         self.split, self.share, self.augment = split, share, augment
         self.position = position
-        self._epoch_rows: tuple[int, Callable[[int], Tensor]] | None = None
+        self._rows = _Rows(share, split.labels.device)
 
     def __len__(self) -> int:
         return len(self.share)
@@ -72,14 +101,7 @@ class ResidentTrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             epoch, index = self.position()
-            yield self.augment(self.split.take(self._ids_of(epoch)(index)), epoch)
-
-    def _ids_of(self, epoch: int) -> Callable[[int], Tensor]:
-        """This rank's ids in an epoch: of batch k, [B] on the device."""
-        if self._epoch_rows is None or self._epoch_rows[0] != epoch:
-            ids = torch.tensor(self.share.epoch(epoch))
-            self._epoch_rows = epoch, devices.of(self.split.labels.device).rows(ids)
-        return self._epoch_rows[1]
+            yield self.augment(self.split.take(self._rows.ids(epoch, index)), epoch)
 
 
 class ResidentEvalLoader:
@@ -87,13 +109,14 @@ class ResidentEvalLoader:
 
     def __init__(self, split: ResidentSplit, share: EvalShare | ListedShare) -> None:
         self.split, self.share = split, share
-        self.ids = devices.of(split.labels.device).rows(torch.from_numpy(share.epoch(0)))
+        self._rows = _Rows(share, split.labels.device)
 
     def __len__(self) -> int:
         return len(self.share)
 
     def __iter__(self) -> Iterator[Batch]:
-        for ids in map(self.ids, range(len(self))):
+        for index in range(len(self)):
+            ids = self._rows.ids(0, index)
             batch = self.split.take(ids.clamp(min=0))
             labels = torch.where(ids < 0, NOT_COUNTED, batch.labels)
             yield batch._replace(labels=labels, ids=ids)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightship.data.bad_samples import BadSamples
-from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit, decode
-from lightship.data.images.resize import decode_box, decode_square
+from lightship.data.images.decode import decode
+from lightship.data.images.limits import DEFAULT_LIMITS, ImageLimits
+from lightship.data.images.resize import DEFAULT_RESIZE, Resize, decode_box, decode_square
 from lightship.data.manifest import Manifest
 from lightship.data.sample_reader import Raw, Sample, read_samples
-from lightship.distributed import comm
 from lightship.errors import DataError
 
 _CHUNK_BYTES, _CHUNK_SAMPLES = 2**20, 256
@@ -25,15 +25,15 @@ class SampleDecoder:
     Attributes:
         manifest: The split.
         size_px: Side of the squares; None: each image keeps its size.
-        resize: Whether images are scaled and cropped to that, or must have it.
-        limit: Bound of an image that is decoded.
+        resize: How images are scaled and cropped to that; None: they must have it.
+        limits: What decoding an image may cost.
         min_area: Least share of the image in a random box; 0: the whole image.
     """
 
     manifest: Manifest
     size_px: int | None = None
-    resize: bool = True
-    limit: PixelLimit = DEFAULT_LIMIT
+    resize: Resize | None = DEFAULT_RESIZE
+    limits: ImageLimits = DEFAULT_LIMITS
     min_area: float = 0.0
 
     def decode(
@@ -54,10 +54,12 @@ class SampleDecoder:
         encoding, size_px = self.manifest.encoding, self.size_px
         try:
             if size_px and self.min_area and box_draws is not None:
-                return decode_box(data, encoding, size_px, box_draws, self.min_area, self.limit)
+                interpolation = (self.resize or DEFAULT_RESIZE).interpolation
+                how = self.min_area, self.limits, interpolation
+                return decode_box(data, encoding, size_px, box_draws, *how)
             if size_px and self.resize:
-                return decode_square(data, encoding, size_px, self.limit)
-            image = decode(data, encoding, limit=self.limit)
+                return decode_square(data, encoding, size_px, self.limits, self.resize)
+            image = decode(data, encoding, limits=self.limits)
         except DataError as error:
             return error
         if size_px and image.shape != (size_px, size_px, 3):
@@ -70,10 +72,10 @@ def decode_all(
     manifest: Manifest,
     ids: Sequence[int] | np.ndarray | None = None,
     image_size_px: int | None = None,
-    resize: bool = True,
-    threads: int = 0,
+    resize: Resize | None = DEFAULT_RESIZE,
+    threads: int = 1,
     max_bad_fraction: float | None = None,
-    limit: PixelLimit = DEFAULT_LIMIT,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> tuple[np.ndarray, BadSamples]:
     """Read and decode samples into one array, files in the order they lie. Any rank; blocks.
 
@@ -83,11 +85,11 @@ def decode_all(
         manifest: The split.
         ids: [N] which samples; default: all.
         image_size_px: Make squares of this side (`fit_square`); None: all must have one size.
-        resize: If not, images must have that side instead.
-        threads: Decoding threads; 0: one a core.
+        resize: How; None: images must have that side instead.
+        threads: Decoding threads.
         max_bad_fraction: Largest share of N that may be bad and is left black; None: raise at the
             first.
-        limit: Bound of an image that is decoded.
+        limits: What decoding an image may cost.
 
     Returns:
         ([N, H, W, 3] uint8 in the order of `ids`; those that could not be read).
@@ -98,8 +100,7 @@ def decode_all(
     ids = np.arange(len(manifest)) if ids is None else np.asarray(ids, dtype=np.int64)
     order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
     result = _Result(manifest, ids, max_bad_fraction)
-    decoder = SampleDecoder(manifest, image_size_px, resize, limit)
-    threads = threads or comm.cores()
+    decoder = SampleDecoder(manifest, image_size_px, resize, limits)
     pool = ThreadPoolExecutor(threads)
     waiting: deque[tuple[list[int], Future[list[np.ndarray | DataError]]]] = deque()
     done, samples = 0, (sample for _, sample in read_samples(manifest, ids[order]))

@@ -70,12 +70,26 @@ def checked(manifest: Manifest, i: int, data: _Raw) -> _Raw | DataError:
     """Sample `i`, or why `data` is not all of it: empty, or of another checksum."""
     if isinstance(data, DataError):
         return data
+    if error := too_large(manifest, i, len(data)):
+        return error
     if not data:
         return DataError(f"{manifest.name(i)} is empty (0 bytes)")
     known = int(manifest.crc32[i])
     if known >= 0 and (found := zlib.crc32(data)) != known:
         return DataError(f"{manifest.name(i)}: checksum {found:08x}, not {known:08x}")
     return data
+
+
+def too_large(manifest: Manifest, i: int, got_bytes: int = 0) -> DataError | None:
+    """Why sample `i` is not read, or not used, if it has more bytes than a sample may have."""
+    is_known = manifest.container != "parquet"  # whose lengths are estimates
+    size = max(int(manifest.length[i]) if is_known else 0, got_bytes)
+    if size <= manifest.max_sample_bytes:
+        return None
+    return DataError(
+        f"{manifest.name(i)} has {size} bytes, more than max_sample_mib "
+        f"{manifest.max_sample_bytes / 2**20:.4g} allows: remove it, or raise that flag"
+    )
 
 
 def _sample_error(manifest: Manifest, i: int, error: Exception) -> DataError:
@@ -99,9 +113,9 @@ def plan_spans(
 
     Returns:
         (bytes to read, ids in them): neighbours share a request of at most 8 MiB; small gaps, such
-        as a tar's headers, are always read over.
+        as a tar's headers, are always read over. Of a sample that is too large nothing is read.
     """
-    columns = (getattr(manifest, name)[ids] for name in ("file_index", "offset", "length"))
+    columns = (manifest.file_index[ids], manifest.offset[ids], _read_bytes(manifest, ids))
     spans: list[tuple[storage.Span, np.ndarray]] = []
     first = run_start = run_end = 0
     last_file = -1
@@ -125,6 +139,12 @@ def plan_spans(
     return spans
 
 
+def _read_bytes(manifest: Manifest, ids: np.ndarray) -> np.ndarray:
+    """How much of samples is read, int64: nothing of those that are too large."""
+    length = manifest.length[ids].astype(np.int64)
+    return np.where(length > manifest.max_sample_bytes, 0, length)
+
+
 def samples_of(
     manifest: Manifest, run: np.ndarray, start: int, got: storage.Data | Exception
 ) -> dict[int, memoryview | DataError]:
@@ -141,8 +161,8 @@ def samples_of(
     """
     if isinstance(got, Exception):
         return {i: _sample_error(manifest, i, got) for i in run.tolist()}
-    firsts = manifest.offset[run] - start
-    lasts = firsts + manifest.length[run]
+    firsts = manifest.offset[run].astype(np.int64) - start
+    lasts = firsts + _read_bytes(manifest, run)
     whole = memoryview(got)
     return {
         i: whole[first:last]
@@ -199,10 +219,12 @@ class _OneFileAtATime:
         if isinstance(self.file, LightshipError):
             return _sample_error(manifest, i, self.file)
         assert self.file is not None
+        if error := too_large(manifest, i):
+            return error
         try:
             return self.file.read(int(manifest.offset[i]), int(manifest.length[i]))
-        except LightshipError as error:
-            return _sample_error(manifest, i, error)
+        except LightshipError as cause:
+            return _sample_error(manifest, i, cause)
 
     def _open(self, url: str) -> "Unpacked | RowReader | LightshipError":
         try:

@@ -1,62 +1,145 @@
-"""The splits at --data.root as manifests, found once by rank 0 for all ranks."""
+"""The splits at --data.root as manifests, found once by rank 0 and mapped by all ranks."""
 
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import NamedTuple
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.manifest import Manifest, load_manifests, save_manifests, split_validation
+from lightship.data import table_cache
+from lightship.data.manifest import Manifest, load_manifests, split_validation
+from lightship.data.manifest_table import check_table, open_table, write_table
 from lightship.data.sources import layouts, roots
+from lightship.data.table_cache import Table
 from lightship.distributed import comm
 from lightship.errors import DataError
+from lightship.redaction import canonical
 
 logger = logging.getLogger(__name__)
 
 
-def load_splits(config: DataConfig, cache_url: str | None, need: str) -> dict[str, Manifest]:
+class Scanned(NamedTuple):
+    """What `scan_splits` has found."""
+
+    table: Table
+    sizes: dict[str, int]
+    """Split -> its samples."""
+
+
+def scan_splits(config: DataConfig, need: str) -> Scanned:
+    """The labelled splits as they lie at data.root, for `load_splits`. Every rank; blocks.
+
+    Args:
+        config: The data section.
+        need: The split that must exist.
+
+    Raises:
+        DataError: As `load_splits`.
+    """
+
+    def find() -> Scanned:
+        splits = _scan(config)
+        _check_split(config, splits, need)
+        sizes = {split: len(manifest) for split, manifest in splits.items()}
+        return Scanned(_write_and_upload(splits, None), sizes)
+
+    return comm.broadcast_from_rank_0(find)
+
+
+def load_splits(
+    config: DataConfig,
+    cache_url: str | None,
+    need: str,
+    scanned: Scanned | None = None,
+    use_saved: bool = True,
+) -> dict[str, Manifest]:
     """The labelled splits. Every rank; rank 0 reads the saved table or scans. Blocks.
 
     Args:
         config: The data section.
         cache_url: Folder that keeps the table beside the run; None: scan every time.
         need: The split that must exist ("train", "val" or "test").
+        scanned: Of `scan_splits`, in place of scanning.
+        use_saved: Whether to read the table that the folder has: a run with a checkpoint goes on
+            with its samples; where there is none, data.root may have changed since.
 
     Raises:
         DataError: No such split, or nothing to train on.
         NewerVersion: A newer version saved the table.
     """
-    found = comm.broadcast_from_rank_0(partial(_load_or_scan, config, cache_url))
-    splits = _at_local_root(config, found)
-    if "val" not in splits and "train" in splits and config.val_fraction > 0:
-        train, val = split_validation(splits["train"], config.val_fraction)
-        splits = {**splits, "train": train}
-        if val is not None:
-            splits["val"] = val
+    splits = _on_every_rank(config, partial(_load_or_scan, config, cache_url, scanned, use_saved))
+    _check_split(config, splits, need)
+    return splits
+
+
+def _check_split(config: DataConfig, splits: Mapping[str, Manifest], need: str) -> None:
     if need not in splits:
         instead = "; lightship validate measures val" if need == "test" and "val" in splits else ""
         raise DataError(
             f"no {need} split at --data.root {storage.redact(config.root)}: "
             f"found {', '.join(sorted(splits)) or 'nothing'}{instead}"
         )
-    return splits
 
 
-def _load_or_scan(config: DataConfig, cache_url: str | None) -> dict[str, Manifest]:
+def _scan(config: DataConfig) -> dict[str, Manifest]:
+    """The splits, part of train held out where there is no val. Rank 0; blocks."""
+    return _with_val(config, layouts.scan(config.root, config.root_md5))
+
+
+def _with_val(config: DataConfig, splits: dict[str, Manifest]) -> dict[str, Manifest]:
+    if "val" in splits or "train" not in splits or config.val_fraction == 0:
+        return splits
+    train, val = split_validation(splits["train"], config.val_fraction)
+    return {**splits, "train": train} | ({"val": val} if val is not None else {})
+
+
+def _load_or_scan(
+    config: DataConfig, cache_url: str | None, scanned: Scanned | None, use_saved: bool
+) -> Table:
+    """The table, on rank 0's node and, with a folder, there. Rank 0; blocks."""
     if cache_url is None:
-        return layouts.scan(config.root, config.root_md5)
-    key = hashlib.sha256(f"{config.root}\n{config.root_md5}".encode()).hexdigest()[:12]
-    url = storage.join(cache_url, f"manifest-{key}.npz")
-    if storage.exists(url):
-        try:
-            return load_manifests(url)
-        except DataError as error:  # nothing is lost: the table follows from the data
-            logger.warning(f"{error}; scanning --data.root again")
-    found = layouts.scan(config.root, config.root_md5)
-    save_manifests(url, found)
-    return found
+        return scanned.table if scanned else _write_and_upload(_scan(config), None)
+    source = f"{canonical(config.root)}\n{config.root_md5}"
+    url, older_url = (
+        storage.join(cache_url, f"manifest-{hashlib.sha256(text.encode()).hexdigest()[:12]}{kind}")
+        for text, kind in ((f"{source}\n{config.val_fraction}", ".table"), (source, ".npz"))
+    )
+    if use_saved:
+        with _scanning_again_if_damaged(), suppress(storage.NotFound):
+            table = Table.at(url)
+            table_cache.fetch(table, check_table)
+            return table
+    if scanned is not None:
+        return table_cache.upload(scanned.table, url)
+    if use_saved and storage.exists(older_url):  # of a run begun by 0.1.0
+        with _scanning_again_if_damaged():
+            saved = load_manifests(older_url)
+            return _write_and_upload(_with_val(config, saved), url)
+    return _write_and_upload(_scan(config), url)
+
+
+@contextmanager
+def _scanning_again_if_damaged() -> Iterator[None]:
+    """Log a damaged table, and go on: nothing is lost, for it follows from the data."""
+    try:
+        yield
+    except DataError as error:
+        logger.warning(f"{error}; scanning --data.root again")
+
+
+def _write_and_upload(splits: Mapping[str, Manifest], url: str | None) -> Table:
+    table = table_cache.store(lambda path: write_table(path, splits))
+    return table if url is None else table_cache.upload(table, url)
+
+
+def _on_every_rank(config: DataConfig, find: Callable[[], Table]) -> dict[str, Manifest]:
+    """The splits of the table that rank 0 finds, mapped from one copy a node."""
+    columns = table_cache.copy_to_node(comm.broadcast_from_rank_0(find))
+    return _at_local_root(config, open_table(columns))
 
 
 def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manifest:
@@ -69,11 +152,19 @@ def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manife
     Raises:
         DataError: No images there.
     """
-    scan = partial(layouts.scan_images, config.root, config.root_md5, leave_out)
-    return _at_local_root(config, {"": comm.broadcast_from_rank_0(scan)})[""]
+
+    def find() -> Table:
+        return _write_and_upload(
+            {"predict": layouts.scan_images(config.root, config.root_md5, leave_out)}, None
+        )
+
+    return _on_every_rank(config, find)["predict"]
 
 
 def _at_local_root(config: DataConfig, splits: dict[str, Manifest]) -> dict[str, Manifest]:
     """The same tables on every node, with the path where this node keeps a downloaded archive."""
     root = comm.local_rank_0_first(partial(roots.resolve_root, config.root, config.root_md5))
-    return {split: dataclasses.replace(table, root=root) for split, table in splits.items()}
+    return {
+        split: dataclasses.replace(table, root=root).within(config.max_sample_mib)
+        for split, table in splits.items()
+    }

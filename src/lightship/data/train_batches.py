@@ -2,7 +2,7 @@
 
 from lightship.config import DataConfig
 from lightship.data.augment import Augment
-from lightship.data.order import TrainShare
+from lightship.data.shares import TrainShare
 from lightship.errors import ConfigError
 
 

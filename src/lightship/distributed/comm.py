@@ -10,22 +10,28 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar
+from threading import Event, Thread
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from lightship.console import log
+from lightship.distributed import messages
+from lightship.distributed.store import open_store
 from lightship.errors import LightshipError, PeerLost, TimeoutExpired
+from lightship.redaction import redact
 
 T = TypeVar("T")
 _ROLL_CALL_S = 5.0
 _LEAVE_S = 20.0
+_REPORT_S = 0.5  # below the least --trainer.timeout_s
+_PIECE_BYTES = 2**24
+_DONE, _FAILED, _WORKING = range(3)
 _store: dist.Store | None = None
 
 
@@ -39,7 +45,7 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
         timeout_s: Timeout of this wait and of each collective.
         on_cuda: Whether each rank drives a GPU.
     """
-    # Lightning takes seconds to import, and a data worker needs none of it.
+    # Lightning takes seconds to import, and an agent needs none of it.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     global _store
@@ -48,7 +54,7 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
     log.set_rank(int(os.environ["RANK"]))
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    store, rank, world_size = open_store(timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         store=dist.PrefixStore("group", store),
@@ -84,31 +90,32 @@ def broadcast_from_rank_0(work: Callable[[], T]) -> T:
     """Call `work` on rank 0 alone and return its result on all. Every rank; blocks for rank 0.
 
     Args:
-        work: Returns plain values or arrays.
+        work: Returns what messages.py can encode; does not communicate. It may take longer than
+            --trainer.timeout_s, which bounds the silence of a rank only.
 
     Raises:
         LightshipError: On every rank if `work` raised on rank 0, with its text and exit code.
     """
-    if world_size() == 1:
-        return work()
-    if dist.get_rank() == 0:
-        try:
-            result = work()
-        except BaseException as error:
-            known = error if isinstance(error, LightshipError) else PeerLost(f"rank 0: {error!r}")
-            dist.broadcast_object_list([None, (known.exit_name, str(known))])
-            raise
-        dist.broadcast_object_list([result, None])
-        return result
-    received: list[Any] = [None, None]
-    dist.broadcast_object_list(received)
-    result, failure = received
-    if failure is not None:
-        exit_name, text = failure
-        on_rank_0 = LightshipError(text)
-        on_rank_0.exit_name = exit_name
-        raise on_rank_0
-    return result
+    result = _call_together(work if is_rank_0() else None)
+    return cast(T, result if world_size() == 1 else _broadcast(result))
+
+
+def broadcast_array(array: np.ndarray | None) -> np.ndarray:
+    """Rank 0's array of numbers on every rank. Every rank; blocks.
+
+    It is received in its place, in pieces of their own collectives: however large, it takes no
+    second copy, and the timeout bounds a piece.
+
+    Args:
+        array: On rank 0, writable; None elsewhere.
+    """
+    if array is not None and world_size() == 1:
+        return array
+    kind, shape = _broadcast(None if array is None else (array.dtype.str, array.shape))
+    whole = np.empty(shape, kind) if array is None else np.ascontiguousarray(array)
+    for piece in torch.from_numpy(whole.reshape(-1).view(np.uint8)).split(_PIECE_BYTES):
+        dist.broadcast(piece, 0)
+    return whole
 
 
 def on_rank_0(work: Callable[[], T]) -> T | None:
@@ -119,21 +126,105 @@ def on_rank_0(work: Callable[[], T]) -> T | None:
     Raises:
         LightshipError: As `broadcast_from_rank_0`.
     """
-    results: list[T] = []
-    broadcast_from_rank_0(lambda: results.append(work()))
-    return results[0] if results else None
+    return _call_together(work if is_rank_0() else None)
+
+
+def on_every_rank(work: Callable[[], T]) -> T:
+    """Call `work`, which does not communicate, on every rank. Blocks for the slowest.
+
+    Raises:
+        LightshipError: On every rank if `work` raised on any, with its text and exit code.
+    """
+    return cast(T, _call_together(work))
 
 
 def local_rank_0_first(work: Callable[[], T]) -> T:
     """Call `work` on one rank of each node, which fills a cache, then on the node's other ranks.
 
-    Every rank; blocks for the first ones.
+    Every rank; blocks for the slowest. `work` does not communicate.
+
+    Raises:
+        LightshipError: On every rank if `work` raised on any, with its text and exit code.
     """
-    is_turn = not is_initialized() or os.environ["LOCAL_RANK"] == "0"
-    if is_turn:
-        result = work()
-    barrier()
-    return result if is_turn else work()
+    is_first = not is_initialized() or os.environ["LOCAL_RANK"] == "0"
+    first = _call_together(work if is_first else None)
+    then = _call_together(None if is_first else work)
+    return cast(T, first if is_first else then)
+
+
+def _call_together(work: Callable[[], T] | None) -> T | None:
+    """Call `work` where there is one; return when no rank works any more. Every rank.
+
+    Ranks that work say so in a collective twice a second, from a thread: a rank that waits sees at
+    once that another died, and within the timeout that another is frozen, however long work takes.
+
+    Raises:
+        LightshipError: On every rank if `work` raised on any, with its text and exit code.
+    """
+    if world_size() == 1:
+        return work() if work is not None else None
+    reports = _Reports(is_working=work is not None)
+    try:
+        result = work() if work is not None else None
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # a lost rank says less than `error`
+            reports.end(error)
+        raise
+    reports.end(None)
+    return result
+
+
+class _Reports:
+    """Collectives by which each rank says, until all are done, whether it works.
+
+    Args:
+        is_working: Whether this rank does: a thread of it reports then.
+    """
+
+    def __init__(self, is_working: bool) -> None:
+        self._done, self._has_failed, self._any_failed = Event(), False, False
+        self._lost: Exception | None = None
+        self._thread = Thread(target=self._report, daemon=True) if is_working else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def end(self, failure: BaseException | None) -> None:
+        """Wait for the ranks that still work. Raises the failure of another if this has none."""
+        self._has_failed = failure is not None
+        self._done.set()
+        if self._thread is None:
+            self._report()
+        else:
+            self._thread.join()
+        if self._lost is not None:
+            raise self._lost
+        if self._any_failed:
+            mine = None if failure is None else _name_and_text(failure)
+            exit_name, text = next(filter(None, all_gather(mine)))
+            if failure is None:
+                elsewhere = LightshipError(text)
+                elsewhere.exit_name = exit_name
+                raise elsewhere
+
+    def _report(self) -> None:
+        most = _WORKING
+        try:
+            while most == _WORKING:
+                is_done = self._done.wait(_REPORT_S)
+                state = (_FAILED if self._has_failed else _DONE) if is_done else _WORKING
+                states = torch.tensor(state, dtype=torch.uint8)
+                dist.all_reduce(states, op=dist.ReduceOp.MAX)
+                most = int(states)
+            self._any_failed = most == _FAILED
+        except Exception as error:
+            self._lost = error
+
+
+def _name_and_text(error: BaseException) -> tuple[str, str]:
+    """How an error ends the ranks that do not have it: name of the exit code, and text."""
+    if isinstance(error, LightshipError):
+        return error.exit_name, str(error)
+    return PeerLost.exit_name, f"rank {dist.get_rank()}: {error!r}"
 
 
 def barrier() -> None:
@@ -154,18 +245,59 @@ def gather_to_rank_0(value: T) -> list[T]:
     """Every rank's value in rank order on rank 0, [] on the others. Every rank; blocks."""
     if not is_initialized():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size() if is_rank_0() else []
-    dist.gather_object(value, values if is_rank_0() else None)
-    return values
+    data, sizes = _padded(value)
+    gathered = [torch.empty_like(data) for _ in sizes] if is_rank_0() else None
+    dist.gather(data, gathered)
+    return [_decoded(each, size) for each, size in zip(gathered or (), sizes, strict=False)]
 
 
 def all_gather(value: T) -> list[T]:
     """Every rank's value in rank order on every rank. Every rank; blocks."""
     if not is_initialized():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
+    data, sizes = _padded(value)
+    gathered = [torch.empty_like(data) for _ in sizes]
+    dist.all_gather(gathered, data)
+    return [_decoded(each, size) for each, size in zip(gathered, sizes, strict=True)]
+
+
+def sum_float64(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The sums over all ranks of CPU tensors, as float64. Every rank; blocks."""
+    flat = torch.cat([value.double().flatten() for value in values])
+    if is_initialized():
+        dist.all_reduce(flat)
+    parts = flat.split([value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+
+# Torch's own calls for objects (broadcast_object_list, all_gather_object) unpickle what arrives.
+
+
+def _broadcast(value: Any = None) -> Any:
+    """Rank 0's value on every rank. Every rank; blocks."""
+    data = _as_tensor(messages.encode(value)) if is_rank_0() else torch.empty(0, dtype=torch.uint8)
+    size = torch.tensor(len(data))
+    dist.broadcast(size, 0)
+    data = data if is_rank_0() else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    return value if is_rank_0() else _decoded(data, int(size))
+
+
+def _padded(value: Any) -> tuple[torch.Tensor, list[int]]:
+    """(a value as uint8, as long as the longest of all ranks; the length of each rank's)."""
+    data = _as_tensor(messages.encode(value))
+    sizes = [torch.tensor(0) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(len(data)))
+    longest = max(map(int, sizes))
+    return torch.nn.functional.pad(data, (0, longest - len(data))), list(map(int, sizes))
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _decoded(data: torch.Tensor, size: int) -> Any:
+    return messages.decode(data[:size].numpy().tobytes())
 
 
 def wait_for_rank_0() -> None:
@@ -248,6 +380,8 @@ def write_error_file(error: BaseException) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         text = str(error) if isinstance(error, LightshipError) else f"{error!r}"
-        trace = "".join(traceback.format_exception(error))
-        with open(path, "w") as file:
-            json.dump({"message": text, "timestamp": int(time.time()), "trace": trace}, file)
+        trace = redact("".join(traceback.format_exception(error)))
+        facts = {"message": redact(text), "timestamp": int(time.time()), "trace": trace}
+        with open(f"{path}.part", "w") as file:
+            json.dump(facts, file)
+        os.replace(f"{path}.part", path)  # whole: the agent may end this process at any moment

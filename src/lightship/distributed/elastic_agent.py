@@ -1,8 +1,8 @@
 """One node's agent: torch elastic's, which starts lightship once a device and keeps exit codes.
 
-The one module that uses private names of torch elastic. Whatever waits here has a bound: missing
-nodes (join_timeout), silent agents (keep_alive_interval x keep_alive_max_attempt), a silent host
-(read_timeout), workers that do not stop (TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
+Only this module and rendezvous_state.py use private names of torch elastic. Whatever waits here has
+a bound: missing nodes (join_timeout), silent agents (keep_alive_interval x keep_alive_max_attempt),
+a silent host (read_timeout), workers that do not stop (TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
 """
 
 import logging
@@ -28,7 +28,9 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
 from lightship.distributed import comm
+from lightship.distributed.arguments import hide
 from lightship.distributed.rendezvous import launch_settings, open_rendezvous
+from lightship.distributed.rendezvous_state import StateRefused
 from lightship.distributed.signals import RESPONSES, Phase, stop_signals
 from lightship.distributed.worker_logs import (
     FINAL,
@@ -48,8 +50,6 @@ PRIVATE_NAMES = (
 """Attributes of torch's LocalElasticAgent that `_Agent` overrides or uses."""
 _RENDEZVOUS_CACHE_S = 1.1  # torch answers from what it read within the last second
 DEFAULTS = {
-    # Shared across restarts, torch's store loses keys of the new attempt and hangs it.
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     # Below Kubernetes' default grace of 30 s, which would kill the agent before its last line.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "25",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
@@ -90,6 +90,8 @@ def run_agent(processes: int, arguments: Sequence[str], resumes_from: str | None
             f"fewer than {settings.min_nodes} nodes (PET_NNODES) joined {settings.rdzv_endpoint} "
             "within join_timeout (PET_RDZV_CONF)"
         ) from None
+    except StateRefused:
+        raise
     except RendezvousError as error:
         raise PeerLost(f"lost the rendezvous at {settings.rdzv_endpoint}: {error}") from None
     except WorkerFailed as error:
@@ -111,6 +113,8 @@ def _set_environment(processes: int) -> None:
     own = {"TORCHELASTIC_SIGNALS_TO_HANDLE": names, "OMP_NUM_THREADS": str(threads)}
     for name, value in (DEFAULTS | own).items():
         os.environ.setdefault(name, value)
+    # Shared across restarts, torch's store loses keys of the new attempt and hangs it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # This module says the same, shorter.
     logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
     logging.getLogger("torch.distributed.elastic").propagate = False
@@ -128,7 +132,7 @@ def _build_agent(
         role="rank",
         local_world_size=settings.nproc_per_node,
         entrypoint=sys.executable,
-        args=("-m", "lightship", *arguments),
+        args=("-P", "-m", "lightship", *hide(arguments)),
         rdzv_handler=handler,
         max_restarts=settings.max_restarts,
         monitor_interval=settings.monitor_interval,

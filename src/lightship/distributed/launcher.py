@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lightship.config import TrainerConfig
 from lightship.distributed import shared_memory, slurm
@@ -17,6 +18,7 @@ from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, Diverged, LightshipError, PeerLost, Preempted
 
 _AGENT_PID = "LIGHTSHIP_AGENT_PID"
+_ONE_NODE = ("1", "1:1")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -48,7 +50,7 @@ def launch(
             work()
     else:
         processes = processes_here(trainer)
-        if processes == 1 and os.environ.get("PET_NNODES", "1") in ("1", "1:1"):
+        if processes == 1 and os.environ.get("PET_NNODES", "1") in _ONE_NODE:
             work()
             return
         StopRequest(Phase.LAUNCH).install()
@@ -156,6 +158,25 @@ def processes_here(trainer: TrainerConfig) -> int:
     if gpus and int(wanted) > gpus:
         raise ConfigError(f"--trainer.devices {wanted}: this node has {gpus} GPUs")
     return int(wanted)
+
+
+def works_in_this_process(trainer: TrainerConfig, dev_path: str = "/dev") -> bool:
+    """Whether `launch` will need no agent, as far as that can be told without torch (seconds).
+
+    Args:
+        trainer: Devices.
+        dev_path: Folder of the device files of NVIDIA's GPUs.
+    """
+    if trainer.is_on_tpu:
+        return True
+    wanted = trainer.devices
+    if wanted == "auto":
+        wanted = os.environ.get("PET_NPROC_PER_NODE", "auto")
+    if wanted == "auto" and trainer.accelerator in ("auto", "gpu", "cuda"):
+        is_one = len(list(Path(dev_path).glob("nvidia[0-9]*"))) <= 1
+    else:
+        is_one = wanted in ("auto", "1")
+    return is_one and os.environ.get("PET_NNODES", "1") in _ONE_NODE
 
 
 def _die_with_launcher() -> None:

@@ -1,24 +1,39 @@
 """Where nodes meet: what the PET_* variables say, and a rendezvous that answers in bounded time."""
 
+import logging
 import os
 import time
 import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousHandler,
     RendezvousParameters,
 )
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import (
+    C10dRendezvousBackend,
+    create_backend,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
+from lightship.distributed.rendezvous_state import SECRET, SECRET_FILE, SignedState, run_secret
+from lightship.distributed.store import addresses_of, is_local, loopback, serve
 from lightship.errors import ConfigError, TimeoutExpired
 
+logger = logging.getLogger(__name__)
+_PORT = 29400
 MAX_RESTARTS = 3
 """Default of PET_MAX_RESTARTS where work resumes; torchrun's own 0 suits scripts that cannot."""
 
@@ -44,16 +59,22 @@ def launch_settings(processes: int, log_path: Path, is_resumable: bool) -> Launc
     is_host = None
     if "PET_RDZV_BACKEND" not in os.environ:
         given.rdzv_backend = "c10d"  # torchrun's default, static, cannot replace a lost node
-    if given.standalone or (int(high or low) == 1 and not given.rdzv_endpoint):
-        given.rdzv_backend, given.rdzv_endpoint = "c10d", "localhost:0"
-        given.rdzv_id, given.local_addr = uuid.uuid4().hex, given.local_addr or "localhost"
+    if given.rdzv_backend == "etcd-v2":
+        raise ConfigError(
+            "PET_RDZV_BACKEND etcd-v2 is not supported (it unpickles what its server holds); "
+            "use c10d"
+        )
+    if given.standalone or int(high or low) == 1:
+        # It meets itself: see `open_rendezvous`.
+        given.nnodes, given.rdzv_backend, given.rdzv_endpoint = "1", "c10d", "this node"
+        given.rdzv_id, given.local_addr = uuid.uuid4().hex, loopback()
     elif not given.rdzv_endpoint:
         if "PET_MASTER_ADDR" not in os.environ:
             raise ConfigError(
                 f"PET_NNODES is {given.nnodes}: set PET_RDZV_ENDPOINT to HOST:PORT of node 0, the "
                 "same on all nodes"
             )
-        given.rdzv_endpoint = f"{given.master_addr}:{given.master_port or 29400}"
+        given.rdzv_endpoint = f"{given.master_addr}:{given.master_port or _PORT}"
         is_host = given.node_rank == 0 if "PET_NODE_RANK" in os.environ else None
     given.master_port = given.master_port or 29500
     try:
@@ -82,9 +103,10 @@ def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
     )
     wait_s = parameters.get_as_int("join_timeout", 600) or 600
     until = time.monotonic() + wait_s
+    open_handler = _opener(settings, parameters)
     while True:
         try:
-            handler = get_rendezvous_handler(parameters)
+            handler = open_handler()
         except RendezvousConnectionError:
             if time.monotonic() > until:
                 raise TimeoutExpired(
@@ -97,6 +119,73 @@ def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
         _bound(handler, "num_nodes_waiting", answer_s)
         _bound(handler, "next_rendezvous", wait_s + answer_s)
         return handler
+
+
+def _opener(
+    settings: LaunchConfig, parameters: RendezvousParameters
+) -> Callable[[], RendezvousHandler]:
+    """What connects to the rendezvous, once a call."""
+    if settings.rdzv_backend == "static":
+        return partial(_open_static, parameters)
+    if settings.rdzv_backend != "c10d":
+        return partial(get_rendezvous_handler, parameters)
+    if settings.max_nodes == 1:
+        return partial(_open_on_one_node, parameters)
+    secret = run_secret()
+    if not secret:
+        logger.warning(
+            f"no secret for {settings.max_nodes} nodes: whoever reaches {settings.rdzv_endpoint} "
+            f"can join or disturb this run. Set {SECRET}, or {SECRET_FILE}, to the same random "
+            "text on all nodes"
+        )
+    return partial(_open_c10d, parameters, secret)
+
+
+def _open_on_one_node(parameters: RendezvousParameters) -> RendezvousHandler:
+    """This agent meets itself, within its memory: nothing listens."""
+    store = dist.HashStore()
+    return create_handler(store, C10dRendezvousBackend(store, parameters.run_id), parameters)
+
+
+def _open_c10d(parameters: RendezvousParameters, secret: str) -> RendezvousHandler:
+    """Torch's c10d rendezvous, with a state that is signed and no pickle."""
+    if parameters.get("store_type", "tcp") == "file":
+        backend, store = create_backend(parameters)
+    else:
+        store = _tcp_store(parameters)
+        backend = C10dRendezvousBackend(store, parameters.run_id)
+    signed = SignedState(backend, parameters.run_id, secret, parameters.endpoint)
+    return create_handler(store, signed, parameters)
+
+
+def _tcp_store(parameters: RendezvousParameters) -> dist.Store:
+    """The store that all nodes use, served here if this is node 0.
+
+    Raises:
+        RendezvousConnectionError: Nothing listens there yet.
+    """
+    host, port = parse_rendezvous_endpoint(parameters.endpoint, _PORT)
+    timeout = timedelta(seconds=parameters.get_as_int("read_timeout", 60) or 60)
+    is_host = parameters.get_as_bool("is_host")
+    try:
+        if is_host or (is_host is None and any(map(is_local, addresses_of(host)))):
+            try:
+                return serve(host, port, timeout)
+            except OSError:  # taken: by another agent on this machine?
+                if is_host:
+                    raise
+        return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RendezvousConnectionError(f"cannot connect to {parameters.endpoint}") from error
+
+
+def _open_static(parameters: RendezvousParameters) -> RendezvousHandler:
+    """Torch's static rendezvous; its store is served as all others are."""
+    handler: Any = get_rendezvous_handler(parameters)
+    if parameters.config.get("rank") == 0:
+        host, port = parse_rendezvous_endpoint(parameters.endpoint, -1)
+        handler._store = serve(host, port, timedelta(seconds=600), parameters.max_nodes)
+    return handler
 
 
 def _bound(handler: RendezvousHandler, name: str, bound_s: float) -> None:

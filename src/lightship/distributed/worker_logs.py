@@ -1,6 +1,7 @@
 """The workers' output and last words, and which of them is to blame for a failure."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.agent.server import RunResult
@@ -23,9 +24,9 @@ def is_known(code: int) -> bool:
 class WorkerFailed(LightshipError):
     """A worker failed and no restart is left or would help; the agent exits with its code."""
 
-    def __init__(self, text: str, code: int) -> None:
+    def __init__(self, text: str, code: int, output: Sequence[str] = ()) -> None:
         super().__init__(text)
-        self._code = code
+        self._code, self.lines_below = code, output
 
     @property
     def exit_code(self) -> int:
@@ -67,15 +68,14 @@ class WorkerLogs(DefaultLogsSpecs):
         if is_known(code):
             where = "" if code in FINAL | {PREEMPTED} else f"rank {rank}: "
             return WorkerFailed(f"{where}{said or f'a worker exited with code {code}'}", code)
-        text = f"rank {rank} {how_it_ended(failure, said)}"
+        below: list[str] = []
         assert self._last is not None
         output = self._last.stderrs[failure.local_rank]
         if output:
             self.is_needed = True
             lines = Path(output).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-            text += "".join(f"\n[rank {rank}] {line}" for line in lines)
-            text += f"\nfull output: {output}"
-        return WorkerFailed(text, code)
+            below = [*(f"[rank {rank}] {line}" for line in lines), f"full output: {output}"]
+        return WorkerFailed(f"rank {rank} {how_it_ended(failure, said)}", code, below)
 
 
 def first_failure(result: RunResult) -> tuple[int, ProcessFailure]:

@@ -63,7 +63,11 @@ def _run(
     """Start allreduce_worker.py once for each set of variables, and wait for all of them."""
     backend, until_s = "nccl" if on_gpus else "gloo", time.monotonic() + timeout_s
     group = f"({backend}, {named})"
-    command = [sys.executable, "-m", "lightship.doctor.allreduce_worker", str(timeout_s), backend]
+    code = (
+        "from lightship.distributed.libraries import preload; preload(); "
+        f"from lightship.doctor.allreduce_worker import main; main({timeout_s!r}, {backend!r})"
+    )
+    command = [sys.executable, "-P", "-c", code]
     with ExitStack() as at_exit:
         outputs = [at_exit.enter_context(tempfile.TemporaryFile("w+")) for _ in ranks]
         running = []

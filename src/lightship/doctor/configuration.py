@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from lightship.data.order import Order, TrainShare
+from lightship.data.order import Shuffle
+from lightship.data.shares import TrainShare
 from lightship.data.train_batches import check_batches
 from lightship.doctor.checks import Finding
 from lightship.doctor.context import Context
@@ -19,7 +20,7 @@ def configuration(context: Context) -> Finding:
     config, ranks = context.config, count_ranks(context)
     data, size = config.data, config.data.global_batch_size
     parts = config.trainer.accumulate_grad_batches
-    share = TrainShare(Order(size, size, config.run.seed), 0, ranks, parts)
+    share = TrainShare(Shuffle(size, size, config.run.seed), 0, ranks, parts)
     check_batches(data, share, data.image_size_px)
     if not context.is_worker:
         build_trainer(replace(config, trainer=replace(config.trainer, devices="1")), [])

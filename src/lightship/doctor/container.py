@@ -2,92 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from lightship.devices.host import Limits, read_limits
 from lightship.distributed import shared_memory
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 
 _GIB = 2**30
 _PROCESS_BYTES = 3 * _GIB // 4  # of Python, torch and Lightning alone
-_UNLIMITED_BYTES = 2**60  # version 1 writes a number of this order where there is no limit
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the kernel allows this process and those beside it.
-
-    Attributes:
-        cpus: CPU time in cores; None: no limit.
-        memory_bytes: Of all processes of the container; None: no limit.
-        source: `cgroup v2`, `cgroup v1` or `no cgroup`.
-    """
-
-    cpus: float | None
-    memory_bytes: int | None
-    source: str
-
-
-def read_limits(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> Limits:
-    """The tightest limits of this process's cgroups and their parents.
-
-    Args:
-        root: Where cgroups are mounted.
-        own: The file that names this process's.
-    """
-    mount, own_path = Path(root), Path(own)
-    cgroups: dict[str, str] = {}
-    for line in own_path.read_text().splitlines() if own_path.exists() else ():
-        _, controllers, cgroup = line.split(":", 2)
-        cgroups |= dict.fromkeys(controllers.split(","), cgroup)  # "" for version 2
-    is_v2 = (mount / "cgroup.controllers").exists()
-
-    def folders(controller: str) -> Iterator[Path]:
-        if is_v2:
-            return _upwards(mount, cgroups.get("", "/"))
-        mounts = (path for path in mount.glob("*") if controller in path.name.split(","))
-        return _upwards(next(mounts, None), cgroups.get(controller, "/"))
-
-    cpus, memory, seen = [], [], False
-    for folder in folders("cpu"):
-        seen = True
-        quota = _numbers(folder, "cpu.max") or _numbers(
-            folder, "cpu.cfs_quota_us", "cpu.cfs_period_us"
-        )
-        if len(quota) == 2:
-            cpus.append(quota[0] / quota[1])
-    for folder in folders("memory"):
-        seen = True
-        memory += _numbers(folder, "memory.max") or _numbers(folder, "memory.limit_in_bytes")
-    source = "cgroup v2" if is_v2 else "cgroup v1" if seen else "no cgroup"
-    memory = [limit for limit in memory if 0 < limit < _UNLIMITED_BYTES]
-    return Limits(min(cpus, default=None), min(memory, default=None), source)
-
-
-def _upwards(mount: Path | None, cgroup: str) -> Iterator[Path]:
-    """The folders of a cgroup and its parents, as far as this container shows them."""
-    if mount is None:
-        return
-    parts = [part for part in cgroup.split("/") if part and part != ".."]
-    for count in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:count])
-
-
-def _numbers(folder: Path, *files: str) -> list[int]:
-    """The numbers in these files; none where a word is no number (`max`, -1) or a file missing."""
-    paths = [folder / file for file in files]
-    words = " ".join(path.read_text() for path in paths if path.exists()).split()
-    return [int(word) for word in words] if all(map(str.isdecimal, words)) else []
-
-
-def usable_memory_bytes(limits: Limits) -> int | None:
-    """Memory that a fit may use on this node: the smaller of limit and machine; None: unknown."""
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    total = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")]
-    return min([*total, *filter(None, [limits.memory_bytes])], default=None)
 
 
 def cpu(context: Context) -> Finding:

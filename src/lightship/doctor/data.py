@@ -9,9 +9,10 @@ import numpy as np
 from lightship import storage
 from lightship.config import DataConfig
 from lightship.data import bad_samples
-from lightship.data.images.decode import PixelLimit
+from lightship.data.images.limits import ImageLimits
 from lightship.data.images.resize import decode_square
 from lightship.data.manifest import Manifest, refuse_one_class
+from lightship.data.regime import is_streamed
 from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sample_reader import read_samples
 from lightship.data.sources.layouts import scan
@@ -19,7 +20,7 @@ from lightship.distributed import comm
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import step_cost
-from lightship.doctor.samples import first_samples, is_streamed
+from lightship.doctor.samples import first_samples
 from lightship.errors import DataError, LightshipError, TimeoutExpired
 from lightship.storage.parallel import in_daemon
 
@@ -68,7 +69,7 @@ def speeds(context: Context) -> Speeds:
     size_px, started_s = first.size_px(data) or 1, time.perf_counter()
     for image in first.images:
         try:
-            decode_square(image, first.encoding, size_px, PixelLimit(data.max_image_pixels))
+            decode_square(image, first.encoding, size_px, ImageLimits.of(data))
         except DataError:
             if data.on_error == "raise":
                 raise
@@ -200,7 +201,7 @@ def _unreadable(data: DataConfig, manifest: Manifest) -> tuple[int, list[str]]:
     count = _MAX_REMOTE if storage.is_remote(data.root) else _MAX_LOCAL
     ids = np.unique(np.linspace(0, len(manifest) - 1, count).astype(np.int64))
     np.random.default_rng(0).shuffle(ids)  # those examined in time are spread over the whole split
-    decoder = SampleDecoder(manifest, limit=PixelLimit(data.max_image_pixels))
+    decoder = SampleDecoder(manifest, limits=ImageLimits.of(data))
     ends_s, examined, bad = time.monotonic() + _EXAMINED_S, 0, []
     for at in range(0, len(ids), _EXAMINED_AT_ONCE):
         for i, sample in read_samples(manifest, np.sort(ids[at : at + _EXAMINED_AT_ONCE])):

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lightship.config import Config
+from lightship.devices import fastest_precision
 from lightship.doctor import allreduce, samples
 from lightship.doctor.context import Context
 from lightship.errors import LightshipError
 from lightship.models.nets.build import build_net
+from lightship.models.nets.recompute import recompute_blocks
 from lightship.models.optim.build import build_optimizer
 
 _CLASSES = 1000  # where their number is not known
@@ -71,10 +73,14 @@ def measure(config: Config, size_px: int, classes: int, device: torch.device) ->
     Raises:
         ConfigError: The net cannot be built.
     """
-    net = build_net(config.model.net, classes, size_px)
+    asked = config.model
+    net = build_net(asked.net, classes, size_px, asked.dropout, asked.drop_path)
+    if asked.grad_checkpointing:
+        recompute_blocks(net, f"--model.net {asked.net}")
     if config.model.channels_last:
         net.to(memory_format=torch.channels_last)
-    kind, _, mode = config.trainer.precision.partition("-")
+    precision = fastest_precision(config.trainer.precision, config.trainer.accelerator)
+    kind, _, mode = precision.partition("-")
     dtype = _DTYPES.get(kind, torch.float32)
     if mode == "true":
         net.to(dtype)

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 
 from lightship.config import Config
-from lightship.doctor import container, samples
+from lightship.data.regime import is_streamed
+from lightship.devices.host import read_limits, usable_memory_bytes
+from lightship.doctor import samples
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import StepCost, step_cost
 from lightship.doctor.rendezvous import count_ranks
 from lightship.errors import LightshipError
+from lightship.training.out_of_memory import smaller_evaluation_batch, smaller_training_batch
 
 _GIB = 2**30
 # Fitted to the peaks of litcnn, resnet18 and mobilenet_v3_small on a CPU (within 10 %).
@@ -49,7 +52,7 @@ def model_memory(context: Context) -> Finding:
     if cost is None:
         return skipped("the images' size is unknown, see data")
     gpu = torch.cuda.get_device_properties(0).total_memory if context.on_gpus else None
-    host = container.usable_memory_bytes(container.read_limits())
+    host = usable_memory_bytes(read_limits())
     room = Room(context.processes_or_one, count_ranks(context), host, gpu)
     return estimate(context.config, cost, room, _data_bytes(context))
 
@@ -63,7 +66,7 @@ def _data_bytes(context: Context) -> int:
     except LightshipError:
         return 0
     decoded = 3 * size_px**2 * first.count if size_px and first.count else 0
-    if samples.is_streamed(data) or decoded > data.resident_gib * _GIB:
+    if is_streamed(data) or decoded > data.resident_gib * _GIB:
         return 0 if context.on_gpus else int(data.prefetch_gib * _GIB)
     return decoded
 
@@ -91,14 +94,10 @@ def estimate(config: Config, cost: StepCost, room: Room, data_bytes: int) -> Fin
         return skipped(f"about {needed / _GIB:.1f} GiB needed; available memory is unknown")
     if training >= evaluation:
         batches = f"training batch of {batch}"
-        smaller = (
-            f"--trainer.accumulate_grad_batches {2 * parts} or more, or a smaller "
-            "--data.global_batch_size"
-        )
+        smaller = smaller_training_batch(config)
     else:
         batches = f"evaluation batch of {data.eval_batch_size}"
-        eval_batch_size = max(1, data.eval_batch_size // 4)
-        smaller = f"--data.eval_batch_size {eval_batch_size} (results do not change)"
+        smaller = smaller_evaluation_batch(config)
     found = (
         f"about {needed / _GIB:.1f} of {available / _GIB:.1f} GiB per {where}: "
         f"{cost.parameters / 1e6:.2f} M parameters and their state {cost.fixed_bytes / _GIB:.2f}, "

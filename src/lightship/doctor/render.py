@@ -1,18 +1,18 @@
 """The table of findings: Rich in a terminal, aligned lines elsewhere, or JSON lines."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
+from dataclasses import asdict, astuple
 from typing import Literal, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightship.console import streams
 from lightship.doctor.checks import Finding
+from lightship.safe_text import shown
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skipped": "dim"}
 _STATUS_WIDTH = max(map(len, _STYLES))
@@ -34,16 +34,17 @@ def table(
     stream = stream or sys.stdout
     console = Console(file=stream, highlight=False)
     if log_format == "json":
-        yield lambda name, finding: print(_json(name, finding), file=stream, flush=True)
+        yield lambda name, finding: streams.write_line(stream, _json(name, finding))
     elif log_format == "text" or not console.is_interactive:
         width = max(map(len, names))
-        yield lambda name, finding: print(_lines(name, finding, width), file=stream, flush=True)
+        yield lambda name, finding: streams.write_line(stream, _lines(name, finding, width))
     else:
         with _rich(console, len(names)) as show:
             yield show
 
 
 def _lines(name: str, finding: Finding, name_width: int) -> str:
+    finding = Finding(*map(shown, astuple(finding)))  # type: ignore[arg-type]
     words = finding.found + (f": {finding.means}" if finding.means else "")
     text = f"{finding.status:<{_STATUS_WIDTH}}  {name:<{name_width}}  {' '.join(words.split())}"
     if finding.fix:
@@ -52,8 +53,7 @@ def _lines(name: str, finding: Finding, name_width: int) -> str:
 
 
 def _json(name: str, finding: Finding) -> str:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return json.dumps({"event": "check", "time": now, "check": name, **asdict(finding)})
+    return streams.event("check", {"check": name, **asdict(finding)})
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _rich(console: Console, count: int) -> Iterator[Show]:
 
         def show(name: str, finding: Finding) -> None:
             style = _STYLES[finding.status]
-            texts = (finding.found, finding.means, finding.fix)
+            texts = map(shown, (finding.found, finding.means, finding.fix))
             rows.add_row(
                 Text(finding.status, style=style),
                 Text(name, style="bold"),

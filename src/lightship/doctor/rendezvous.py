@@ -11,6 +11,7 @@ from pathlib import Path
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from lightship.distributed.rendezvous import launch_settings
+from lightship.distributed.store import addresses_of, is_local, listen
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 
@@ -92,8 +93,8 @@ def meet(endpoint: Endpoint | None, wait_s: float = _WAIT_S) -> Finding:
     if isinstance(addresses, Finding):
         return addresses
     is_host = endpoint.is_host
-    if any(map(_is_local, addresses)) if is_host is None else is_host:
-        return _listen(endpoint, addresses[0], wait_s)
+    if any(map(is_local, addresses)) if is_host is None else is_host:
+        return _listen(endpoint, wait_s)
     return _connect(endpoint, addresses[0], wait_s)
 
 
@@ -102,7 +103,7 @@ def _resolve(host: str, variable: str, wait_s: float) -> list[str] | Finding:
     until_s = time.monotonic() + wait_s
     while True:
         try:
-            return sorted({info[4][0] for info in socket.getaddrinfo(host, None)})  # type: ignore[misc]
+            return addresses_of(host)
         except (OSError, UnicodeError) as error:
             if time.monotonic() > until_s:
                 return Finding(
@@ -115,34 +116,20 @@ def _resolve(host: str, variable: str, wait_s: float) -> list[str] | Finding:
             time.sleep(_PAUSE_S)
 
 
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def _is_local(address: str) -> bool:
-    """Whether an address is one of this machine's: only those can be bound."""
-    with socket.socket(_family(address)) as probe, contextlib.suppress(OSError):
-        probe.bind((address, 0))
-        return True
-    return False
-
-
-def _listen(endpoint: Endpoint, address: str, wait_s: float) -> Finding:
+def _listen(endpoint: Endpoint, wait_s: float) -> Finding:
     others, port = endpoint.nodes - 1, endpoint.port
     connected: set[str] = set()
-    with socket.socket(_family(address)) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            server.bind(("", port))
-        except OSError as error:
-            return Finding(
-                "fail",
-                f"cannot bind port {port} on node 0, this node ({error.strerror})",
-                "the rendezvous cannot be hosted",
-                f"stop the process that listens on port {port} (an earlier run?), or set another "
-                f"port in {endpoint.variable} on all nodes",
-            )
-        server.listen(others)
+    try:
+        server = listen(endpoint.host, port)
+    except OSError as error:
+        return Finding(
+            "fail",
+            f"cannot bind port {port} on node 0, this node ({error.strerror})",
+            "the rendezvous cannot be hosted",
+            f"stop the process that listens on port {port} (an earlier run?), or set another "
+            f"port in {endpoint.variable} on all nodes",
+        )
+    with server:
         until_s = time.monotonic() + wait_s
         while len(connected) < others and (left_s := until_s - time.monotonic()) > 0:
             server.settimeout(left_s)

@@ -1,16 +1,15 @@
 """The first samples at --data.root, found without listing or scanning all of it."""
 
 import io
-import tarfile
 import zlib
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.images.decode import PixelLimit, decode
+from lightship.data.images.decode import decode
+from lightship.data.images.limits import ImageLimits
 from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.regime import side_of
 from lightship.data.sample_reader import plan_spans, read_samples
@@ -31,11 +30,13 @@ from lightship.data.sources.parquet import scan_parquet
 from lightship.data.sources.roots import NAMED_ROOTS, inside_if_zip
 from lightship.doctor.context import Context
 from lightship.errors import DataError
+from lightship.storage.tar_headers import read_headers
 
 _MAX_LISTED = 256
 _SPANS_BYTES = 16 * 2**20
 _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
+_MAX_SAMPLE_BYTES = Manifest.max_sample_bytes
 _DECODED = 16
 _TAR = "tar shards"
 
@@ -79,18 +80,13 @@ class FirstSamples:
             return data.image_size_px
         for image in self.images:
             try:
-                pixels = decode(image, self.encoding, limit=PixelLimit(data.max_image_pixels))
+                pixels = decode(image, self.encoding, limits=ImageLimits.of(data))
             except DataError:
                 if data.on_error == "raise":
                     raise
             else:
                 return side_of(pixels, "the first image")
         return None
-
-
-def is_streamed(data: DataConfig) -> bool:
-    """Whether the settings alone say that the set is streamed."""
-    return data.mode == "streaming" or bool(data.crop_min_area)
 
 
 def first_samples(context: Context) -> FirstSamples:
@@ -186,12 +182,14 @@ def _single_files(url: str, paths: list[str], sizes: dict[str, int]) -> FirstSam
     spans: list[storage.Span] = []
     total = 0
     for path in paths:
+        if sizes[path] > _MAX_SAMPLE_BYTES:
+            continue  # an unreadable image, as it is for a fit
         if spans and total + sizes[path] > _SPANS_BYTES:
             break
         total += sizes[path]
         spans.append(storage.Span(storage.join(url, path), 0, sizes[path]))
     images = [data for data in storage.read_spans(spans[:_DECODED]) if isinstance(data, bytes)]
-    return FirstSamples("one file an image", spans, total / len(spans), images)
+    return FirstSamples("one file an image", spans, total / max(1, len(spans)), images)
 
 
 def _in_tar(url: str, size_bytes: int) -> FirstSamples:
@@ -205,35 +203,27 @@ def _in_tar(url: str, size_bytes: int) -> FirstSamples:
             head = zlib.decompressobj(31).decompress(head, 4 * _HEAD_BYTES)
         except zlib.error as error:
             raise DataError(f"{storage.redact(url)} is a damaged gzip file ({error})") from error
+    is_tar = False
     try:
-        with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as tar:
-            for member in iter(partial(_next, tar), None):
-                if member.isfile() and is_image(member.name) and not is_ignored(member.name):
-                    lengths.append(member.size)
-                    data = head[member.offset_data : member.offset_data + member.size]
-                    if len(data) == member.size and len(images) < _DECODED:
-                        images.append(data)
-    except tarfile.TarError as error:
-        raise DataError(
-            f"--data.root {storage.redact(url)} is one file of {size_bytes} bytes and no tar, zip "
-            f"or Parquet ({error})"
-        ) from error
+        for member in read_headers(io.BytesIO(head)):
+            is_tar = True
+            if member.kind == "file" and is_image(member.path) and not is_ignored(member.path):
+                lengths.append(member.size)
+                data = head[member.start : member.start + member.size]
+                if len(data) == member.size and len(images) < _DECODED:
+                    images.append(data)
+    except DataError as error:
+        if not is_tar:  # else it is where the head ends within a member
+            raise DataError(
+                f"--data.root {storage.redact(url)} is one file of {size_bytes} bytes and no tar, "
+                f"zip or Parquet ({error})"
+            ) from error
     mean = float(np.mean(lengths)) if lengths else None
     if is_gzipped:
         # Read from its beginning to its end before training, whatever is in it.
         return FirstSamples("a gzipped tar", _pieces(url, size_bytes), None, images,
                             whole_bytes=size_bytes)  # fmt: skip
     return FirstSamples(_TAR, _pieces(url, size_bytes), mean, images)
-
-
-def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member; None at the end, or where the head ends within one."""
-    try:
-        return tar.next()
-    except tarfile.ReadError:
-        if not tar.getmembers():
-            raise
-        return None
 
 
 def _in_parquet(url: str, file: str, size_bytes: int) -> FirstSamples:

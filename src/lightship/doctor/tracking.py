@@ -13,6 +13,7 @@ from lightship.config import RunConfig
 from lightship.console import log
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
+from lightship.redaction import redact
 from lightship.tracking.key import find_key
 from lightship.tracking.settings import read_settings
 from lightship.tracking.start import run_id, start_tracking
@@ -50,7 +51,7 @@ def _start_and_finish(run: RunConfig) -> str:
         log.captured("lightship.tracking") as warnings,
     ):
         tracker = start_tracking(
-            "offline", run.project, run_id(), str(run.output), {}, Path(folder)
+            "offline", run.project, run_id(), redact(str(run.output)), {}, Path(folder)
         )
         if tracker:
             tracker.log_metrics({"doctor": 1.0}, 1)
@@ -82,6 +83,16 @@ def _check_key(mode: str) -> Finding:
     return _ask_server(settings.base_url, key)
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: it would send the key to another host."""
+
+    def redirect_request(self, *args: object) -> None:
+        """None: the answer is an HTTPError of its status."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 def _ask_server(server: str, key: str) -> Finding:
     """Have the server name the key's owner."""
     login = base64.b64encode(f"api:{key}".encode()).decode()
@@ -91,7 +102,7 @@ def _ask_server(server: str, key: str) -> Finding:
         headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=_REQUEST_S) as reply:
+        with _OPENER.open(request, timeout=_REQUEST_S) as reply:
             answer = json.loads(reply.read(2**16))
     except (OSError, ValueError) as error:
         why = str(error)

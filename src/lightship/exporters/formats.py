@@ -56,9 +56,12 @@ class Evaluation(nn.Module):
 
 def facts_of(model: ImageClassifier, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What the file says of itself."""
+    size_px = model.hparams["image_size_px"]
     return {
         "class_names": model.class_names,
-        "image_size_px": model.hparams["image_size_px"],
+        "image_size_px": size_px,
+        "short_side_px": model.resize.short_side_px(size_px),
+        "interpolation": model.resize.interpolation,
         "net": model.hparams["net"],
         "checkpoint_step": checkpoint["global_step"],
         "lightship_version": __version__,

@@ -1,24 +1,38 @@
 """The LightningModule: any net as an image classifier, from batches to losses and metrics."""
 
 import math
+import os
 import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lightship.checkpoint.loading import MODEL_KEYS, load_ckpt_path
+from lightship.config import OptimConfig
 from lightship.data.batch import NOT_COUNTED, Batch
+from lightship.data.images.resize import Resize
 from lightship.errors import ConfigError
-from lightship.models.hyper_parameters import check_fits, complete
-from lightship.models.metrics import EvalMetrics
+from lightship.models.finetune import (
+    freeze_statistics,
+    frozen_parameters,
+    rates_line,
+    set_frozen,
+)
+from lightship.models.head import Head
+from lightship.models.hyper_parameters import check_fits, complete, from_checkpoint
+from lightship.models.losses import TrainingLoss
+from lightship.models.metrics import LOGGED, EvalMetrics
 from lightship.models.nets.build import build_net
+from lightship.models.nets.weights import Weights, load_weights
 from lightship.models.optim.build import SGDPart, build_optimizer, build_schedule
 from lightship.models.outcomes import Outcomes
 from lightship.models.train_sums import TrainSums
+from lightship.storage import cache_path
 
 # EvalMetrics has already reduced over the ranks; averaging equal values again would round them.
 warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('(val|test)/")
@@ -37,22 +51,34 @@ class ImageClassifier(LightningModule):
     """A net, its loss, its optimizer and its metrics.
 
     All arguments are plain values, so `load_from_checkpoint(path, weights_only=True)` rebuilds the
-    model. `weights` is not stored: a checkpoint contains all weights.
+    model.
 
     Args:
         net: Name of the net (see build_net).
         class_names: C names in label order.
         image_size_px: Side of the square images.
+        interpolation: How they were resized, as `eval_crop` (see `resize.Resize`). Kept for readers
+            of the checkpoint.
+        eval_crop: Likewise.
         mean: Mean of each channel, in 0..1.
         std: Standard deviation of each channel, in 0..1.
-        weights: Initial weights (see build_net).
-        label_smoothing: Probability mass spread over all classes in the training loss.
+        label_smoothing: See `TrainingLoss`, as `loss`, `focal_gamma` and `class_weights`. They
+            change the training loss only: losses of evaluation are plain cross-entropy.
         channels_last: NHWC memory format of images and filters.
         test_flip: Test-time augmentation: average the probabilities with the mirrored image's.
         test_shift: Test-time augmentation: two diagonal shifts by 1 px, together of weight 1/2.
         optim: Arguments of build_optimizer and build_schedule.
+        freeze: Which layers do not train (see `finetune.frozen_parameters`).
+        unfreeze_epoch: Epoch at whose start they begin to; None: never.
+        batch_norm: `frozen`: BatchNorm keeps its running statistics in training.
+        dropout: See build_net.
+        drop_path: See build_net.
+        loss: See `label_smoothing`.
+        focal_gamma: Likewise.
+        class_weights: Likewise, [C].
 
     Attributes:
+        head: The net's last layer, for batches of features; set by who makes such batches.
         eval_metrics: After a test, or a validation outside a fit, all of EvalMetrics.compute as
             CPU tensors.
 
@@ -69,27 +95,42 @@ class ImageClassifier(LightningModule):
         image_size_px: int,
         mean: list[float],
         std: list[float],
-        weights: str | None = None,
+        interpolation: str = "bilinear",
+        eval_crop: float = 1.0,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         test_flip: bool = False,
         test_shift: bool = False,
         optim: dict[str, Any] | None = None,
+        freeze: str = "none",
+        unfreeze_epoch: int | None = None,
+        batch_norm: str = "train",
+        dropout: float | None = None,
+        drop_path: float | None = None,
+        loss: str = "cross_entropy",
+        focal_gamma: float = 2.0,
+        class_weights: list[float] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["weights"], logger=False)
+        self.save_hyperparameters(logger=False)
         self.class_names = class_names
-        self.label_smoothing = label_smoothing
+        self.training_loss = TrainingLoss(loss, focal_gamma, label_smoothing, class_weights)
         self.test_flip, self.test_shift = test_flip, test_shift
         self.optim = dict(optim or {})
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.net = build_net(net, len(class_names), image_size_px, weights)
+        self.net = build_net(net, len(class_names), image_size_px, dropout, drop_path)
         self.net.to(memory_format=self.memory_format)
+        self.frozen = frozen_parameters(self.net, net, freeze)
+        self.unfreeze_epoch = unfreeze_epoch
+        self.keeps_statistics = batch_norm == "frozen"
+        if unfreeze_epoch is None:  # they need no state of an optimizer
+            set_frozen(self.net, self.frozen, True)
         # (x / 255 - mean) / std as one multiply-add. No buffers: DDP would broadcast them each
         # step, and a half-precision run would round them.
         deviation = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
         self._scale = 1 / (255 * deviation)
         self._shift = -torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1) / deviation
+        self.head: Head | None = None
         self.evaluation = EvalMetrics(len(class_names), with_confusion=True)
         self.eval_metrics: dict[str, Tensor] = {}
         self.outcomes = Outcomes()
@@ -104,8 +145,85 @@ class ImageClassifier(LightningModule):
             if weight is not None and weight.is_floating_point()
         )
 
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Mapping[str, Any], named_net: str = "", trust: bool = False
+    ) -> "ImageClassifier":
+        """The model of a checkpoint's content, on the CPU.
+
+        Args:
+            checkpoint: With MODEL_KEYS, as `checkpoint.loading` reads it.
+            named_net: The net that the user named. Another import path in the checkpoint is not
+                called.
+            trust: Whether it is called all the same.
+
+        Raises:
+            ConfigError: The net is code that the user did not name; or hyper-parameters or weights
+                do not match this version or the net's code.
+        """
+        model = cls(**from_checkpoint(cls, checkpoint, named_net, trust))
+        check_fits(model.state_dict(), checkpoint["state_dict"])
+        model.load_state_dict(checkpoint["state_dict"])
+        return model
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        weights_only: bool = True,
+        net: str = "",
+        trust: bool = False,
+    ) -> "ImageClassifier":
+        """The model of a checkpoint's file, by Lightning's name. See `from_checkpoint` for errors.
+
+        Args:
+            checkpoint_path: Path or URL of the file.
+            map_location: Device of the model.
+            weights_only: Must be true: no code in the file is run.
+            net: The net, if it is an import path.
+            trust: Whether an import path in the file is called that `net` does not name.
+        """
+        if not weights_only:
+            raise ConfigError("weights_only is False: lightship runs no code in a checkpoint")
+        checkpoint = load_ckpt_path(str(checkpoint_path), MODEL_KEYS)
+        model = cls.from_checkpoint(checkpoint, net, trust)
+        return model if map_location is None else model.to(map_location)
+
+    def load_weights(self, weights: Weights) -> None:
+        """Start from weights (see `weights.load_weights`). Fresh starts only, every rank."""
+        load_weights(self.net, self.hparams["net"], weights)
+
+    @property
+    def resize(self) -> Resize:
+        """How images become the squares that it takes."""
+        return Resize(self.hparams["interpolation"], self.hparams["eval_crop"])
+
+    def freeze_for(self, epoch: int) -> bool:
+        """Freeze or unfreeze layers as an epoch of a fit asks; whether that is a change."""
+        is_frozen = self.unfreeze_epoch is None or epoch < self.unfreeze_epoch
+        is_change = set_frozen(self.net, self.frozen, is_frozen)
+        if self.keeps_statistics:
+            freeze_statistics(self.net)
+        return is_change
+
+    def freeze_for_good(self) -> None:
+        """Freeze what never trains, as at the end of a fit."""
+        self.freeze_for(self.unfreeze_epoch or 0)
+
+    @property
+    def rates_line(self) -> str:
+        """See `finetune.rates_line`."""
+        lr, decay, head = (
+            float(self.optim.get(name, getattr(OptimConfig, name)))
+            for name in ("lr", "layer_decay", "head_lr_scale")
+        )
+        return rates_line(self.net, lr, decay, head, self.frozen, self.unfreeze_epoch)
+
     def compile_net(self, mode: str) -> None:
         """Compile the net in place with a torch.compile mode; state_dict keys stay as they are."""
+        # Torch's default lies in /tmp, where another user may have put code before.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_path("inductor")))
         self.net.compile(mode=mode)
 
     @torch.no_grad()
@@ -155,17 +273,25 @@ class ImageClassifier(LightningModule):
         """Classify images.
 
         Args:
-            images: [B, 3, S, S] uint8 or floating point, RGB in 0..255.
+            images: [B, 3, S, S] uint8 or floating point, RGB in 0..255; or what `head` gets for
+                them, [B, D] (`Head.features`).
 
         Returns:
             Logits [B, C] in the net's (or autocast's) dtype.
         """
+        if images.ndim == 2:
+            assert self.head is not None
+            return self.head.logits(images)
+        return self.net(self.normalized(images))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images as `forward` takes them, as the net does: [B, 3, S, S] in its dtype."""
         if self._scale.device != images.device:
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
         pixels = images.to(torch.float32, memory_format=self.memory_format)
         normalised = torch.addcmul(self._shift, pixels, self._scale)
         owner, name = self._first_weight
-        return self.net(normalised.to(getattr(owner, name).dtype))
+        return normalised.to(getattr(owner, name).dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch: the sum over counted rows, divided by B (all rows).
@@ -174,26 +300,17 @@ class ImageClassifier(LightningModule):
         """
         logits = self(batch.images).float()
         if batch.mixed_labels is None:
-            total = self._loss(logits, batch.labels, "sum")
+            total = self.training_loss(logits, batch.labels, "sum")
         else:
             assert batch.mix_weight is not None
             losses, mixed_losses = (
-                self._loss(logits, labels, "none") for labels in (batch.labels, batch.mixed_labels)
+                self.training_loss(logits, labels, "none")
+                for labels in (batch.labels, batch.mixed_labels)
             )
             counted = batch.labels != NOT_COUNTED
             total = (torch.lerp(mixed_losses, losses, batch.mix_weight.float()) * counted).sum()
         self._train_sums.add(total, logits, batch)
         return total / len(batch.labels)
-
-    def _loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-        """Cross-entropy in float32; 0 for rows that do not count."""
-        return F.cross_entropy(
-            logits,
-            labels,
-            ignore_index=NOT_COUNTED,
-            reduction=reduction,
-            label_smoothing=self.label_smoothing,
-        )
 
     def take_train_sums(self) -> dict[str, float]:
         """Mean training loss and accuracy over all ranks since the last call; resets the sums.
@@ -272,12 +389,12 @@ class ImageClassifier(LightningModule):
             self.outcomes.add(batch, scores)
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/loss, val/acc and (with more than five classes) val/top5, over all ranks."""
-        self._log_evaluation("val", "loss", "acc", "top5")
+        """Log val/loss, val/acc, val/balanced_acc, val/f1 and (if C > 5) val/top5, of all ranks."""
+        self._log_evaluation("val", *LOGGED)
 
     def on_test_epoch_end(self) -> None:
-        """Log test/loss, test/acc, test/top5 and test/num_samples, over all ranks."""
-        self._log_evaluation("test", "loss", "acc", "top5", "num_samples")
+        """Log the same of the test split, and test/num_samples."""
+        self._log_evaluation("test", *LOGGED, "num_samples")
 
     def _log_evaluation(self, split: str, *names: str) -> None:
         results = self.evaluation.compute()
@@ -297,7 +414,9 @@ class ImageClassifier(LightningModule):
         rest = {name: settings.pop(key) for key, name in _SGD_FIELDS.items() if key in settings}
         # A fused optimizer unscales fp16 gradients internally, too late for clipping.
         fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
-        optimizer = build_optimizer(self.net, **settings, fused=fused, rest=SGDPart(**rest))
+        optimizer = build_optimizer(
+            self.net, **settings, fused=fused, rest=SGDPart(**rest), late=self.frozen
+        )
         scheduler = build_schedule(optimizer, self.trainer.estimated_stepping_batches, **schedule)
         return {
             "optimizer": optimizer,
@@ -332,9 +451,12 @@ class ImageClassifier(LightningModule):
                 f"the checkpoint is of another model or data set: {'; '.join(changed)[:500]}. To "
                 "start from its weights alone give it as --model.weights"
             )
-        check_fits(self, checkpoint["state_dict"])
+        check_fits(self.state_dict(), checkpoint["state_dict"])
         if self.global_rank == 0:
-            self._train_sums.restart(checkpoint.get("train_sums"))
+            sums = checkpoint.get("train_sums")
+            if sums is not None and (not isinstance(sums, Tensor) or sums.shape != (3,)):
+                raise ConfigError("the checkpoint's train_sums are not three numbers")
+            self._train_sums.restart(sums)
 
 
 def _moved(images: Tensor, pixels: int) -> Tensor:

@@ -12,10 +12,12 @@ from lightship.data.batch import NOT_COUNTED
 
 MAX_CONFUSION_CLASSES = 2048
 """No confusion matrix above this (int64, 32 MiB here)."""
+LOGGED = ("loss", "acc", "balanced_acc", "f1", "top5")
+"""Names of results that are logged for a split; those of `val` can choose the best checkpoint."""
 
 
 class EvalMetrics(Metric):
-    """Loss, accuracy, top-5 accuracy and counts per class, summed on the device.
+    """Loss, accuracies, F1 and counts per class, summed on the device.
 
     `update` has static shapes and does not synchronize with the device. All sums except the loss
     are integers, so results do not depend on how samples are divided into batches and ranks. Every
@@ -34,6 +36,7 @@ class EvalMetrics(Metric):
     loss_sum: Tensor
     support: Tensor
     hits: Tensor
+    predictions: Tensor
     top5_hits: Tensor
     confusion: Tensor
 
@@ -48,6 +51,7 @@ class EvalMetrics(Metric):
             "loss_sum": torch.zeros((), dtype=torch.float32),
             "support": torch.zeros(num_classes, dtype=torch.int64),
             "hits": torch.zeros(num_classes, dtype=torch.int64),
+            "predictions": torch.zeros(num_classes, dtype=torch.int64),
             "top5_hits": torch.zeros((), dtype=torch.int64),
         }
         if self.with_confusion:
@@ -70,6 +74,7 @@ class EvalMetrics(Metric):
         self.loss_sum = self.loss_sum + losses.sum(dtype=devices.of(logits.device).widest_float)
         self.support.scatter_add_(0, safe_labels, counted)
         self.hits.scatter_add_(0, safe_labels, counted * (predicted == labels))
+        self.predictions.scatter_add_(0, predicted, counted)
         if self.num_classes > 5:
             in_top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(1)
             self.top5_hits += (counted * in_top5).sum()
@@ -87,16 +92,23 @@ class EvalMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The results over all ranks; NaN where nothing was counted.
 
+        Means over classes are scikit-learn's: `balanced_acc`, of the accuracy of each class, is
+        over the classes that have samples; `f1` (macro) over those that have samples or were
+        predicted.
+
         Returns:
-            loss, acc, top5 (only if C > 5) and num_samples: scalars; support: [C] int64;
-            per_class_acc: [C]; confusion, if computed: [C, C] int64, rows are true classes.
+            loss, acc, balanced_acc, f1, top5 (only if C > 5) and num_samples: scalars; support: [C]
+            int64; per_class_acc: [C]; confusion, if computed: [C, C] int64, rows are true classes.
         """
         wide = devices.of(self.support.device).widest_float
         hits, support = self.hits.to(wide), self.support.to(wide)
         num_samples = support.sum()
+        seen = support + self.predictions.to(wide)
         results = {
             "loss": self.loss_sum.to(wide) / num_samples,
             "acc": hits.sum() / num_samples,
+            "balanced_acc": _mean_ratio(hits, support),
+            "f1": _mean_ratio(2 * hits, seen),
             "num_samples": num_samples,
             "support": self.support,
             "per_class_acc": hits / support,
@@ -106,3 +118,8 @@ class EvalMetrics(Metric):
         if self.with_confusion:
             results["confusion"] = self.confusion.view(self.num_classes, self.num_classes)
         return results
+
+
+def _mean_ratio(parts: Tensor, wholes: Tensor) -> Tensor:
+    """Mean of parts / wholes, both [C], over the classes whose whole is not 0; NaN if all are."""
+    return (parts / wholes.clamp(min=1)).sum() / (wholes > 0).sum()

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,9 @@ PART_IMAGES = 1024
 _PLAN = "parts.json"
 _FORMAT = "prediction parts"
 _AT_ONCE = 16
+BEST = 5
+_MAX_ROW_BYTES, _MAX_PLAN_BYTES = 2**15, 2**20
+"""On average in a part; more was not written by lightship."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Parts:
         self.plan = {**plan, **sizes}
         text = json.dumps(self.plan, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        storage.refuse_link(self.url)
 
     def open(self) -> set[int]:
         """The numbers of the parts that are there and whole; all others are removed. Rank 0.
@@ -111,31 +114,42 @@ class Parts:
         Raises:
             NewerVersion: A newer version of lightship wrote them; nothing is removed.
         """
-        try:
-            names = [file.path for file in storage.list_files(self.url)]
-        except storage.NotFound:
-            names = []
-        pattern = re.compile(rf"(\d+)-{self._key}\.jsonl")
-        done = {name: int(found[1]) for name in names if (found := pattern.fullmatch(name))}
-        before = self._kept_plan() if _PLAN in names else {}
+        sizes = self._own_files()
+        numbers = [int(name.partition("-")[0]) for name in sizes if name != _PLAN]
+        done = {number for number in numbers if self._name(number) in sizes}
+        before = self._kept_plan() if _PLAN in sizes else {}
         version = before.pop("version", None)
         versions.check(_FORMAT, version, storage.redact(self._at(_PLAN)))
         if before != self.plan:
-            others = [name for name in names if name not in done and name != _PLAN]
+            others = sizes.keys() - {_PLAN, *map(self._name, done)}
             if others:
                 changed = [key for key, value in self.plan.items() if before.get(key) != value]
                 logger.info(
                     f"{len(others)} parts in {storage.redact(self.url)} are of another table "
                     f"({', '.join(changed)} differ): starting over"
                 )
-                self._remove(others)
+                self._remove(sorted(others))
             plan = {**self.plan, "version": versions.VERSIONS[_FORMAT]}
             storage.write_bytes(self._at(_PLAN), json.dumps(plan, indent=1).encode())
-        return self._whole({n for n in done.values() if n < self.division.num_parts})
+        return self._whole({n: sizes[self._name(n)] for n in done if n < self.division.num_parts})
 
-    def _whole(self, numbers: set[int]) -> set[int]:
-        """Those parts that can be read; the others are removed with a line, to be made again."""
-        damaged = [
+    def _own_files(self) -> dict[str, int]:
+        """Name -> bytes of the files that are exactly named as parts; others are the user's."""
+        try:
+            listed = storage.list_files(self.url, skip=lambda folder: True)
+        except storage.NotFound:
+            return {}
+        is_own = re.compile(rf"[0-9]{{6,9}}-[0-9a-f]{{12}}\.jsonl|{re.escape(_PLAN)}").fullmatch
+        return {file.path: file.size_bytes for file in listed if is_own(file.path)}
+
+    def _whole(self, sizes: Mapping[int, int]) -> set[int]:
+        """Those parts, of these sizes, that can be read; the others are removed with a line."""
+        numbers = {
+            number
+            for number, size_bytes in sizes.items()
+            if size_bytes <= _MAX_ROW_BYTES * len(self.division.ids(number))
+        }
+        damaged = sorted(sizes.keys() - numbers) + [
             number
             for number, rows in self._read_parts(sorted(numbers))
             if rows is None or len(rows) != len(self.division.ids(number))
@@ -181,18 +195,18 @@ class Parts:
                 assert isinstance(data, bytes)
                 try:
                     yield number, [_row(line) for line in data.splitlines()]
-                except (ValueError, TypeError, RecursionError):
+                except (ValueError, TypeError, OverflowError, RecursionError):
                     yield number, None
 
     def remove(self) -> None:
-        """Remove the folder of the parts, when the table is there. Rank 0."""
-        self._remove([file.path for file in storage.list_files(self.url)])
-        if not storage.is_remote(self.url):
-            shutil.rmtree(storage.local_path(self.url), ignore_errors=True)
+        """Remove the parts, when the table is there, and their folder if it is empty. Rank 0."""
+        self._remove(sorted(self._own_files()))
+        storage.remove_temporaries(self.url)
+        storage.remove_folder(self.url)
 
     def _kept_plan(self) -> dict[str, Any]:
         try:
-            kept = json.loads(storage.read_bytes(self._at(_PLAN)))
+            kept = json.loads(storage.read_small(self._at(_PLAN), _MAX_PLAN_BYTES))
         except (ValueError, RecursionError) as error:
             if isinstance(error, LightshipError):
                 raise
@@ -213,4 +227,7 @@ def _row(line: bytes) -> Row:
     path, found = json.loads(line)
     if isinstance(found, str):
         return Unreadable(str(path), found)
-    return Prediction(str(path), [(str(name), float(share)) for name, share in found])
+    top5 = [(str(name), float(share)) for name, share in found]
+    if len(top5) > BEST or not all(0 <= share <= 1 for _, share in top5):
+        raise ValueError(f"{len(top5)} classes, or a probability that is none")
+    return Prediction(str(path), top5)

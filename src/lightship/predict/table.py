@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from lightship.errors import ConfigError
+from lightship.safe_text import csv_cell
 
 COLUMNS = ("path", "class", "probability", "top5")
 _ROWS_PER_GROUP = 2**16
@@ -94,7 +95,7 @@ def _json(value: Any) -> str:
 
 
 class _Csv:
-    """The column top5 holds JSON."""
+    """The column top5 holds JSON. Texts are `csv_cell`s: no formula for a spreadsheet."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8", newline="")
@@ -103,7 +104,9 @@ class _Csv:
 
     def add(self, rows: Iterable[Prediction]) -> None:
         for values in map(_values, rows):
-            self._rows.writerow([*list(values.values())[:3], _json(values["top5"])])
+            path, name, share = list(values.values())[:3]
+            cells = [csv_cell(text) if text is not None else None for text in (path, name)]
+            self._rows.writerow([*cells, share, _json(values["top5"])])
 
     def close(self) -> None:
         self._file.close()

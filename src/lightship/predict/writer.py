@@ -10,11 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightship import storage
-from lightship.predict.shards import Parts, Row, Unreadable
+from lightship.predict.shards import BEST, Parts, Row, Unreadable
 from lightship.predict.table import Prediction
 
 _DIGITS = 6
-_BEST = 5
 
 
 class ShardWriter(Callback):
@@ -56,7 +55,7 @@ class ShardWriter(Callback):
     ) -> None:
         """Keep a batch's best classes on the device; with the last of a part, write it."""
         ids, probabilities = outputs
-        self._kept.append((ids, *probabilities.topk(min(_BEST, probabilities.shape[1]))))
+        self._kept.append((ids, *probabilities.topk(min(BEST, probabilities.shape[1]))))
         number, division = batch_idx // self._parts.division.batches_per_part, self._parts.division
         part = self._numbers[number]
         if part is not None:

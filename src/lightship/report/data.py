@@ -12,6 +12,7 @@ _CURVE_POINTS = 300
 _CURVES = (
     ("Loss", ".3g", (("train", "train/loss"), ("val", "val/loss"))),
     ("Accuracy", ".4g", (("train", "train/acc"), ("val", "val/acc"))),
+    ("Means over classes", ".4g", (("balanced acc", "val/balanced_acc"), ("F1", "val/f1"))),
     ("Learning rate", ".3g", (("rate", "lr"),)),
     ("Images per second", ",.0f", (("images/s", "throughput/images_per_s"),)),
     ("Data wait", ".1%", (("share of time", "throughput/data_wait"),)),

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from lightship import __version__
 from lightship.distributed import comm
 
 
 def environment_facts() -> dict[str, Any]:
     """Versions, device, processors and git commit of this process, as plain values. Any rank."""
-    packages = ("lightship", "torch", "torchvision", "lightning")
-    facts: dict[str, Any] = {"python": platform.python_version()}
+    packages = ("torch", "torchvision", "lightning")
+    # Its own is not asked of the installed packages: it may run from a checkout on PYTHONPATH.
+    facts: dict[str, Any] = {"python": platform.python_version(), "lightship": __version__}
     facts |= {package: importlib.metadata.version(package) for package in packages}
     if torch.cuda.is_available():
         facts |= {

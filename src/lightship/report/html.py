@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,11 +16,13 @@ from lightship.report.data import (
     curves,
     mistakes_first,
 )
+from lightship.safe_text import shown
 
 MAX_TABLE_CLASSES = 30
 """The confusion matrix is a table of counts up to this many classes, a picture beyond."""
 _MAX_PREDICTIONS, _MAX_CLASS_ROWS = 60, 200
 _THUMBNAIL_PX = 160
+_PNG = "data:image/png;base64,"
 _RIGHT_RGB, _WRONG_RGB = (59, 130, 246), (234, 88, 12)  # seen on a white and on a dark card
 
 
@@ -33,6 +36,7 @@ def build_page(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
     )
     environment.filters |= {"uri": _png_uri, "thumbnail": _thumbnail}
     final = sorted(data.final.items(), key=lambda number: number[0] != "test/acc")
@@ -53,13 +57,19 @@ def build_page(data: ReportData) -> str:
     )
 
 
+def _finalized(value: Any) -> Any:
+    """Each value that the page shows: texts without secrets and controls (jinja escapes HTML)."""
+    is_picture = isinstance(value, str) and value.startswith(_PNG)
+    return shown(value) if type(value) is str and not is_picture else value
+
+
 def _formatted(key: str, value: float) -> str:
     """A final number: fractions as per cent, counts with separators."""
     if not isinstance(value, int | float):
         return str(value)
     if not math.isfinite(value):
         return "not a number"
-    if key.rpartition("/")[2] in ("acc", "top5", "best_acc"):
+    if key.rpartition("/")[2] in ("acc", "balanced_acc", "top5", "best_acc"):
         return f"{value:.2%}"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 
@@ -88,4 +98,4 @@ def _png_uri(image: np.ndarray) -> str:
     """Pixels, [H, W, 3 or 4] uint8, as the address of a PNG within the page."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+    return _PNG + base64.b64encode(content.getvalue()).decode()

@@ -7,6 +7,7 @@ from lightship import storage
 from lightship.config import TrainerConfig
 
 _RESULTS = ("test/acc", "val/acc")
+_MAX_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ def shown_bounds(settings: TrainerConfig) -> str:
 
 def read_results(done_url: str) -> dict[str, float] | None:
     """The accuracies in DONE; None if it is damaged. Blocks."""
-    data = storage.read_bytes(done_url)
+    data = storage.read_small(done_url, _MAX_BYTES)
     try:
         found = json.loads(data)
         results = {key: found[key] for key in _RESULTS if found.get(key) is not None}
     except (ValueError, RecursionError, AttributeError):
         return None
-    return results if all(isinstance(value, int | float) for value in results.values()) else None
+    # Not a number of 4,000 digits, nor NaN: both are JSON for Python.
+    is_right = all(type(v) in (int, float) and 0 <= v <= 1 for v in results.values())
+    return results if is_right else None

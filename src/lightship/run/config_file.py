@@ -9,6 +9,7 @@ import yaml
 from lightship import __version__, storage, strict_yaml, versions
 from lightship.config import Config
 from lightship.errors import ConfigError
+from lightship.redaction import canonical
 
 FILE = "config.yaml"
 _FORMAT = "config.yaml"
@@ -18,7 +19,7 @@ def shown(config: Config) -> dict[str, Any]:
     """The resolved settings as plain values, without credentials in URLs."""
     return {
         section: {
-            name: storage.redact(value) if isinstance(value, str) else value
+            name: canonical(value) if isinstance(value, str) else value
             for name, value in fields.items()
         }
         for section, fields in dataclasses.asdict(config).items()
@@ -29,6 +30,7 @@ def to_yaml(config: Config) -> str:
     """The resolved settings, without credentials, as YAML that `--config` reads."""
     # The version comes last: a file that was cut off lacks it.
     settings = {**shown(config), "version": versions.VERSIONS[_FORMAT]}
+    del settings["model"]["trust"]  # the permission of one command
     return yaml.safe_dump(settings, sort_keys=False)
 
 
@@ -45,7 +47,7 @@ def read(output_url: str) -> dict[str, dict[str, Any]]:
         ConfigError: It is damaged, or of a newer version.
     """
     where = storage.redact(storage.join(output_url, FILE))
-    data = storage.read_bytes(storage.join(output_url, FILE))
+    data = storage.read_small(storage.join(output_url, FILE), strict_yaml.MAX_BYTES)
     remedy = "restore the file, or give another --run.output"
     try:
         content = strict_yaml.load(data)

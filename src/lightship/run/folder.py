@@ -1,8 +1,10 @@
 """A run's folder: config.yaml, checkpoints/, logs/, report/ and DONE under run.output."""
 
+import dataclasses
 import logging
 import re
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,14 @@ from lightship.run.completion import Finished, read_results, shown_bounds
 from lightship.run.quarantine import set_aside
 
 logger = logging.getLogger(__name__)
+_FOLDERS = ("checkpoints", "data", "export", "features", "logs", "logs/wandb", "report")
+"""All that are written to or deleted from."""
+_FILES = (
+    "DONE", "logs/metrics.csv", "logs/starts.json", "logs/tracking_id", "report/report.html",
+    "report/report.json",
+)  # fmt: skip
+"""What a run has only after its config.yaml."""
+_MAX_ID_BYTES = 1024
 
 
 class Start(NamedTuple):
@@ -40,6 +50,9 @@ class RunFolder:
     Args:
         config: The resolved configuration; `run.output` is set.
 
+    Raises:
+        ConfigError: One of its folders is a link.
+
     Attributes:
         url: `run.output`.
         checkpoints: The store under it.
@@ -48,6 +61,8 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         assert config.run.output is not None
         self.url, self.config = config.run.output, config
+        for folder in _FOLDERS:
+            storage.refuse_link(self.at(folder))
         self.checkpoints = CheckpointStore(
             self.at("checkpoints"),
             keep_last=config.run.keep_last,
@@ -94,6 +109,45 @@ class RunFolder:
         except storage.NotFound:
             return None
 
+    def settings_of_same_weights(self) -> dict[str, Any] | None:
+        """The data section of the run's earlier start, if it had this net and these weights."""
+        try:
+            before = config_file.read(self.url)
+        except storage.NotFound:
+            return None
+        return before["data"] if self._has_weights_of(before) else None
+
+    def earlier_choices(self, by_size: Collection[str]) -> dict[str, Any]:
+        """`section.field` -> what an earlier start chose where the settings leave it open.
+
+        By the weights (`config.PREPROCESSING`), or by the number of training images. Nothing if
+        the run has no checkpoint: the images may have been incomplete when that start chose.
+
+        Args:
+            by_size: Names of the latter settings.
+        """
+        try:
+            before = config_file.read(self.url)
+        except storage.NotFound:
+            return {}
+        # Not `self.checkpoints`, which would keep what it finds while the images are counted.
+        if not CheckpointStore(self.checkpoints.url).commits():
+            return {}
+        found = {}
+        for name in by_size:
+            section, _, field = name.partition(".")
+            found[name] = before[section][field]
+        if self.config.model.weights is not None and self._has_weights_of(before):
+            data = self.config.data
+            open_fields = [key for key in settings.PREPROCESSING if getattr(data, key) is None]
+            found |= {f"data.{key}": before["data"][key] for key in open_fields}
+        return found
+
+    def _has_weights_of(self, before: Mapping[str, Mapping[str, Any]]) -> bool:
+        now = dataclasses.asdict(self.config)
+        same = ("model", "net"), ("model", "weights"), ("data", "normalize")
+        return all(_is_same("", before[part][key], now[part][key]) for part, key in same)
+
     def open(self, ckpt_path: str | None = None) -> Start:
         """Take the run over for this start, and choose the checkpoint to resume from.
 
@@ -111,6 +165,8 @@ class RunFolder:
         commits = list(store.commits())
         if commits:
             self.refuse_another_run(f"a run at step {commits[-1].step}")
+        else:
+            self._refuse_foreign_files()
         commit = store.best() if ckpt_path == "best" else store.newest()
         start = Start()
         if commit is not None:
@@ -131,6 +187,25 @@ class RunFolder:
         self._remove_done(start)
         config_file.write(self.url, self.config)
         return start
+
+    def _refuse_foreign_files(self) -> None:
+        """Raise ConfigError if a file is not a run's that this one would overwrite."""
+        try:
+            config_file.read(self.url)  # raises for what is no run's
+        except storage.NotFound:
+            where = f"--run.output {storage.redact(self.url)}"
+            for name in _FILES if self._holds_files() else ():
+                if storage.exists(self.at(name)):
+                    raise ConfigError(
+                        f"{where} holds {name}, and no {config_file.FILE} of a run: give another "
+                        "--run.output"
+                    ) from None
+
+    def _holds_files(self) -> bool:
+        try:
+            return bool(storage.list_files(self.url, max_files=1))
+        except storage.NotFound:
+            return False
 
     def _remove_done(self, start: Start) -> None:
         """Remove DONE, if there is one; a damaged one is kept under another name."""
@@ -159,9 +234,8 @@ class RunFolder:
 
     def _remove_temporaries(self) -> None:
         """Remove the temporary files of a killed start (object stores have none)."""
-        if not storage.is_remote(self.url):
-            for path in storage.local_path(self.url).rglob(".*.lightship-tmp"):
-                path.unlink(missing_ok=True)
+        for folder in ("", *_FOLDERS):
+            storage.remove_temporaries(self.at(folder))
 
     def refuse_another_run(self, what: str) -> None:
         """Raise ConfigError if the settings are incompatible with the run that is here."""
@@ -192,7 +266,10 @@ class RunFolder:
         url = self.at("logs", "tracking_id")
         if not storage.exists(url):
             return None
-        text = storage.read_bytes(url).decode(errors="replace").strip()
+        if storage.is_link(url):  # to a secret, whose text would be kept here and sent
+            set_aside(url, "is a link")
+            return None
+        text = storage.read_small(url, _MAX_ID_BYTES).decode(errors="replace").strip()
         if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII):
             return text
         set_aside(url, "is damaged")
@@ -214,9 +291,24 @@ class RunFolder:
         """Mark the run as complete, with its final metrics."""
         storage.write_bytes(self.at("DONE"), strict_json.dumps(numbers).encode())
 
+    def remove_features(self) -> None:
+        """Remove the features that the run's starts shared (see `data.feature_store`)."""
+        try:
+            files = storage.list_files(self.at("features"))
+        except storage.NotFound:
+            return
+        for file in files:
+            storage.remove(self.at("features", file.path))
+        storage.remove_folder(self.at("features"))
+
 
 def _is_same(key: str, was: Any, now: Any) -> bool:
     """Whether a setting has the value of the run's earlier starts, credentials aside."""
     if key == "data.root":
-        return settings.is_same_root(str(was), now) or storage.redact(now) == str(was)
-    return bool(was == now) or storage.redact(str(now)) == str(was)
+        return settings.is_same_root(str(was), now) or _as_stored_before(now) == was
+    return bool(was == now) or (isinstance(now, str) and _as_stored_before(now) == was)
+
+
+def _as_stored_before(url: str) -> str:
+    """A URL as 0.1.0 stored it: any user and the whole query replaced."""
+    return re.sub(r"(\w://[^\s?]*)\?.*", r"\1?***", re.sub(r"(?<=://)[^/\s@]+@", "***@", url))

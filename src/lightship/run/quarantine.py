@@ -15,7 +15,6 @@ def set_aside(url: str, what: str) -> None:
         url: Of the file.
         what: What is wrong with it.
     """
-    storage.write_bytes(f"{url}{SUFFIX}", storage.read_bytes(url))
-    storage.remove(url)
+    storage.move(url, f"{url}{SUFFIX}")
     name = storage.redact(url)
     logger.warning(f"{name} {what}: moved to {storage.base_name(url)}{SUFFIX} and ignored")

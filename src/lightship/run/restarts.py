@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import math
 import time
 from datetime import UTC, datetime
 from typing import Any
 
 from lightship import storage
 from lightship.run.quarantine import set_aside
+
+_MAX_STARTS_BYTES, _MAX_METRICS_BYTES = 2**24, 2**30
 
 
 def record_start(output_url: str, step: int, processes: int) -> list[dict[str, Any]]:
@@ -60,13 +63,14 @@ def _kept_starts(url: str) -> list[dict[str, Any]]:
     """The recorded starts; none, with a warning, if the file is damaged."""
     if not storage.exists(url):
         return []
-    data = storage.read_bytes(url)
+    data = storage.read_small(url, _MAX_STARTS_BYTES)
     try:
         starts = json.loads(data)
         for start in starts:
             datetime.fromisoformat(start["began"]).timestamp()
             for name in ("step", "processes", "trained_s", "steps_again", "lost_s"):
-                float(start[name])
+                if not math.isfinite(start[name]):
+                    raise ValueError(f"{name} is {start[name]}")
         return [*starts[:]]  # raises for what is no list
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         set_aside(url, "is damaged")
@@ -77,7 +81,7 @@ def _metrics(url: str) -> list[tuple[int, float]]:
     """(step, seconds) of each row of a metrics table; none where there is no table."""
     if not storage.exists(url):
         return []
-    data = storage.read_bytes(url)
+    data = storage.read_small(url, _MAX_METRICS_BYTES)
     try:
         table = csv.DictReader(io.StringIO(data.decode()))
         return [(int(float(row["step"])), float(row["time_s"])) for row in table]

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lightship.errors import ConfigError, DataError, LightshipError
+from lightship.storage import local
 from lightship.storage.backend import FileInfo, Selection, length_of
-from lightship.storage.errors import NotFound, StorageTimeout
+from lightship.storage.errors import NotFound, StorageTimeout, TooLarge
 from lightship.storage.local import copy_stream, whole_file
 from lightship.storage.parallel import in_daemon, run_within
 from lightship.storage.reads import read_bytes
-from lightship.storage.registry import HTTP, call, open_binary, resolve, size_bytes
+from lightship.storage.registry import HTTP, call, open_binary, resolve
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.urls import base_name, cache_path, is_remote, join, local_path, redact, split
 
@@ -75,18 +77,41 @@ def modified_s(url: str) -> float:
     return call(url, "modified")
 
 
-def download(url: str, path: Path, md5: str | None = None) -> None:
+def read_small(url: str, max_bytes: int) -> bytes:
+    """The whole file, which may come from anywhere: memory and time are bounded.
+
+    Raises:
+        TooLarge: It has more bytes; none is read.
+        NotFound: There is none, or what is there is no plain file.
+    """
+    size = call(url, "size")  # None: a folder, which cannot be read, or a server that does not say
+    data = b"" if size == 0 or (size or 0) > max_bytes else read_bytes(url)  # 0: also /proc's files
+    size = max(size or 0, len(data))
+    if size > max_bytes:
+        raise TooLarge(f"{redact(url)} has {size:,} bytes; at most {max_bytes:,} are read")
+    return data
+
+
+def download(url: str, path: Path, md5: str | None = None, answer_s: float | None = None) -> None:
     """Copies the file to `path`, whole or not at all.
+
+    Args:
+        url: Of the file.
+        path: Local; missing folders are made.
+        md5: What its MD5 must be.
+        answer_s: Time within which the storage must answer at all; None: that of every call.
 
     Raises:
         DataError: Its MD5 is not `md5`; nothing is left behind.
     """
+    if answer_s is not None:
+        call(url, "size", deadline=Deadline(url, total_s=answer_s))
     deadline = Deadline(url)
 
     def copy() -> None:
         with whole_file(path) as temporary_path:
             if split(url)[0] in HTTP:  # not every web server knows ranges
-                call(url, "get_file", temporary_path, size=size_bytes(url))
+                call(url, "get_file", temporary_path, deadline=deadline)
             else:
                 with open_binary(url) as source, temporary_path.open("wb") as out:
                     copy_stream(source, out, deadline)
@@ -132,6 +157,45 @@ def write_bytes(url: str, data: bytes | memoryview) -> None:
 def write_file(url: str, path: Path) -> None:
     """`write_bytes` from a local file, in pieces."""
     call(url, "write", path, size=length_of(path))
+
+
+def move(url: str, to_url: str) -> None:
+    """Renames a file within its folder, over another. Object stores: copies and removes it."""
+    if is_remote(url):
+        write_bytes(to_url, read_bytes(url))
+        remove(url)
+    else:
+        os.replace(local_path(url), local_path(to_url))  # of a link, the link itself
+
+
+def is_link(url: str) -> bool:
+    """Whether a local path is a symbolic link."""
+    return not is_remote(url) and local_path(url).is_symlink()
+
+
+def refuse_link(url: str) -> None:
+    """Raise ConfigError if a local folder is a link: lightship neither writes nor deletes below it.
+
+    Whoever made the folder that holds the link chose where it leads. A link to a file does no harm:
+    writing replaces it, and deleting deletes it.
+    """
+    if is_link(url):
+        raise ConfigError(f"{url} is a link; replace it by a folder, or give another place")
+
+
+def remove_temporaries(url: str) -> None:
+    """Removes what killed writes have left directly in a local folder (object stores: nothing)."""
+    if not is_remote(url):
+        local.remove_temporaries(local_path(url))
+
+
+def remove_folder(url: str) -> None:
+    """Removes the empty folders at and below a local folder; object stores have none."""
+    if is_remote(url):
+        return
+    for folder, _, _ in os.walk(local_path(url), topdown=False):  # follows no links
+        with contextlib.suppress(OSError):  # holds a file, or is gone
+            os.rmdir(folder)
 
 
 def remove(url: str) -> None:

@@ -1,75 +1,166 @@
-"""Archives: the entries of a zip, a tar or another archive as files."""
+"""Archives: the entries of a zip or a tar as files."""
 # ruff: noqa: D102 (see backend.Backend)
 
-import contextlib
-import re
+import io
+import posixpath
 import threading
-import zipfile
+from abc import abstractmethod
 from typing import Any, BinaryIO
 
-from lightship.errors import DataError, LightshipError
-from lightship.storage.backend import Data
-from lightship.storage.fsspec_backend import Remote
-from lightship.storage.retry import Deadline
+from lightship.errors import ConfigError, DataError, LightshipError
+from lightship.storage.backend import Data, FileInfo, Selection, Source
+from lightship.storage.retry import Deadline, Limits
+from lightship.storage.tar_headers import read_headers
 from lightship.storage.urls import redact
+from lightship.storage.zip_file import ZipFile
 
-_DOS = 0
-_DRIVE = re.compile(r"^[A-Za-z]:/")
+_MAX_LINKS = 40
 
 
-class Archive(Remote):
+class Archive:
     """An open archive, read-only.
 
-    Args:
-        fs: Its file system.
+    Attributes:
+        sizes: Path -> bytes of each file in it.
     """
 
-    def __init__(self, fs: Any):
-        super().__init__(fs, is_read_only=True)
-        if fs.protocol == "zip":
-            plain_names(fs.zip)
-        # zipfile serves several threads, tarfile does not.
-        self.turn: Any = contextlib.nullcontext() if fs.protocol == "zip" else threading.Lock()
-        fs.find("")  # fills its index, which two threads must not do at once
+    max_reads = Limits.threads
+    sizes: dict[str, int]
+
+    @abstractmethod
+    def open_entry(self, path: str) -> BinaryIO:
+        """A file in it."""
+
+    def connect(self, deadline: Deadline, path: str) -> None:
+        pass
+
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+        if path in self.sizes:
+            return [FileInfo("", self.sizes[path])]
+        prefix = f"{path}/" if path else ""
+        found = [
+            FileInfo(name.removeprefix(prefix), size)
+            for name, size in self.sizes.items()
+            if name.startswith(prefix)
+        ]
+        if not found:
+            raise FileNotFoundError(path)
+        return found[: selection.max_files]
+
+    def size(self, deadline: Deadline, path: str) -> int | None:
+        if path in self.sizes:
+            return self.sizes[path]
+        if any(name.startswith(f"{path}/" * bool(path)) for name in self.sizes):
+            return None
+        raise FileNotFoundError(path)
+
+    def modified(self, deadline: Deadline, path: str) -> float:
+        raise NotImplementedError("times in archives")
 
     def read(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
         """What goes wrong is the entry's fault, unless the storage or the system says otherwise."""
         if (size := self.size(deadline, path)) is None:
             raise IsADirectoryError(path)
+        stop = size if end is None else end
         try:
-            with self.turn:
-                data = self.get(deadline, path, start, end)
-        except (LightshipError, MemoryError):
+            with self.open_entry(path) as file:
+                file.seek(start)
+                data = file.read(max(0, stop - start))
+        except MemoryError:
             raise
-        except Exception as error:  # an unknown method, a password, any damage
-            if isinstance(error, OSError) and error.errno is not None:
+        except Exception as error:  # any damage
+            is_entrys = type(error) is DataError or not isinstance(error, LightshipError)
+            if not is_entrys or (isinstance(error, OSError) and error.errno is not None):
                 raise
             reason = str(error) or type(error).__name__
             raise DataError(f"{redact(path)} cannot be read from its archive ({reason})") from error
-        if end is not None and len(data) != end - start:
+        if len(data) != stop - start:
             raise DataError(
                 f"{redact(path)} has {size} bytes according to its archive, but {len(data)} came "
-                f"where {end - start} were expected: the archive is damaged"
+                f"where {stop - start} were expected: the archive is damaged"
             )
         return data
 
     def open(self, deadline: Deadline, path: str) -> BinaryIO:
-        return self.fs.open(path, "rb")
+        if self.size(deadline, path) is None:
+            raise IsADirectoryError(path)
+        return self.open_entry(path)
+
+    def write(self, deadline: Deadline, path: str, source: Source) -> None:
+        raise ConfigError(f"{redact(path)}: archives and web addresses are only read")
+
+    def remove(self, deadline: Deadline, path: str) -> None:
+        raise ConfigError(f"{redact(path)}: archives and web addresses are only read")
 
 
-def plain_names(archive: zipfile.ZipFile) -> None:
-    r"""Rename the entries of an open zip: `/a/b`, `./a/b`, `a\b` and `C:\a\b` become `a/b`.
+class ZipArchive(Archive):
+    """An open zip."""
 
-    A backslash separates where the zip was made on Windows, or where no name has a slash. Entries
-    are then read by the new names, because zipfile compares their headers with `orig_filename`.
-    """
-    entries = archive.infolist()
-    has_slashes = any("/" in entry.filename for entry in entries)
-    for entry in entries:
-        name = entry.filename
-        if "\\" in name and (entry.create_system == _DOS or not has_slashes):
-            name = name.replace("\\", "/")
-        folder = "/" if name.endswith("/") else ""
-        parts = _DRIVE.sub("", name).split("/")
-        entry.filename = "/".join(part for part in parts if part not in ("", ".", "..")) + folder
-    archive.NameToInfo = {entry.filename: entry for entry in entries}
+    def __init__(self, stream: BinaryIO, name: str):
+        self._zip = ZipFile(stream, name)
+        self.sizes = {path: entry.file_size for path, entry in self._zip.entries.items()}
+
+    def open_entry(self, path: str) -> BinaryIO:
+        return self._zip.open(path)
+
+
+class TarArchive(Archive):
+    """An open tar, not compressed; links to files in it are followed."""
+
+    def __init__(self, stream: BinaryIO, name: str):
+        self._stream, self._turn = stream, threading.Lock()
+        places: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
+        try:
+            for member in read_headers(stream):
+                path = _inside(member.path)
+                if member.kind == "file":
+                    places[path] = member.start, member.size
+                elif member.kind == "link":
+                    links[path] = _inside(posixpath.join(posixpath.dirname(path), member.target))
+                elif member.kind == "hard link":
+                    links[path] = _inside(member.target)
+        except DataError as error:
+            raise DataError(f"{name} is not a whole tar: {error}") from error
+        for path in links:
+            target = path
+            for _ in range(_MAX_LINKS):
+                target = links.get(target, target)
+            if target in places:
+                places[path] = places[target]
+        self._places = places
+        self.sizes = {path: size for path, (_, size) in places.items()}
+
+    def open_entry(self, path: str) -> BinaryIO:
+        start, size = self._places[path]
+        return io.BufferedReader(_Part(self._stream, self._turn, start, size))
+
+
+def _inside(path: str) -> str:
+    """A path below the root of an archive."""
+    return posixpath.normpath(f"/{path}").lstrip("/")
+
+
+class _Part(io.RawIOBase):
+    """Bytes [start, start + size) of a file that several threads read."""
+
+    def __init__(self, stream: Any, turn: threading.Lock, start: int, size: int):
+        self.stream, self.turn, self.start, self.size, self.at = stream, turn, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = max(0, offset + (0, self.at, self.size)[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        with self.turn:
+            self.stream.seek(self.start + self.at)
+            data = self.stream.read(max(0, min(len(buffer), self.size - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)

@@ -29,7 +29,7 @@ class Span:
         return 0 if self.end is None else self.end - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """One file of a listing."""
 

@@ -1,7 +1,6 @@
 """Errors of a storage: which are permanent, and what is then raised."""
 
 import errno
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,6 +30,10 @@ class BadCredentials(Denied):
 
 class StorageTimeout(TimeoutExpired):
     """Transient errors outlasted the deadline (exit 74)."""
+
+
+class TooLarge(ConfigError):
+    """A file of a run is larger than any that lightship writes (exit 78)."""
 
 
 class WrongLength(OSError):
@@ -100,10 +103,13 @@ _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] 
     (lambda e: e.code in _CREDENTIAL_CODES or e.status in (401, 407)
      or "Credential" in type(e.error).__name__, BadCredentials, _DENIED),
     (lambda e: e.is_a(PermissionError) or e.status == 403, Denied, _DENIED),
-    (lambda e: 400 <= e.status < 500 or e.is_a("ParamValidationError", "InvalidURL"),
+    (lambda e: e.is_a("ClientConnectorCertificateError"),
+     ConfigError, "{place}: its TLS certificate is not accepted ({reason})"),
+    (lambda e: 400 <= e.status < 500
+     or e.is_a("ParamValidationError", "InvalidURL", "TooManyRedirects"),
      Refused, "{place}: request refused by the storage ({reason})"),
     (lambda e: e.is_a("NoRegionError"), ConfigError, "{place}: no region is set ({reason})"),
-    (lambda e: e.is_a(zipfile.BadZipFile, tarfile.ReadError, zlib.error, EOFError),
+    (lambda e: e.is_a(zipfile.BadZipFile, zlib.error, EOFError),
      DataError, "{place}: the archive is damaged ({reason})"),
     (lambda e: e.is_a(NotImplementedError),
      ConfigError, "{place}: not supported by this kind of storage ({reason})"),
@@ -123,9 +129,12 @@ def permanent(error: Exception, url: str) -> Exception | None:
     if isinstance(error, LightshipError):
         return error
     # fsspec's http reports any failure as "not found"; the cause is more precise.
-    if isinstance(error, FileNotFoundError) and _is_network(error.__cause__):
-        assert isinstance(error.__cause__, Exception)
-        error = error.__cause__
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, LightshipError):
+        return cause
+    if isinstance(error, FileNotFoundError) and _is_network(cause):
+        assert isinstance(cause, Exception)
+        error = cause
     facts = _Facts(error, *http_answer(error))
     for matches, kind, text in _TABLE:
         if matches(facts):

@@ -4,16 +4,24 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lightship.errors import DataError
 from lightship.storage.backend import PIECE_BYTES, FileInfo, Selection, Source, wrong_length
 from lightship.storage.retry import Deadline, Limits
 
 _TEMPORARY = ".lightship-tmp"
+_OWN_STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+"""What a shell passes to this process, such as `--config <(...)`."""
+_MAX_VISITS = 16
+"""How often links may lead to one folder below a root."""
+_TEMPORARY_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(_TEMPORARY)}")
 
 
 class Local:
@@ -30,6 +38,7 @@ class Local:
             return [FileInfo("", os.path.getsize(path))]
         found: list[FileInfo] = []
         folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
+        visits: Counter[str] = Counter()
         while folders and (max_files is None or len(found) < max_files):
             folder, prefix, above = folders.pop()
             with os.scandir(folder) as entries:
@@ -40,26 +49,33 @@ class Local:
                     elif skip is None or not skip(inner):
                         real = os.path.realpath(entry.path)
                         if real not in above:  # a link to a folder above would never end
+                            _check_visits(visits, real, entry.path)
                             folders.append((entry.path, f"{inner}/", (*above, real)))
             deadline.progress()
         return found
 
     def size(self, deadline: Deadline, path: str) -> int | None:
-        return None if os.path.isdir(path) else os.stat(path).st_size
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return None
+        if not stat.S_ISREG(status.st_mode):  # which may never end
+            raise OSError(errno.ENODEV, "a pipe, socket or device; a file was expected", path)
+        return status.st_size
 
     def modified(self, deadline: Deadline, path: str) -> float:
         return os.stat(path).st_mtime
 
     def read(self, deadline: Deadline, path: str, start: int, end: int | None) -> bytes:
-        with open(path, "rb", buffering=0 if end is None else -1) as file:
-            file.seek(start)
+        with open(path, "rb", buffering=0 if end is None else -1, opener=_open_file) as file:
+            if start:
+                file.seek(start)
             data = file.read() if end is None else file.read(end - start)
             if end is not None and len(data) != end - start:
                 raise wrong_length(path, os.fstat(file.fileno()).st_size, start, end, len(data))
         return data
 
     def open(self, deadline: Deadline, path: str) -> BinaryIO:
-        return open(path, "rb")
+        return open(path, "rb", opener=_open_file)
 
     def write(self, deadline: Deadline, path: str, source: Source) -> None:
         with whole_file(Path(path)) as temporary_path, temporary_path.open("wb") as out:
@@ -71,6 +87,28 @@ class Local:
 
     def remove(self, deadline: Deadline, path: str) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _open_file(path: str, flags: int) -> int:
+    """`os.open` that neither waits for a pipe's writer nor gives a device, which may never end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if path.startswith(_OWN_STREAMS):
+        os.set_blocking(descriptor, True)
+    elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        os.close(descriptor)
+        raise OSError(errno.ENODEV, "a pipe, socket or device; a file was expected", path)
+    return descriptor
+
+
+def _check_visits(visits: "Counter[str]", folder: str, path: str) -> None:
+    """Raise DataError if links lead to a folder again and again: 40 of them may make 2^40 paths."""
+    visits[folder] += 1
+    if visits[folder] > _MAX_VISITS:
+        raise DataError(
+            f"{path}: links lead to the folder {folder} on more than {_MAX_VISITS} ways; remove "
+            "the links, or put folders in their place"
+        )
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -119,6 +157,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         # A bucket mounted as a folder cannot sync folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the temporary files that `whole_file` has left directly in a folder."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY_NAME.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

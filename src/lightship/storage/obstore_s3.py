@@ -147,7 +147,7 @@ class ObstoreS3:
 
         client, limits = self._call(self.fs.set_session), Limits.now()
         options: ClientConfig = {
-            "allow_http": True,
+            "allow_http": not client.meta.endpoint_url.startswith("https:"),
             "connect_timeout": timedelta(seconds=limits.connect_s),
             "read_timeout": timedelta(seconds=limits.read_s),
             "timeout": timedelta(seconds=Deadline(bucket).try_s(_MAX_BYTES)),

@@ -6,15 +6,16 @@ For storage's own modules, but for `open_binary` and `size_bytes`.
 import io
 import itertools
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
 import fsspec
-from fsspec.archive import AbstractArchiveFileSystem
 from fsspec.core import strip_protocol
 
 from lightship.errors import ConfigError
-from lightship.storage.archives import Archive
+from lightship.redaction import is_redacted
+from lightship.storage.archives import Archive, TarArchive, ZipArchive
 from lightship.storage.backend import PIECE_BYTES, Backend, Data, Span
 from lightship.storage.errors import NotFound
 from lightship.storage.fsspec_backend import Async, Remote, file_system_class, url_options
@@ -23,9 +24,11 @@ from lightship.storage.parallel import parallel_map, run_within
 from lightship.storage.retry import Deadline, Limits, with_retries
 from lightship.storage.s3 import S3
 from lightship.storage.urls import base_name, is_remote, local_path, redact, split
+from lightship.storage.web import Web
 
 HTTP = ("http", "https")
 _LOCAL = Local()
+_ARCHIVES: dict[str, Callable[[BinaryIO, str], Archive]] = {"zip": ZipArchive, "tar": TarArchive}
 _BACKENDS: dict[Any, Backend] = {}
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
@@ -38,8 +41,14 @@ def resolve(url: str) -> tuple[Backend, str]:
     protocol, head, rest = split(url)
     if not is_remote(url):
         return _LOCAL, str(local_path(url))
-    kind = file_system_class(protocol, url)
-    options = url_options(kind, head)
+    if is_redacted(url):
+        raise ConfigError(
+            f"{url} comes from a stored configuration, which holds no passwords and signatures: "
+            "give the URL again"
+        )
+    is_archive = protocol in _ARCHIVES
+    kind = None if is_archive else file_system_class(protocol, url)
+    options = {} if is_archive else url_options(kind, head)
     # Neither sockets nor event loop of a parent survive a fork: the process is part of the key.
     key = (os.getpid(), protocol, rest, *options.items(), *map(os.environ.get, _ENVIRONMENT))
     backend = _BACKENDS.get(key)
@@ -48,28 +57,24 @@ def resolve(url: str) -> tuple[Backend, str]:
         build = partial(_build, kind, protocol, rest, options)
         built = run_within(deadline, partial(with_retries, build, deadline))
         backend = _BACKENDS.setdefault(key, built)
-    return backend, strip_protocol(head)
+    return backend, head.partition("://")[2].strip("/") if is_archive else strip_protocol(head)
 
 
 def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) -> Backend:
     options["skip_instance_cache"] = True
-    if issubclass(kind, AbstractArchiveFileSystem):
+    if protocol in _ARCHIVES:
         if rest is None:
             raise ConfigError(f"{protocol}:// needs its archive: {protocol}://PATH::ARCHIVE_URL")
-        return Archive(kind(fo=open_binary(rest), **options))
+        return _ARCHIVES[protocol](open_binary(rest), redact(rest))
     if rest is not None:
         raise ConfigError(f"'{protocol}::' cannot be chained; archives can (zip://PATH::URL)")
     if not kind.async_impl:
         return Remote(kind(**options))
     limits, options["use_listings_cache"] = Limits.now(), False
     if protocol in HTTP:
-        import aiohttp  # needed by no other storage
-
-        timeout = aiohttp.ClientTimeout(None, None, limits.read_s, limits.connect_s)
-        options["client_kwargs"] = {"trust_env": True, "timeout": timeout}
-        options["headers"] = {"Accept-Encoding": "identity"}  # ranges count plain bytes
+        return Web(kind, options, limits)
     if protocol not in ("s3", "s3a"):
-        return Async(kind(**options), is_read_only=protocol in HTTP)
+        return Async(kind(**options))
     config: dict[str, Any] = {"connect_timeout": limits.connect_s, "read_timeout": limits.read_s}
     config |= {"max_pool_connections": limits.in_flight, "retries": {"total_max_attempts": 1}}
     config |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})

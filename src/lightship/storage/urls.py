@@ -5,14 +5,10 @@ import re
 from pathlib import Path
 
 from lightship.errors import ConfigError
+from lightship.redaction import is_redacted, redact
 
-_SECRET_SETTING = re.compile(
-    r"(?i)\b(\w*(?:secret|password|token|signature|credential|authorization|api[_-]?key|"
-    r"access[_-]?key(?:[_-]?id)?)['\"]?\s*[=:]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s,;&'\"]+"
-)
 _NEXT_LINK = re.compile(r"::(?=\w+://|(?:zip|tar|libarchive)::)")
 _IN_ARCHIVE = re.compile(r"(?:zip|tar|libarchive)(?:://|::)")
-_SECRET_VARIABLES = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY")
 
 
 def split(url: str) -> tuple[str, str, str | None]:
@@ -48,7 +44,7 @@ def base_name(url: str) -> str:
     path = head.rpartition("://")[2].strip("/")
     if rest is not None and not path:
         return base_name(rest)
-    if protocol in ("http", "https"):
+    if protocol in ("http", "https") or is_redacted(redact(url)):
         path = path.partition("?")[0].partition("#")[0].rstrip("/")
     return path.rpartition("/")[2]
 
@@ -62,6 +58,21 @@ def relative_to(url: str, root: str) -> str | None:
     if not here.is_relative_to(there):
         return None
     return here.relative_to(there).as_posix() if here != there else ""
+
+
+def stays_below(url: str, path: str) -> bool:
+    """Whether `join(url, path)` is below `url`: neither above it nor, by a `::`, another URL."""
+    if ".." in path and ".." in path.split("/"):
+        return False
+    if "::" not in path:
+        return True
+    protocol, _, rest = split(join(url, path))
+    return (protocol, rest) == (split(url)[0], split(url)[2])
+
+
+def stays_inside(path: str) -> bool:
+    """Whether `stays_below(url, path)` for every `url`: for names whose root is not known yet."""
+    return stays_below("zip://::x.zip", path)  # here any link that `path` may begin is one
 
 
 def is_remote(url: str) -> bool:
@@ -81,18 +92,6 @@ def local_path(url: str) -> Path:
     if is_remote(url):
         raise ConfigError(f"{redact(url)} is not a path on this machine, which is needed here")
     return Path(url.partition("://")[2] or url).expanduser()
-
-
-def redact(text: str) -> str:
-    """`text` without credentials: users and queries of URLs, keys, secrets of the environment."""
-    text = re.sub(r"(?<=://)[^/\s'\"@]+@", "***@", text)
-    text = re.sub(r"(\w://[^\s'\"?]*)\?[^\s'\"]*", r"\1?***", text)
-    text = re.sub(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b", "***", text)
-    text = _SECRET_SETTING.sub(r"\1***", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and not value.startswith("/") and _SECRET_VARIABLES.search(name):
-            text = text.replace(value, "***")
-    return text
 
 
 def cache_path(*parts: str) -> Path:

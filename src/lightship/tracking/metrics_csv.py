@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightship import storage
+from lightship.safe_text import csv_cell
 
 _FIXED_COLUMNS = ("step", "epoch", "time_s")
 
@@ -102,7 +103,7 @@ class MetricsCSV(Logger):
     def _write(self) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
-        writer.writeheader()
+        writer.writerow({name: csv_cell(name) for name in self._columns})
         for row in self.rows:
             writer.writerow({key: _exact(value) for key, value in row.items()})
         self._check_fence()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lightship.errors import ConfigError, in_one_line
+from lightship.safe_text import shown
 from lightship.tracking.background import Background
 from lightship.tracking.folders import WandbFolders
 from lightship.tracking.key import find_key
@@ -179,4 +180,4 @@ def _online(
 
 def _shown_name(name: str) -> str:
     """A run's name as W&B takes it."""
-    return name.encode(errors="replace").decode()[:_NAME_LETTERS]
+    return shown(name)[:_NAME_LETTERS]

@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger
 
 from lightship.errors import in_one_line
+from lightship.safe_text import shown
 from lightship.tracking.background import Background
 from lightship.tracking.folders import WandbFolders, is_writable
 from lightship.tracking.mirror import Mirror
@@ -119,7 +120,7 @@ class Tracker(Logger):
         def log() -> None:
             import wandb
 
-            panel = [wandb.Image(image, caption=caption) for image, caption in pairs]
+            panel = [wandb.Image(image, caption=shown(caption)) for image, caption in pairs]
             self._log({key: panel, STEP_KEY: at})
 
         self._submit("log images", log)
@@ -140,7 +141,8 @@ class Tracker(Logger):
         if not is_chart:
             mistakes = [cell for cell in counts if cell[0] and cell[1] != cell[2]]
             counts = sorted(mistakes, reverse=True)[:CONFUSION_PAIRS]
-        cells = [[class_names[true], class_names[guess], count] for count, true, guess in counts]
+        names = [shown(name) for name in class_names]
+        cells = [[names[true], names[guess], count] for count, true, guess in counts]
         at = self._step
 
         def log() -> None:

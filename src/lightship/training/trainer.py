@@ -18,9 +18,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightship.config import Config
 from lightship.data.manifest import Manifest
 from lightship.data.module import ImageData
+from lightship.devices import fastest_precision
+from lightship.devices.allocator import keep_freed_memory
 from lightship.distributed import comm
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
+from lightship.models.metrics import LOGGED
 from lightship.training.callbacks.heartbeat import build_heartbeat
 from lightship.training.callbacks.progress import Progress, build_progress
 from lightship.training.fast_loop import ignore_signals, use_fast_loop
@@ -87,6 +90,8 @@ def build_trainer(
         )
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Lightning does not support {flags}: {reason}") from None
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     return use_fast_loop(ignore_signals(trainer))
 
 
@@ -99,11 +104,11 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
             raise ConfigError(
                 f"--model.compile {config.model.compile}: XLA compiles every step; set none"
             )
-        placed = xla_arguments(asked.devices, asked.precision)
+        placed = xla_arguments(asked.devices, fastest_precision(asked.precision, "tpu"))
         return {**placed, "plugins": [*placed["plugins"], *plugins]}
     common = {
         "accelerator": asked.accelerator,
-        "precision": asked.precision,
+        "precision": fastest_precision(asked.precision, asked.accelerator),
         "plugins": plugins,
     }
     if not comm.is_initialized():
@@ -113,7 +118,7 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
     if asked.sync_batchnorm and not torch.cuda.is_available():
         raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for CPUs")
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    strategy = DDPStrategy(
+    strategy = _DDP(
         cluster_environment=TorchElasticEnvironment(),
         find_unused_parameters=False,
         gradient_as_bucket_view=True,
@@ -121,6 +126,15 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
     )
     nodes = int(os.environ["WORLD_SIZE"]) // here
     return {**common, "devices": here, "num_nodes": nodes, "strategy": strategy}
+
+
+class _DDP(DDPStrategy):
+    """Lightning's, without the pickles that it sends between ranks."""
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Rank 0's plain value on every rank. Every rank; blocks."""
+        assert src == 0, src
+        return comm.broadcast_from_rank_0(lambda: obj)
 
 
 def evaluate(
@@ -134,9 +148,9 @@ def evaluate(
     run = trainer.test if split == "test" else trainer.validate
     run(model, datamodule=data, verbose=False)
     data.count_bad_samples()
-    names = ("loss", "acc", "top5", "num_samples")
     measured = model.eval_metrics
-    return {f"{split}/{name}": float(measured[name]) for name in names if name in measured}
+    names = [name for name in (*LOGGED, "num_samples") if name in measured]
+    return {f"{split}/{name}": float(measured[name]) for name in names}
 
 
 def numbers_line(numbers: dict[str, float], split: str | None) -> str:

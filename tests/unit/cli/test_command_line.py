@@ -51,6 +51,10 @@ WRONG = [
     (["fit", "--trainer.devices", "0"], 78, "'0'; it must be 'auto' or a number of at least 1"),
     (["fit", "--trainer.devices", "-1"], 78, "'-1'; it must be 'auto' or a number of at least 1"),
     (["fit", "--trainer.accumulate_grad_batches", "7"], 78, "is not divisible by"),
+    (
+        ["fit", "--model.grad_checkpointing=true", "--model.compile=default"], 78,
+        "--model.grad_checkpointing true does not work with --model.compile default",
+    ),
     (["fit", "--trainer.max_epochs=0"], 78, "--trainer.max_epochs is 0, which trains nothing"),
     (["fit", "--trainer.max_steps=0"], 78, "--trainer.max_steps is 0, which trains nothing"),
 ]  # fmt: skip
@@ -132,6 +136,8 @@ def test_flags_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
         ("[1, 2]", "must hold only the sections"),
         ("data: {root: [", "is not YAML"),
         ("data: {global_batch_size: many}", "--data.global_batch_size is 'many'"),
+        ("data: {global_batch_size: }", "--data.global_batch_size is null; give it a value"),
+        ("model: {net: null}", "--model.net is null; give it a value"),
     ],
 )
 def test_wrong_config_files(tmp_path: Path, capsys, text: str, line: str) -> None:

@@ -134,3 +134,46 @@ def test_without_a_run_the_flag_that_is_needed_is_named(runs: Path, capsys, name
     assert f"lightship {name} without a run needs {flag}" in error
     assert "--run.output" not in error
     assert cli.parse([name, "--ckpt_path=x.ckpt", f"{flag}=out.csv"]) is not None
+
+
+def test_what_describes_the_machine_is_not_taken_from_the_run(runs: Path) -> None:
+    """A run's folder may come from anywhere: it may not raise limits, nor choose devices or W&B."""
+    settings = Config()
+    settings.run.output, settings.run.tracking, settings.run.log_format = "one", "offline", "json"
+    settings.data.max_image_pixels, settings.data.prefetch_gib = 10**12, 1e6
+    settings.data.eval_batch_size, settings.data.on_error = 2**20, "skip"
+    settings.data.cache_gib, settings.data.decode_threads = 1e6, 1024
+    settings.trainer.devices, settings.trainer.monitor = "999", "val/acc"
+    settings.model.label_smoothing = 0.25
+    config_file.write("one", settings)
+    path = runs / "one" / "config.yaml"
+    path.write_text(path.read_text().replace("net: litcnn", "net: litcnn\n  trust: true"))
+    command = cli.parse(["test", "--run.output=one"])
+    assert command is not None
+    expected = Config()
+    expected.run.output = "one"
+    expected.data.on_error, expected.trainer.monitor = "skip", "val/acc"
+    expected.model.label_smoothing = 0.25
+    assert command.config == expected
+
+
+@pytest.mark.parametrize("named", [[], ["--data.root=set"], ["--predictions=here.csv"]])
+def test_a_remote_run_does_not_choose_the_local_images_that_it_is_told_of(
+    runs: Path, capsys, named: list[str]
+) -> None:
+    settings = Config()
+    settings.run.output, settings.data.root = "memory://elsewhere/run", "set"
+    config_file.write(settings.run.output, settings)
+    flags = ["predict", f"--run.output={settings.run.output}", *named]
+    if named:
+        assert cli.parse(flags) is not None
+    else:
+        assert cli.main(flags) == 78
+        assert "add --data.root set" in capsys.readouterr().err
+
+
+def test_a_recipe_is_the_packages_whatever_lies_in_the_working_directory(runs: Path) -> None:
+    (runs / "digits").write_text("model: {net: 'os:system'}")
+    (runs / "digits.yaml").write_text("model: {net: 'os:system'}")
+    assert cli.parse(["fit", "--config", "digits"]).config.model.net == "litcnn"
+    assert cli.parse(["fit"]).config.model.net == "litcnn"

@@ -98,9 +98,44 @@ def test_a_stream_that_was_made_non_blocking_loses_nothing_to_a_slow_reader():
 def test_a_warning_is_one_line_without_its_source():
     warn = "warnings.warn_explicit('not\\nread', UserWarning,"
     own = f"import warnings; {warn} streams.__file__, 1); {warn} 'else.py', 1)"
-    text = python(f"streams.show_warnings(False); {own}").stderr.splitlines()
+    text = python(f"streams.show_foreign_text(False); {own}").stderr.splitlines()
     assert text == ["lightship: not read", "else.py:1: UserWarning: not", "read"]
-    lines = python(f"streams.show_warnings(True); {own}").stderr.splitlines()
+    lines = python(f"streams.show_foreign_text(True); {own}").stderr.splitlines()
     assert [(e["event"], e["text"]) for e in map(json.loads, lines)] == [
         ("warning", "not read")
     ] * 2
+
+
+_FAIL = (
+    "import threading; streams.show_foreign_text({as_json}); print('out https://u:hunter22@h/x'); "
+    "print('bar 1\\rbar 2\\x1b[K'); print('no end', end=''); "
+    "os.environ['MY_TOKEN'] = 'hunter22-of-the-environment'; "
+    "t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join(); "
+    "raise ValueError('hunter22-of-the-environment\\n[   0:00] forged\\x1b[2J')"
+)
+
+
+def test_uncaught_exceptions_and_prints_are_events_where_lines_are_json():
+    done = python(_FAIL.format(as_json=True))
+    assert done.returncode == 1
+    assert "hunter22" not in done.stdout + done.stderr
+    assert [(e["event"], e["text"]) for e in map(json.loads, done.stdout.splitlines())] == [
+        ("output", "out https://***@h/x"), ("output", "bar 2\\x1b[K"), ("output", "no end"),
+    ]  # fmt: skip
+    of_thread, of_main = map(json.loads, done.stderr.splitlines())
+    assert of_thread["text"] == "ZeroDivisionError: division by zero"
+    assert of_main["event"] == "error"
+    assert of_main["text"] == "ValueError: ***\\n[   0:00] forged\\x1b[2J"
+    assert of_main["traceback"][0].startswith("Traceback")
+    assert of_main["traceback"][-1] == "    [   0:00] forged\\x1b[2J"
+
+
+def test_a_traceback_is_pythons_without_secrets_and_forged_lines():
+    done = python(_FAIL.format(as_json=False))
+    assert done.returncode == 1
+    assert "hunter22" not in done.stdout + done.stderr
+    assert done.stdout.startswith("out https://***@h/x\n")
+    *_, before, last = done.stderr.splitlines()
+    assert before == "ValueError: ***"
+    assert last == "    [   0:00] forged\\x1b[2J"
+    assert "ZeroDivisionError: division by zero\n" in done.stderr

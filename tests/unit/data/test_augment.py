@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lightship.data import draws as host
 from lightship.data.augment import (
     Augment,
     beta_quantile,
@@ -48,6 +49,18 @@ def test_draws_are_fixed_for_good() -> None:
         [0.7909082770347595, 0.08690661191940308],
     ]
     torch.testing.assert_close(drawn, torch.tensor(expected), rtol=0, atol=0)
+
+
+def test_the_host_draws_the_same() -> None:
+    ids = torch.tensor([0, 1, 77, 123456789, 2**40])
+    for seed, epoch in ((0, 0), (5, 3), (2**31 + 7, 1000)):
+        np.testing.assert_array_equal(
+            host.uniform(ids.numpy(), seed, epoch, 40), uniform(ids, seed, epoch, 40).numpy()
+        )
+        for in_turn in (False, True):
+            there = Augment(seed, flip=True, flip_in_turn=in_turn).mirrored(ids, epoch)
+            here = host.Mirror(seed, in_turn).mirrored(ids.numpy(), epoch)
+            assert here.tolist() == there.tolist()
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:

@@ -13,7 +13,7 @@ import pytest
 from lightship.data import sample_reader
 from lightship.data.bad_samples import BadSamples, News
 from lightship.data.manifest import Manifest
-from lightship.data.order import EvalShare
+from lightship.data.shares import EvalShare
 from lightship.data.sources import layouts
 from lightship.data.streaming.prefetch import BatchRange, Fetcher
 from lightship.errors import ConfigError, DataError, LightshipError
@@ -60,7 +60,7 @@ def by_fetcher(manifest: Manifest) -> dict[int, bytes | DataError]:
     """Each sample, as a streamed split is read."""
     share = EvalShare(len(manifest), len(manifest), 0, 1)
     wanted = BatchRange(0, 0, 1, 1)
-    fetcher = Fetcher(manifest, manifest.block_edges(), share, wanted, 2**30, 0)
+    fetcher = Fetcher(manifest, manifest.blocks(), share, wanted, 2**30, 0)
     [batch] = list(fetch_all(fetcher))
     fetcher.close()
     return batch

@@ -17,6 +17,7 @@ from lightship.data.module import ImageData
 from lightship.data.resident import ResidentSplit
 from lightship.data.splits import load_splits
 from lightship.errors import DataError
+from lightship.versions import NewerVersion
 from tests.support.images import put
 
 MODES = ("resident", "streaming", "auto")
@@ -62,6 +63,15 @@ def test_a_damaged_table_beside_a_run_is_made_again(tmp_path: Path, caplog) -> N
         assert len(train) == 6
     load_splits(config, str(tmp_path / "run"), "train")
     assert len(caplog.messages) == 1
+
+
+def test_a_run_keeps_the_version_of_its_order(tmp_path: Path) -> None:
+    data = ready(folder(tmp_path, train=[png(20, 20)] * 6))
+    assert data.state_dict() == {"order": 2}
+    data.load_state_dict({})  # of 0.1.0
+    assert data.state_dict() == {"order": 1}
+    with pytest.raises(NewerVersion, match=r"version 3 .*\(order\).*reads up to 2"):
+        data.load_state_dict({"order": 3})
 
 
 @pytest.mark.parametrize("mode", MODES)

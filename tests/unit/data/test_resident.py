@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from lightship.data.augment import Augment
 from lightship.data.batch import NOT_COUNTED
-from lightship.data.order import EvalShare, Order, TrainShare
+from lightship.data.order import Shuffle
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
+from lightship.data.shares import EvalShare, TrainShare
 from lightship.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ def split_of(count: int, bad: tuple[int, ...] = ()) -> ResidentSplit:
 
 def train_batches(split, world_size, parts, positions, seed=0, batch_size=12):
     """Ids of the batches at `positions` as each rank's loader gives them: [rank][batch] lists."""
-    order = Order(len(split.labels), batch_size, seed)
+    order = Shuffle(len(split.labels), batch_size, seed)
     ranks = []
     for rank in range(world_size):
         place = iter(positions)
@@ -36,14 +37,14 @@ def train_batches(split, world_size, parts, positions, seed=0, batch_size=12):
 
 @pytest.mark.parametrize(("world_size", "parts"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 1)])
 def test_global_batches_do_not_depend_on_ranks_or_parts(world_size: int, parts: int) -> None:
-    split, order = split_of(50), Order(50, 12, 0)
+    split, order = split_of(50), Shuffle(50, 12, 0)
     positions = [(epoch, index) for epoch in (0, 1) for index in range(4 * parts)]
     ranks = train_batches(split, world_size, parts, positions)
     for epoch in (0, 1):
         for step in range(4):
             first = (epoch * 4 + step) * parts
             together = [i for rank in ranks for part in rank[first : first + parts] for i in part]
-            assert together == order.epoch(epoch)[step].tolist()
+            assert together == order.ids(epoch, np.arange(12) + 12 * step).tolist()
 
 
 def test_resume_in_the_middle_repeats_and_skips_nothing() -> None:
@@ -56,7 +57,7 @@ def test_resume_in_the_middle_repeats_and_skips_nothing() -> None:
 
 def test_batches_hold_the_pixels_of_their_ids() -> None:
     split = split_of(50, bad=(7,))
-    share = TrainShare(Order(50, 50, 0), 0, 1, 1)
+    share = TrainShare(Shuffle(50, 50, 0), 0, 1, 1)
     loader = ResidentTrainLoader(split, share, Augment(0), lambda: (0, 0))
     batch = next(iter(loader))
     assert batch.images.shape == (50, 3, 4, 4)
@@ -86,4 +87,4 @@ def test_evaluation_counts_every_sample_once(count: int, batch_size: int, world_
 
 def test_indivisible_batch_is_refused_when_the_share_is_made() -> None:
     with pytest.raises(ConfigError, match="12 is not divisible by 5"):
-        TrainShare(Order(50, 12, 0), rank=0, world_size=5, parts=1)
+        TrainShare(Shuffle(50, 12, 0), rank=0, world_size=5, parts=1)

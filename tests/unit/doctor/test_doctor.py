@@ -31,6 +31,7 @@ from lightship.doctor.memory import Room, estimate
 from lightship.doctor.runner import run
 from lightship.doctor.samples import FirstSamples, find_first_samples
 from lightship.errors import LightshipError
+from lightship.models.nets.build import build_net
 from tests.support.faults import FaultProxy
 from tests.support.images import (
     cifar10,
@@ -266,7 +267,13 @@ def another_run(lab: Lab) -> Finding:
 WIDE = StepCost(10**6, 16 * 10**6, 100 * 2**20, 2**20, 100.0)
 WIDE_IN_EVALUATION = StepCost(10**6, 16 * 10**6, 2**20, 100 * 2**20, 100.0)
 
+
 # Name -> (the fault, status, what is found, the fix).
+def other_weights(lab: Lab) -> str:
+    torch.save({"first.weight": torch.ones(2)}, lab.path / "w.pth")
+    return f"--model.weights={lab.path}/w.pth"
+
+
 FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "torchvision for another torch": (
         lambda lab: installed(lab, "2.8.0", "torch==2.9.0"), "fail", "torch 2.8.0",
@@ -432,6 +439,9 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "precision unknown to Lightning": (
         lambda lab: lab.finding("configuration", "--trainer.precision=17"), "fail",
         "--trainer.precision 17", "change the named flag"),
+    "weights of another net": (
+        lambda lab: lab.finding("fine-tuning", images(lab), NET, other_weights(lab)), "fail",
+        "w.pth does not fit --model.net", "give a file of weights"),
     "disk too small": (
         lambda lab: lab.finding("cache disk", "--data.root=s3://b/x", "--data.cache_gib=1000000"),
         "fail", "--data.cache_gib 1e.06 needs 1000000.0 GiB",
@@ -454,8 +464,18 @@ def test_every_check_has_a_fault_of_its_own() -> None:
     assert {check.name for check in CHECKS} == {
         "configuration", "packages", "imports", "GPU driver", "GPUs", "CPU", "memory limit",
         "/dev/shm", "rendezvous", "all-reduce", "data", "data set", "output", "run at output",
-        "clock", "W&B key", "model memory", "cache disk",
+        "clock", "W&B key", "fine-tuning", "model memory", "cache disk",
     }  # fmt: skip
+
+
+def test_weights_are_read_and_rates_shown(lab: Lab) -> None:
+    assert lab.finding("fine-tuning", images(lab), NET).status == "skipped"
+    torch.save(build_net("litcnn", 7, 32).state_dict(), lab.path / "w.pth")
+    weights = f"--model.weights={lab.path}/w.pth"
+    flags = (images(lab), "--model.net=litcnn", "--data.image_size_px=32", weights)
+    finding = lab.finding("fine-tuning", *flags, "--optim.lr=0.5", "--optim.head_lr_scale=4")
+    assert finding.status == "ok"
+    assert re.match(r"parameters and peak learning rates: head [\d,]+ at 2; layers", finding.found)
 
 
 def test_a_listing_that_takes_too_long_is_no_fault(monkeypatch) -> None:

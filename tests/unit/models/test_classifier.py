@@ -1,6 +1,7 @@
 """The classifier: its loss adds up over ranks and parts, its steps are quiet, its files plain."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightship.data.batch import NOT_COUNTED, Batch
 from lightship.models.classifier import ImageClassifier
+from lightship.models.metrics import LOGGED
+from lightship.models.nets.weights import read_weights
+from lightship.storage import cache_path
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
+WEIGHTED = {"class_weights": [0.5, 2.0, 1.0, 0.0, 1.5, 3.0, 0.25]}
+FOCAL = {**WEIGHTED, "loss": "focal", "focal_gamma": 1.5, "label_smoothing": 0.1}
 
 
 def classifier(**changes) -> ImageClassifier:
@@ -106,25 +112,42 @@ def test_loss_is_torchs_when_all_rows_count(smoothing: float) -> None:
     torch.testing.assert_close(module.training_step(batch, 0), expected)
 
 
-def test_mixed_loss_is_that_of_mixed_targets() -> None:
-    module = classifier(label_smoothing=0.1)
+@pytest.mark.parametrize("options", [WEIGHTED, FOCAL])
+def test_weights_and_focus_change_the_training_loss_alone(options: dict) -> None:
+    module, plain, batch = classifier(**options).eval(), classifier().eval(), batch_of(3)
+    rows = module.training_loss(module(batch.images), batch.labels, "none")
+    torch.testing.assert_close(module.training_step(batch, 0), rows.sum() / 8)
+    assert rows.sum() != plain.training_step(batch, 0) * 8
+    for each in (module, plain):
+        each.validation_step(batch, 0)
+    results = [each.evaluation.compute() for each in (module, plain)]
+    assert results[0]["loss"] == results[1]["loss"]
+
+
+@pytest.mark.parametrize("options", [{}, WEIGHTED])
+def test_mixed_loss_is_that_of_mixed_targets(options: dict) -> None:
+    module = classifier(label_smoothing=0.1, **options)
     batch = batch_of(4, skipped=(2,))
     weight = torch.linspace(0.1, 1, 8)
     mixed = batch._replace(mixed_labels=batch.labels.roll(1).clamp(min=0), mix_weight=weight)
     target = weight[:, None] * F.one_hot(mixed.labels.clamp(min=0), 7)
     target += (1 - weight[:, None]) * F.one_hot(mixed.mixed_labels, 7)
-    losses = F.cross_entropy(module(batch.images), target, label_smoothing=0.1, reduction="none")
+    losses = F.cross_entropy(
+        module(batch.images), target, module.training_loss.class_weights, label_smoothing=0.1,
+        reduction="none",
+    )  # fmt: skip
     counted = torch.arange(8) != 2
     torch.testing.assert_close(module.training_step(mixed, 0), losses[counted].sum() / 8)
 
 
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, FOCAL])
 @pytest.mark.parametrize("cut", [4, 2])
-def test_ranks_and_parts_add_up_to_the_whole_batch(cut: int) -> None:
+def test_ranks_and_parts_add_up_to_the_whole_batch(cut: int, options: dict) -> None:
     """As DDP and accumulation do: parts of equal size, gradients averaged; skips fall unevenly."""
     batch = batch_of(5, skipped=(0, 1, 2))
-    whole = classifier(label_smoothing=0.1)
+    whole = classifier(**options)
     whole.training_step(batch, 0).backward()
-    parts = classifier(label_smoothing=0.1)
+    parts = classifier(**options)
     for start in range(0, 8, cut):
         part = Batch(*(field[start : start + cut] for field in batch[:3]))
         (parts.training_step(part, 0) / (8 // cut)).backward()
@@ -153,9 +176,10 @@ def test_train_sums_are_means_over_counted_rows_and_start_anew() -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_step_runs_where_nothing_can_be_read(mixed: bool) -> None:
+@pytest.mark.parametrize("options", [{}, FOCAL])
+def test_a_step_runs_where_nothing_can_be_read(mixed: bool, options: dict) -> None:
     """A meta tensor has shapes and no values: what waits for a value raises."""
-    module = classifier().to("meta")
+    module = classifier(**options).to("meta")
     batch = Batch(*(field.to("meta") for field in batch_of(9)[:3]))
     if mixed:
         weight = torch.ones(8, device="meta")
@@ -246,11 +270,13 @@ def test_validation_and_test_are_exact_and_kept_for_the_report(tmp_path) -> None
         logits = module(torch.cat([b.images for b in batches]))
     labels = torch.cat([b.labels for b in batches])
     logits, labels = logits[labels >= 0], labels[labels >= 0]
-    assert validated.keys() == {"val/loss", "val/acc", "val/top5"}
+    assert validated.keys() == {f"val/{name}" for name in LOGGED}
     assert tested["test/num_samples"] == 12
     assert tested["test/acc"] == validated["val/acc"]
     assert tested["test/acc"] == (logits.argmax(1) == labels).double().mean().item()
     assert tested["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
+    of_class = [(logits[labels == k].argmax(1) == k).double().mean() for k in labels.unique()]
+    assert tested["test/balanced_acc"] == pytest.approx(torch.stack(of_class).mean().item())
     assert runner.callback_metrics["test/acc"].dtype == torch.float64
     assert module.eval_metrics["confusion"].sum() == 12
     assert module.eval_metrics["confusion"].diagonal().sum() / 12 == tested["test/acc"]
@@ -292,7 +318,8 @@ def test_shifted_views_weigh_as_much_as_the_image(tmp_path) -> None:
 def test_a_checkpoint_alone_rebuilds_the_classifier(tmp_path) -> None:
     weights_path = tmp_path / "start.pt"
     torch.save(classifier().net.state_dict(), weights_path)
-    module = classifier(weights=str(weights_path), channels_last=True, label_smoothing=0.1)
+    module = classifier(channels_last=True, label_smoothing=0.1)
+    module.load_weights(read_weights("litcnn", str(weights_path)))
     runner = trainer(tmp_path)
     runner.fit(module, Loader(*map(batch_of, range(3))))
     path = tmp_path / "last.ckpt"
@@ -300,7 +327,7 @@ def test_a_checkpoint_alone_rebuilds_the_classifier(tmp_path) -> None:
     weights_path.unlink()  # a rebuilt module must not ask for it
     loaded = ImageClassifier.load_from_checkpoint(path, weights_only=True)
     assert loaded.class_names == CLASSES
-    assert loaded.optim == module.optim
+    assert loaded.optim.items() >= module.optim.items()
     images = batch_of(20).images
     assert torch.equal(loaded.eval()(images), module.eval()(images))
     plain = torch.load(path, weights_only=True)
@@ -345,12 +372,15 @@ def test_a_net_may_begin_without_weights(net: str) -> None:
     assert model(batch_of(0).images).dtype == torch.bfloat16
 
 
-def test_a_compiled_net_keeps_its_names() -> None:
+def test_a_compiled_net_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is restored
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     module = classifier()
     names = list(module.state_dict())
     module.compile_net("default")
     assert list(module.state_dict()) == names
     assert module.net._compiled_call_impl is not None
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache_path("inductor")), "not in /tmp"
 
 
 def run_rank(rank: int, address: str, path) -> None:
@@ -362,7 +392,7 @@ def run_rank(rank: int, address: str, path) -> None:
         WORLD_SIZE="2", GROUP_RANK="0", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test",
     )  # fmt: skip
     torch.set_num_threads(1)
-    module = classifier()
+    module = classifier(**FOCAL)
     runner = trainer(path, devices=2, strategy="ddp", use_distributed_sampler=False)
     own = [batch_of(30 + rank), batch_of(40, size=8, skipped=tuple(range(rank * 4, 8)))]
     (results,) = runner.test(module, Loader(*own), verbose=False)
@@ -394,7 +424,7 @@ def test_two_ranks_evaluate_and_train_as_one(tmp_path) -> None:
     assert [results, sums] == [other[0], other[2]]
     assert torch.equal(confusion, other[1])
     assert all(torch.equal(weights[key], other[3][key]) for key in weights)
-    alone = classifier()
+    alone = classifier(**FOCAL)
     everything = [batch_of(30), batch_of(31), batch_of(40, skipped=tuple(range(8)))]
     everything.append(batch_of(40, skipped=tuple(range(4, 8))))
     (expected,) = trainer(tmp_path).test(alone, Loader(*everything), verbose=False)

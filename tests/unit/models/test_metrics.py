@@ -3,8 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch.profiler import ProfilerActivity, profile
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from lightship.data.batch import NOT_COUNTED
 from lightship.models.metrics import MAX_CONFUSION_CLASSES, EvalMetrics
@@ -22,13 +27,14 @@ def test_equal_to_torchmetrics(num_classes: int) -> None:
     accuracy = MulticlassAccuracy(num_classes, average="micro")
     per_class = MulticlassAccuracy(num_classes, average=None)
     top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
-    confusion = MulticlassConfusionMatrix(num_classes)
+    confusion, f1 = MulticlassConfusionMatrix(num_classes), MulticlassF1Score(num_classes)
     for logits, labels in batches:
         ours.update(logits, labels)
-        for theirs in (accuracy, per_class, top5, confusion):
+        for theirs in (accuracy, per_class, top5, confusion, f1):
             theirs.update(logits, labels)
     results = ours.compute()
     assert results["acc"].item() == pytest.approx(accuracy.compute().item(), abs=1e-7)
+    assert results["f1"].item() == pytest.approx(f1.compute().item(), abs=1e-6)
     seen = results["support"] > 0  # torchmetrics says 0 for a class that never came, ours NaN
     ours_per_class = results["per_class_acc"].float()
     torch.testing.assert_close(ours_per_class[seen], per_class.compute()[seen])
@@ -43,6 +49,21 @@ def test_equal_to_torchmetrics(num_classes: int) -> None:
     assert ("top5" in results) == (num_classes > 5)
     if num_classes > 5:
         assert results["top5"].item() == pytest.approx(top5.compute().item(), abs=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_means_over_classes_are_those_of_scikit_learn() -> None:
+    """Of 6 classes 3 has no sample but a prediction, 4 a sample and no prediction, 5 neither."""
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 4])
+    guesses = torch.tensor([0, 0, 0, 0, 1, 3, 1, 1, 0, 2, 0])
+    metrics = EvalMetrics(6)
+    metrics.update(F.one_hot(guesses, 6).float(), labels)
+    results = metrics.compute()
+    assert results["balanced_acc"].item() == pytest.approx((4 / 6 + 2 / 3 + 1 + 0) / 4)
+    f1 = (2 * 4 / (6 + 6) + 2 * 2 / (3 + 3) + 1 + 0 + 0) / 5
+    assert results["f1"].item() == pytest.approx(f1)
+    assert balanced_accuracy_score(labels, guesses) == pytest.approx((4 / 6 + 2 / 3 + 1) / 4)
+    assert f1_score(labels, guesses, average="macro") == pytest.approx(f1)
 
 
 def test_padding_never_counts_whatever_it_holds() -> None:
@@ -74,8 +95,8 @@ def test_nothing_counted_is_nan_not_zero() -> None:
     metrics.update(torch.zeros(4, 3), torch.full((4,), NOT_COUNTED))
     results = metrics.compute()
     assert results["num_samples"] == 0
-    assert results["acc"].isnan()
-    assert results["loss"].isnan()
+    for name in ("acc", "balanced_acc", "f1", "loss"):
+        assert results[name].isnan()
 
 
 def test_loss_sum_keeps_small_terms() -> None:
@@ -94,7 +115,7 @@ def test_ranks_are_summed_once_and_own_sums_kept() -> None:
     for rank, (logits, labels) in zip(ranks, random_batches(7, [30, 41]), strict=True):
         rank.update(logits, labels)
         whole.update(logits, labels)
-    names = iter(["loss_sum", "support", "hits", "top5_hits", "confusion"])
+    names = iter(["loss_sum", "support", "hits", "predictions", "top5_hits", "confusion"])
     ranks[0].sum_over_ranks = lambda state: state.add_(getattr(ranks[1], next(names)))
     expected, results = whole.compute(), ranks[0].compute()
     for key, value in expected.items():
@@ -115,7 +136,7 @@ def test_update_is_static_and_never_waits() -> None:
         for logits, labels in batches:
             metrics.update(logits, labels)
     counts = {event.key: event.count for event in recorded.key_averages()}
-    assert counts["aten::scatter_add_"] == 15  # the profiler did see the updates
+    assert counts["aten::scatter_add_"] == 20  # the profiler did see the updates
     for waiting in ("aten::_local_scalar_dense", "aten::nonzero", "aten::bincount", "aten::item"):
         assert waiting not in counts
 

@@ -53,7 +53,7 @@ def test_it_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     names = data.class_names
     model = ImageClassifier(net="litcnn", class_names=names, image_size_px=data.image_size_px,
                             mean=[0.5] * 3, std=[0.5] * 3)  # fmt: skip
-    labels = data.manifests["train"].label
+    labels = data.manifests["train"].label.astype(np.int64)
     shares = np.full((len(labels), len(names)), 0.1 / (len(names) - 1), np.float32)
     shares[np.arange(len(labels)), labels] = 0.9
     wrong = int(np.flatnonzero(labels == 0)[2])

@@ -3,6 +3,7 @@
 import json
 import uuid
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +164,45 @@ def test_parts_of_another_version() -> None:
     with pytest.raises(ConfigError, match=r"parts.json has version 99 .* upgrade lightship"):
         place.parts().open()
     assert place.files() == files
+
+
+def test_only_files_that_are_named_as_parts_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "t.csv.parts"
+    mine = {
+        "notes.txt",
+        "000000-mine.jsonl",
+        "0-aaaaaaaaaaaa.jsonl",
+        "old/000000-aaaaaaaaaaaa.jsonl",
+    }
+    for name in [*mine, "000000-aaaaaaaaaaaa.jsonl", f".{'a' * 32}.lightship-tmp"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 3))
+    assert parts.open() == set()
+    parts.write(0, rows_of(parts.division, 0))
+    parts.remove()
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == mine
+
+
+def test_a_folder_of_parts_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "t.csv.parts").symlink_to(tmp_path / "victim")
+    with pytest.raises(ConfigError, match=r"t\.csv\.parts is a link"):
+        Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 3))
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['["a.png", [["ant", NaN]]]', '["a.png", [["ant", 1e999]]]',
+     f'["a.png", [["ant", {"9" * 999}]]]', '["a.png", [["ant", -1]]]',
+     json.dumps(["a.png", [["ant", 0.1]] * 6]),
+     json.dumps(["a.png", "x" * 2**18])],
+    ids=["NaN", "infinite", "999 digits", "negative", "six classes", "a reason of 256 KiB"],
+)  # fmt: skip
+def test_a_part_that_lightship_does_not_write_is_predicted_again(row: str) -> None:
+    place = Place()
+    parts = place.parts(num_images=3, batch_size=3)
+    parts.open()
+    storage.write_bytes(f"{place.url}.parts/{parts._name(0)}", f"{row}\n".encode() * 3)
+    assert place.parts(num_images=3, batch_size=3).open() == set()

@@ -5,15 +5,17 @@ import io
 import json
 import subprocess
 from html.parser import HTMLParser
+from importlib import metadata
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lightship import storage
+from lightship import __version__, storage
 from lightship.report import Calibration, Confused, ReportData, Shown, write_report
 from lightship.report.charts import ticks
 from lightship.report.environment import environment_facts, git_commit
+from lightship.safe_text import printable
 
 HOSTILE = ["<script>alert(1)</script>", '" onload="alert(2)', "$\\frac{", "a\nb", "犬" * 40]
 
@@ -110,7 +112,7 @@ def test_the_page_needs_nothing_else_and_escapes_every_name(tmp_path):
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
     for name in (*HOSTILE, "a <b>run</b>", "s3://bucket/<i>x</i>", "s3://bucket/<u>bad</u>.png"):
-        assert name in page.text
+        assert printable(name) in page.text
     assert "98.77%" in page.text
     assert "1,234" in page.text
     picture = Image.open(io.BytesIO(base64.b64decode(addresses[0].partition(",")[2])))
@@ -223,3 +225,15 @@ def test_git_commit_of_the_working_directory(tmp_path, monkeypatch):
     assert git_commit() == expected.stdout.strip()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(monkeypatch) -> None:
+    version = metadata.version
+
+    def of_others(package: str) -> str:
+        if package == "lightship":
+            raise metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(metadata, "version", of_others)
+    assert environment_facts()["lightship"] == __version__

@@ -1,6 +1,8 @@
 """The metrics table and W&B: read back what a real short fit leaves on disk."""
 
+import base64
 import csv
+import http.server
 import io
 import json
 import logging
@@ -23,7 +25,7 @@ from lightship import storage
 from lightship.errors import ConfigError, Preempted
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.mirror import Mirror
-from lightship.tracking.service import find_service
+from lightship.tracking.service import find_service, ignore_workspace_settings
 from lightship.tracking.settings import read_settings
 from lightship.tracking.start import run_id, start_tracking
 from lightship.training.callbacks.image_predictions import ImagePredictionLogger
@@ -409,3 +411,77 @@ def test_an_offline_run_on_a_full_disk_is_said_to_be_incomplete(tmp_path, monkey
     monkeypatch.setattr("lightship.tracking.tracker.is_writable", lambda path: False)
     tracker.finish(0)
     assert lines()[1].startswith(f"the W&B offline run may be incomplete: {tracker.run_path}")
+
+
+@pytest.fixture
+def server():
+    """Where W&B's server would be, and the headers of each request that it gets."""
+    headers: list[dict[str, str]] = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            headers.append(dict(self.headers))
+            self.send_error(500)
+
+        do_GET = do_POST
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.server_port}", headers
+        listening.shutdown()
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_the_key_does_not_go_where_a_file_of_the_working_directory_says(
+    tmp_path, monkeypatch, lines, server, folder
+):
+    url, requests = server
+    here = tmp_path / "untrusted"
+    (here / folder).mkdir(parents=True)
+    (here / folder / "settings").write_text(
+        f"[default]\nbase_url = {url}\nhttp_proxy = {url}\nhttps_proxy = {url}\nmode = online\n"
+    )
+    (here / "config-defaults.yaml").write_text("planted: {value: 1}\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert read_settings("auto").base_url == os.environ["WANDB_BASE_URL"]
+    monkeypatch.delenv("WANDB_BASE_URL")
+    assert read_settings("auto").base_url != url
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # no request leaves this machine
+    tracker = start(tmp_path)
+    tracker.finish(0)
+    assert not requests
+    [path] = tracker.run_path.glob("*.wandb")
+    assert "planted" not in read_wandb_file(path).config
+    assert "is not read" in lines()[0]
+    assert f"untrusted/{folder}/settings" in lines()[0]
+
+
+def test_the_key_may_stand_in_a_file(tmp_path, monkeypatch, lines, server):
+    url, requests = server
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setenv("WANDB_API_KEY_FILE", str(tmp_path / "key"))
+    start(tmp_path).finish(0)
+    assert f"WANDB_API_KEY_FILE {tmp_path / 'key'} cannot be read" in lines()[0]
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    start(tmp_path).finish(0)
+    login = base64.b64encode(f"api:{KEY}".encode()).decode()
+    assert requests[0]["Authorization"] == f"Basic {login}"
+    assert "WANDB_API_KEY" not in os.environ
+    assert KEY not in "".join(lines())
+
+
+@pytest.mark.parametrize("file", ["wandb/settings", ".wandb/settings", "config-defaults.yaml"])
+def test_a_wandb_that_would_read_the_working_directory_is_not_started(file, tmp_path, monkeypatch):
+    """As a newer version might, in which the names that are replaced are gone."""
+    from wandb.sdk.wandb_config import Config
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("x")
+    monkeypatch.delattr(Config, "_load_defaults")
+    with pytest.raises(ConfigError, match=r"would read .*set --run.tracking none"):
+        ignore_workspace_settings()

@@ -3,59 +3,44 @@
 import contextlib
 import io
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from lightship.config import DataConfig
-from lightship.data.images import high_bit_depth, jpeg, png
-from lightship.data.images.orientation import orientation_of_image, upright
+from lightship.data.images import (
+    avif,
+    bitmaps,
+    gif,
+    high_bit_depth,
+    jpeg,
+    memory,
+    png,
+    tiff,
+    webp,
+)
+from lightship.data.images.bands import Box, by_bands
+from lightship.data.images.limits import DEFAULT_LIMITS, ImageLimits
+from lightship.data.images.orientation import orientation_of, upright
+from lightship.data.images.source import Source
 from lightship.errors import DataError
 
-Image.init()
-# Of Pillow's formats those that only compute (none starts a program, as EPS does), if built in.
-_FORMATS = tuple(
-    {"JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "GIF", "TIFF", "AVIF"} & set(Image.OPEN)
-)
-Image.MAX_IMAGE_PIXELS = None  # PixelLimit is checked instead, and names its flag
+Image.MAX_IMAGE_PIXELS = None  # ImageLimits are checked instead, and name their flags
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; errors do
 _TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
-
-
-class PixelLimit(NamedTuple):
-    """The largest image that is decoded.
-
-    Attributes:
-        pixels: Width times height. Above it a JPEG that is to be scaled down is decoded at a half,
-            a quarter or an eighth of its size; anything else is refused, undecoded.
-        flag: The setting to name.
-    """
-
-    pixels: int = DataConfig.max_image_pixels
-    flag: str = "--data.max_image_pixels"
-
-    def refuse(self, width: int, height: int, why: str = "") -> DataError:
-        """What to raise for an image of this size."""
-        return DataError(
-            f"{width}x{height} px{why} are {width * height} pixels, more than {self.flag} "
-            f"{self.pixels}: raise it or remove the image"
-        )
-
-
-DEFAULT_LIMIT = PixelLimit()
+_MAX_REASON = 200
 
 
 def decode(
     data: bytes | memoryview,
     encoding: str,
     least_px: tuple[int, int] | None = None,
-    limit: PixelLimit = DEFAULT_LIMIT,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> np.ndarray:
     """The pixels of a sample as a viewer shows it on a white page.
 
     EXIF orientation is applied; grey, 16-bit, palette, transparent (over white) and CMYK images
-    become RGB; of an animation the first frame counts.
+    become RGB; of an animation the first frame counts. Waits while other threads decode images
+    that together take more memory than `limits` allows.
 
     Args:
         data: The sample's bytes.
@@ -63,75 +48,133 @@ def decode(
         least_px: (height, width) that are enough: a large JPEG may come at a half, a quarter or an
             eighth of its size that is no smaller than this (12 megapixels for 448: in two thirds
             of the time, and there is less to scale).
-        limit: Bound of the size.
+        limits: What it may cost.
 
     Returns:
         [H, W, 3] uint8 RGB, maybe a read-only view.
 
     Raises:
-        DataError: Damaged, truncated, no image, or above the limit; does not name the sample.
+        DataError: Damaged, truncated, no image, or above a limit; does not name the sample.
     """
     if encoding != "image":
         shape = tuple(int(n) for n in encoding.removeprefix("raw:").split("x"))
         if len(data) != np.prod(shape):
             raise DataError(f"{len(data)} bytes where {encoding} has {np.prod(shape)}")
         return np.frombuffer(data, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
-    header = jpeg.read_header(data)
-    factor = 1 if header is None else _forced_reduction(header, least_px, limit)
-    if header is not None and header.is_simple:
-        with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
-            return jpeg.decode(data, header, least_px or (0, 0), factor)
-    return _decode_with_pillow(data, factor, limit)
+    try:
+        with memory.held():
+            return _decode_image(data, least_px, limits)
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError("an image that takes more memory than there is") from error
+    except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them into
+        reason = ascii(str(error) or type(error).__name__)[1:-1][:_MAX_REASON]
+        raise DataError(f"a damaged or unsupported image ({reason})") from error
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """(height, width) of a JPEG as `decode` gives it undiminished; None for anything else."""
+    """(height, width) of a JPEG as `decode` gives it undiminished; None for anything else.
+
+    Raises:
+        DataError: A damaged JPEG.
+    """
     header = jpeg.read_header(data)
     return header.shown_size if header is not None and header.height * header.width else None
 
 
-def _forced_reduction(
-    header: jpeg.Header, least_px: tuple[int, int] | None, limit: PixelLimit
-) -> int:
-    """By how much a JPEG must be reduced to be within the limit."""
-    factor = jpeg.reduction(header.height, header.width, limit.pixels)
-    if factor == 1:
-        return 1
-    if not header.is_sequential:
-        raise limit.refuse(header.width, header.height, " (progressive JPEG)")
-    if factor == 0 or least_px is None:
-        raise limit.refuse(header.width, header.height)
-    return factor
+def _decode_image(
+    data: bytes | memoryview, least_px: tuple[int, int] | None, limits: ImageLimits
+) -> np.ndarray:
+    header = jpeg.read_header(data)
+    if header is None:
+        return _decode_with_pillow(_source(data, limits), limits)
+    cost = jpeg.cost_of(data, header, least_px, limits)
+    memory.take(cost.memory_bytes, limits.memory_bytes)
+    if header.is_simple:
+        with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
+            return jpeg.decode(data, header, least_px or (0, 0), cost.forced)
+    return _load(jpeg.for_pillow(data, header), cost.factor)
 
 
-def _decode_with_pillow(data: bytes | memoryview, factor: int, limit: PixelLimit) -> np.ndarray:
+def _source(data: bytes | memoryview, limits: ImageLimits) -> Source:
+    """What Pillow is to decode, of any format but JPEG."""
+    head = bytes(data[:12])
+    if head.startswith(png.SIGNATURE):
+        return png.read_png(data)
+    if head.startswith(gif.SIGNATURES):
+        return gif.read_gif(data)
+    if head.startswith(tiff.SIGNATURES):
+        return tiff.read_tiff(data, limits)
+    if webp.is_webp(data):
+        return webp.read_webp(data)
+    if avif.is_avif(data):
+        return avif.read_avif(data)
+    if head.startswith(b"BM"):
+        return bitmaps.read_bmp(data)
+    if head[:1] == b"P" and head[1:2].isdigit():
+        return bitmaps.read_portable(data)
+    raise DataError(f"no image ({len(data)} bytes that begin {head[:8]!r})")
+
+
+def _decode_with_pillow(source: Source, limits: ImageLimits) -> np.ndarray:
+    limits.check_size(source.width, source.height)
+    memory.take(source.memory_bytes, limits.memory_bytes)
+    return _load(source)
+
+
+def _load(source: Source, factor: int = 1) -> np.ndarray:
     """[H, W, 3] uint8; a JPEG reduced by `factor`."""
-    found = png.read_png(data) if data[:8] == png.SIGNATURE else None
-    try:
-        source = io.BytesIO(found.data if found else data)
-        image: Image.Image = Image.open(source, formats=("PNG",) if found else _FORMATS)
-        if factor > 1:
-            image.draft(None, (image.width // factor, image.height // factor))
-        if image.width * image.height > limit.pixels:
-            raise limit.refuse(image.width, image.height)
-        image.load()
-        if found is not None:
-            return upright(_png_pixels(image, found), found.orientation)
-        orientation = orientation_of_image(image)
-        return upright(high_bit_depth.rgb(image, _rgb(image), source), orientation)
-    except (DataError, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"no image ({len(data)} bytes that begin {bytes(data[:8])!r})") from error
-    except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them into
-        reason = str(error) or type(error).__name__
-        raise DataError(f"a damaged or unsupported image ({reason})") from error
+    if source.kind == "AVIF":
+        image = avif.load_avif(source.data)
+        return upright(by_bands(image, lambda band, _: _rgb(band)), source.orientation or 1)
+    file = io.BytesIO(source.data)
+    image = Image.open(file, formats=(source.kind,))
+    if image.width * image.height > source.width * source.height:
+        raise DataError("a damaged image (its sizes differ)")
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    image.load()
+    orientation = source.orientation
+    if orientation is None:
+        exif, xmp = (image.info.get(name) or b"" for name in ("exif", "xmp"))
+        orientation = orientation_of(exif, xmp)
+    return upright(_pixels(image, source, file), orientation)
+
+
+def _pixels(image: Image.Image, source: Source, file: io.BytesIO) -> np.ndarray:
+    """[H, W, 3] uint8 of a loaded image, over white."""
+    is_grey = image.mode in high_bit_depth.GREY_MODES
+    convert = high_bit_depth.grey(image) if is_grey else _rgb
+    hole = _transparent_levels(source, is_grey)
+
+    def convert_with_hole(band: Image.Image, _: Box) -> np.ndarray:
+        pixels = convert(band)
+        if hole is None:
+            return pixels
+        is_hole = np.asarray(band) == hole[0] if is_grey else (pixels == hole).all(2)
+        return np.where(is_hole[:, :, None], np.uint8(255), pixels)
+
+    pixels = by_bands(image, convert_with_hole)
+    if source.kind == "TIFF" and not is_grey:
+        return high_bit_depth.rgb(image, pixels, file)
+    return pixels
+
+
+def _transparent_levels(source: Source, is_grey: bool) -> np.ndarray | None:
+    """Of a PNG's one transparent colour, as they are in Pillow's pixels."""
+    if not (isinstance(source, png.Png) and source.transparent):
+        return None
+    levels = np.array(source.transparent)
+    if is_grey:
+        return levels
+    # Pillow keeps the upper 8 bits of a 16-bit colour, and spreads fewer bits over 0 to 255.
+    depth = source.bit_depth
+    return levels >> 8 if depth == 16 else levels * (255 // (2**depth - 1))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """[H, W, 3] uint8 of a loaded image, over white."""
-    if image.mode in high_bit_depth.GREY_MODES:
-        return np.repeat(high_bit_depth.grey(image)[:, :, None], 3, axis=2)
+    """[H, W, 3] uint8 of an image or a part of one, over white."""
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, "white")
@@ -141,19 +184,3 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "L":
         image = Image.merge("RGB", (image, image, image))  # half the time of convert
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _png_pixels(image: Image.Image, found: png.Png) -> np.ndarray:
-    """[H, W, 3] uint8: a PNG's transparent colour, of which Pillow knows only 8 bits, in white."""
-    pixels = _rgb(image)
-    if not found.transparent:
-        return pixels
-    levels = np.array(found.transparent)
-    if image.mode in high_bit_depth.GREY_MODES:
-        is_hole = np.asarray(image) == levels[0]
-    else:
-        # Pillow keeps the upper 8 bits of a 16-bit colour, and spreads fewer bits over 0 to 255.
-        depth = found.bit_depth
-        shown = levels >> 8 if depth == 16 else levels * (255 // (2**depth - 1))
-        is_hole = (pixels == shown).all(2)
-    return np.where(is_hole[:, :, None], np.uint8(255), pixels)

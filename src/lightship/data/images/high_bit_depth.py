@@ -2,12 +2,13 @@
 
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from lightship.data.images.bands import Box, boxes, by_bands
 from lightship.errors import DataError
 
 GREY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -19,22 +20,25 @@ _OTHER_ORDER = {"RGB;16L": "RGB;16B", "RGB;16B": "RGB;16L"}
 _OTHER_ORDER["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 
 
-def grey(image: Image.Image) -> np.ndarray:
-    """[H, W] uint8 of an image of GREY_MODES: its white becomes 255.
+def grey(image: Image.Image) -> Callable[[Image.Image], np.ndarray]:
+    """What makes [H, W, 3] uint8 of a part of an image of GREY_MODES: its white becomes 255.
 
     Raises:
         DataError: It has levels above 16 bits.
     """
-    levels = np.asarray(image)
-    highest = int(levels.max())
+    highest = max(int(np.asarray(image.crop(box)).max()) for box in boxes(image.size))
     if highest > _WHITE_16:
         raise DataError(f"grey levels up to {highest}, whose white is unknown")
     tags = getattr(image, "tag_v2", {})
     white = _white_of_tiff(tags, highest) if tags else _WHITE_16
-    levels = levels.clip(0, white).astype(np.uint32)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        levels = white - levels
-    return _in_8_bits(levels, white)
+    is_negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+    def convert(band: Image.Image) -> np.ndarray:
+        levels = np.asarray(band).clip(0, white).astype(np.uint32)
+        levels = white - levels if is_negative else levels
+        return np.repeat(_in_8_bits(levels, white)[:, :, None], 3, axis=2)
+
+    return convert
 
 
 def rgb(image: Image.Image, pixels: np.ndarray, source: io.BytesIO) -> np.ndarray:
@@ -58,8 +62,15 @@ def rgb(image: Image.Image, pixels: np.ndarray, source: io.BytesIO) -> np.ndarra
             return pixels  # stored in planes
         tiles.append(tile._replace(args=(_OTHER_ORDER[mode], *others)))
     again.tile = tiles
-    levels = pixels.astype(np.uint32) << 8 | np.asarray(again)
-    return _in_8_bits(levels, _white_of_tiff(again.tag_v2, int(levels.max())))
+    again.load()
+
+    def levels(lower: Image.Image, box: Box) -> np.ndarray:
+        left, top, right, bottom = box
+        return pixels[top:bottom, left:right].astype(np.uint32) << 8 | np.asarray(lower)
+
+    highest = max(int(levels(again.crop(box), box).max()) for box in boxes(again.size))
+    white = _white_of_tiff(again.tag_v2, highest)
+    return by_bands(again, lambda lower, box: _in_8_bits(levels(lower, box), white))
 
 
 def _white_of_tiff(tags: Mapping[int, Any], highest: int) -> int:

@@ -1,18 +1,27 @@
 """JPEG: its header, and decoding by libjpeg-turbo, which can decode at a part of the size."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 
+from lightship.data.images.limits import ImageLimits
 from lightship.data.images.orientation import orientation_of, upright
+from lightship.data.images.source import MAX_PARTS, Source
+from lightship.errors import DataError
 
-_START = b"\xff\xd8"
+START = b"\xff\xd8"
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = {0xC0, 0xC1}
-_APP1 = 0xE1
+_SCAN, _END = 0xDA, 0xD9
+_APP1, _COMMENT = 0xE1, 0xFE
+_BESIDE = {*range(_APP1, 0xEE), 0xEF, _COMMENT}  # APP0 and APP14 say what the colours are
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _FACTORS = (2, 4, 8)
+_MARKER = re.compile(rb"\xff++(?:\x00\xff++)*+([^\x00\xff])")  # nothing is tried twice
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
+_BYTES_PER_PIXEL, _COEFFICIENT_BYTES = 9, 2
 
 
 class Header(NamedTuple):
@@ -23,8 +32,10 @@ class Header(NamedTuple):
         width: As stored.
         channels: Of the stored image.
         orientation: See `orientation_of`.
-        is_sequential: Whether it is decoded row by row. Of any other (a progressive one) the
-            decoder holds all coefficients in memory, at whatever size it decodes.
+        is_sequential: Whether it is decoded row by row, in one scan. Of any other (a progressive
+            one) the decoder holds all coefficients in memory, at whatever size it decodes.
+        scan: Where the first scan begins.
+        beside: (first byte, end) of each segment before it that is not needed for the pixels.
     """
 
     height: int
@@ -32,6 +43,8 @@ class Header(NamedTuple):
     channels: int
     orientation: int
     is_sequential: bool
+    scan: int
+    beside: list[tuple[int, int]]
 
     @property
     def shown_size(self) -> tuple[int, int]:
@@ -46,25 +59,124 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes | memoryview) -> Header | None:
-    """The header of a JPEG; None if `data` is none, or damaged."""
-    if data[:2] != _START:
+    """The header of a JPEG; None if `data` is none.
+
+    Raises:
+        DataError: It has no image, or more than MAX_PARTS segments before it.
+    """
+    if data[:2] != START:
         return None
-    at, end, exif, xmp = 2, len(data) - 9, b"", b""
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        length = 2 + ((data[at + 2] << 8) | data[at + 3])
-        if marker in _FRAMES:
-            height, width = (data[at + 5] << 8) | data[at + 6], (data[at + 7] << 8) | data[at + 8]
-            orientation = orientation_of(exif, xmp) if exif or xmp else 1
-            return Header(height, width, data[at + 9], orientation, marker in _SEQUENTIAL)
+    at, exif, xmp = 2, b"", b""
+    beside: list[tuple[int, int]] = []
+    frame: tuple[int, int, int, bool] | None = None
+    for _ in range(MAX_PARTS):
+        start = _after_marker(data, at)
+        marker = data[start - 1]
+        end = start + (data[start] << 8 | data[start + 1])
+        if marker == _SCAN and frame:
+            height, width, channels, is_sequential = frame
+            is_sequential &= data[start + 2 : start + 3] == bytes([channels])
+            turned = orientation_of(exif, xmp) if exif or xmp else 1
+            return Header(height, width, channels, turned, is_sequential, at, beside)
+        if marker in _FRAMES and not frame and start + 8 <= len(data):
+            height, width = (data[start + k] << 8 | data[start + k + 1] for k in (3, 5))
+            frame = height, width, data[start + 7], marker in _SEQUENTIAL
         if marker == _APP1:
-            payload = bytes(data[at + 4 : at + length])
+            payload = bytes(data[start + 2 : end])
             if payload.startswith(_EXIF):
                 exif = exif or payload
             elif payload.startswith(_XMP):
                 xmp = xmp or payload
-        at += 1 if marker == 0xFF else length
-    return None
+        if marker in _BESIDE:
+            beside.append((at, end))
+        elif start - at > 2:
+            beside.append((at, start - 2))
+        at = end
+    raise DataError(f"a damaged JPEG (more than {MAX_PARTS} segments before its image)")
+
+
+def _after_marker(data: bytes | memoryview, at: int) -> int:
+    """Where the segment of the marker at `at` begins, which may stand behind fill bytes."""
+    if at + 4 <= len(data) and data[at] == 0xFF and 0 < data[at + 1] < 0xFF:
+        return at + 2
+    match = _MARKER.match(data, at)
+    start = match.end() if match else len(data)
+    if start + 2 > len(data):
+        raise DataError("a damaged JPEG (no image in it)")
+    return start
+
+
+def has_more_scans(data: bytes | memoryview, header: Header, max_scans: int) -> bool:
+    """Whether the image has more scans than that; what follows it in the file is not looked at."""
+    at, scans = header.scan, 0
+    while scans <= max_scans:
+        match = _NEXT_MARKER.search(data, at)
+        if match is None or match[1][0] == _END or match.end() + 2 > len(data):
+            return False
+        scans += match[1][0] == _SCAN
+        start = match.end()
+        at = start + (data[start] << 8 | data[start + 1])
+    return True
+
+
+class Cost(NamedTuple):
+    """How a JPEG is decoded within the limits.
+
+    Attributes:
+        forced: By how much it must be reduced at least: 1, 2, 4 or 8.
+        factor: By how much it may be.
+        memory_bytes: What that takes.
+    """
+
+    forced: int
+    factor: int
+    memory_bytes: int
+
+
+def cost_of(
+    data: bytes | memoryview, header: Header, least_px: tuple[int, int] | None, limits: ImageLimits
+) -> Cost:
+    """What decoding takes.
+
+    Args:
+        data: The file.
+        header: Its header.
+        least_px: (height, width) as shown that are enough; None: the whole size is needed.
+        limits: What it may cost.
+
+    Raises:
+        DataError: It is above the limits.
+    """
+    height, width = header.height, header.width
+    forced = factor = reduction(height, width, limits.pixels)
+    if not header.is_sequential:
+        if forced != 1:
+            raise limits.refuse_size(width, height, " (progressive JPEG)")
+        if has_more_scans(data, header, limits.max_scans(width, height)):
+            raise limits.refuse_scans(width, height)
+    if forced == 0 or (forced > 1 and least_px is None):
+        raise limits.refuse_size(width, height)
+    if least_px is not None and header.is_simple:
+        least = least_px if header.orientation < 5 else least_px[::-1]
+        for larger in _FACTORS:
+            if -(-height // larger) >= least[0] and -(-width // larger) >= least[1]:
+                factor = max(factor, larger)
+    memory_bytes = -(-height // factor) * -(-width // factor) * _BYTES_PER_PIXEL
+    if not header.is_sequential:
+        memory_bytes += height * width * header.channels * _COEFFICIENT_BYTES
+    return Cost(forced, factor, memory_bytes)
+
+
+def for_pillow(data: bytes | memoryview, header: Header) -> Source:
+    """The file without what lies beside its pixels."""
+    view, at, kept = memoryview(data), 0, []
+    for start, end in header.beside:
+        kept.append(view[at:start])
+        at = end
+    kept.append(view[at:])
+    return Source(
+        "JPEG", b"".join(kept), header.width, header.height, _BYTES_PER_PIXEL, header.orientation
+    )
 
 
 def reduction(height: int, width: int, max_pixels: int) -> int:
@@ -74,7 +186,7 @@ def reduction(height: int, width: int, max_pixels: int) -> int:
 
 
 def decode(
-    data: bytes | memoryview, header: Header, least_px: tuple[int, int], factor: int
+    data: bytes | memoryview, header: Header, least_px: tuple[int, int], forced: int
 ) -> np.ndarray:
     """[H, W, 3] uint8 RGB, upright.
 
@@ -82,14 +194,14 @@ def decode(
         data: The file.
         header: Its header; `is_simple`.
         least_px: (height, width) as shown that are enough; (0, 0): decode the whole size.
-        factor: Reduce by at least this much, whatever `least_px` is.
+        forced: Reduce by at least this much, whatever `least_px` is.
 
     Raises:
         ValueError: libjpeg-turbo finds something wrong, though Pillow may still read it.
     """
     height, width = least_px if header.orientation < 5 else least_px[::-1]
-    if factor > 1:
-        height = min(height, header.height // factor) or 1
-        width = min(width, header.width // factor) or 1
+    if forced > 1:
+        height = min(height, header.height // forced) or 1
+        width = min(width, header.width // forced) or 1
     pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
     return upright(pixels, header.orientation)

@@ -1,16 +1,19 @@
 """Orientation: how a stored image is turned before it is shown, by its EXIF or XMP metadata."""
 
 import re
+import struct
 
 import numpy as np
-from PIL import Image
 
-_TAG = 0x112
+TAG = 0x112
 _XMP_TAG = re.compile(rb'tiff:Orientation(="|>)([0-9])')
+_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
+_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I"}
+_ENTRY_BYTES = 12
 
 
 def orientation_of(exif: bytes, xmp: bytes) -> int:
-    """The EXIF orientation, 1 to 8, from an image's metadata as Pillow reads it.
+    """The EXIF orientation, 1 to 8, from an image's metadata.
 
     XMP counts where EXIF holds none. 1, which is upright, where neither does or both are damaged.
 
@@ -18,23 +21,30 @@ def orientation_of(exif: bytes, xmp: bytes) -> int:
         exif: The EXIF block, with or without its "Exif" header; empty if there is none.
         xmp: The XMP packet; empty if there is none.
     """
-    table = Image.Exif()
-    try:
-        table.load(exif)
-        found = table.get(_TAG)
-    except Exception:  # Pillow's parser raises whatever damaged bytes lead it into
-        found = None
+    found = _orientation_of_exif(exif)
     if found is None and (match := _XMP_TAG.search(xmp)):
         found = int(match[2])
-    return _valid(found)
+    return valid(found)
 
 
-def orientation_of_image(image: Image.Image) -> int:
-    """The same of an image that Pillow has loaded."""
-    try:
-        return _valid(image.getexif().get(_TAG))
-    except Exception:
-        return 1
+def _orientation_of_exif(exif: bytes) -> int | None:
+    """Of the first directory alone: Pillow's parser reads all that its entries refer to."""
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    order = _ORDERS.get(exif[:4])
+    if order is None or len(exif) < 8:
+        return None
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    if start + 2 > len(exif):
+        return None
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    end = min(start + 2 + _ENTRY_BYTES * count, len(exif))
+    for at in range(start + 2, end - _ENTRY_BYTES + 1, _ENTRY_BYTES):
+        tag, kind, length = struct.unpack_from(order + "HHI", exif, at)
+        if tag == TAG and length == 1 and kind in _WHOLE_NUMBERS:
+            (value,) = struct.unpack_from(order + _WHOLE_NUMBERS[kind], exif, at + 8)
+            return int(value)
+    return None
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -46,5 +56,6 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return image[::down, ::across]
 
 
-def _valid(orientation: object) -> int:
+def valid(orientation: object) -> int:
+    """`orientation`, or 1 if it is none."""
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1

@@ -14,7 +14,9 @@ import numpy as np
 
 from lightship import storage
 from lightship.data.manifest import Manifest, load_manifests
+from lightship.data.names import printable
 from lightship.errors import DataError
+from lightship.storage.urls import stays_below
 
 INDEX = "lightship-index.npz"
 """The file at the root of packed shards that says where every sample lies."""
@@ -23,6 +25,7 @@ WORK = ".packing"
 UNFINISHED = f"{WORK}/unfinished"
 PLAN, SKIPPED = "pack.json", "skipped.txt"
 """Files at that root: what is packed (`plan.Plan`), and which images were skipped."""
+_AT_ONCE = 2**20
 _MEMBER_BYTES = 2 * tarfile.BLOCKSIZE  # a header and at most one block of content: KEY.cls
 
 
@@ -68,7 +71,10 @@ def sample_bytes(length: np.ndarray) -> np.ndarray:
 def shard_sizes(manifest: Manifest) -> dict[str, int]:
     """File -> bytes, of the shards of a packed split."""
     end = np.zeros(len(manifest.files), dtype=np.int64)
-    np.maximum.at(end, manifest.file_index, manifest.offset + manifest.length)
+    for start in range(0, len(manifest), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        ends = manifest.offset[part].astype(np.int64) + manifest.length[part].astype(np.int64)
+        np.maximum.at(end, manifest.file_index[part], ends)
     return dict(zip(manifest.files, _tar_bytes(end).tolist(), strict=True))
 
 
@@ -99,6 +105,9 @@ def load_index(
         manifests = load() if load else load_manifests(storage.join(url, INDEX))
     except DataError as error:
         raise DataError(f"{where} cannot be used ({error}); {remedy}") from error
+    files = [file for manifest in manifests.values() for file in manifest.files]
+    if strange := [file for file in files if not stays_below(url, file)]:
+        raise DataError(f"{where} names {printable(strange[0])}, which is not below it; {remedy}")
     expected = {f: size for m in manifests.values() for f, size in shard_sizes(m).items()}
     there = sizes_of(expected)
     for file, size in expected.items():

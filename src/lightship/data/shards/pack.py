@@ -6,9 +6,8 @@ shard, written after it; the next start continues from these. A shard depends on
 plan alone, so its bytes are the same after any number of restarts and in any order.
 """
 
-import contextlib
 import logging
-import shutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -24,9 +23,14 @@ from lightship.data.shards.write import SCRATCH, Packing, stored_form
 from lightship.data.sources import layouts, roots
 from lightship.data.sources.file_names import is_ignored
 from lightship.errors import ConfigError, DataError, LightshipError
+from lightship.safe_text import shown
 
 logger = logging.getLogger(__name__)
 _MAX_REMOVALS = 16
+_RECORD_FILE = re.compile(rf"{re.escape(WORK)}/[^/]+/shard-[0-9]{{5,9}}\.json")
+_SCRATCH_FILE = re.compile(
+    rf"{re.escape(WORK)}/{SCRATCH}[a-z0-9_]{{8}}/[^/]+-shard-[0-9]{{5,9}}\.tar"
+)
 _PROBED = 64
 
 
@@ -57,6 +61,8 @@ def pack(
     manifests = _scan(source, options)
     plan = _plan(source, url, manifests, options, PLAN in held)
     shards = plan.shards(manifests)
+    for folder in {file.rpartition("/")[0] for s in shards for file in (s.file, s.record_file)}:
+        storage.refuse_link(storage.join(url, folder))
     tars = {path for path in held if path.endswith(".tar") and not is_ignored(path)}
     if strange := tars - {shard.file for shard in shards}:
         raise ConfigError(
@@ -86,6 +92,7 @@ def _list_destination(source: str, url: str) -> dict[str, int]:
     place = f"DST {storage.redact(url)}"
     if _is_inside(url, source):
         raise ConfigError(f"{place} lies in SRC, to which it would add; give another place")
+    storage.refuse_link(storage.join(url, WORK))
     try:
         held = {file.path: file.size_bytes for file in storage.list_files(url)}
     except storage.NotFound:
@@ -115,9 +122,7 @@ def _check_writable(url: str) -> None:
     try:
         storage.write_bytes(probe, b"lightship")
         storage.remove(probe)
-        if not storage.is_remote(url):
-            with contextlib.suppress(OSError):  # not empty: an earlier start's
-                storage.local_path(storage.join(url, WORK)).rmdir()
+        storage.remove_folder(storage.join(url, WORK))
     except (ConfigError, storage.NotFound) as error:
         raise ConfigError(f"DST {storage.redact(url)} cannot be written: {error}") from error
 
@@ -130,7 +135,7 @@ def _scan(source: str, options: PackConfig) -> dict[str, Manifest]:
     for name in next(iter(manifests.values())).class_names:
         if [name.strip()] != name.splitlines():
             raise DataError(f"the class name {name!r} cannot be a line of classes.txt; rename it")
-    return manifests
+    return {split: m.within(options.max_sample_mib) for split, m in manifests.items()}
 
 
 def _plan(
@@ -178,7 +183,7 @@ def _is_finished(url: str, held: Mapping[str, int]) -> bool:
     except DataError as error:
         logger.warning(f"packing again: {error}")
         return False
-    _remove(url, [path for path in held if path.startswith(f"{WORK}/")])
+    _remove(url, _own_files(held))
     images = sum(map(len, manifests.values()))
     shards = sum(len(manifest.files) for manifest in manifests.values())
     logger.info(f"already packed: {images:,} images in {shards:,} shards: {place}")
@@ -196,11 +201,9 @@ def _begin(
         plan.save(url)
     names = next(iter(manifests.values())).class_names
     storage.write_bytes(storage.join(url, "classes.txt"), "".join(f"{n}\n" for n in names).encode())
-    if not storage.is_remote(url):  # what a killed start was just writing
-        for path in storage.local_path(storage.join(url, WORK)).glob(f"{SCRATCH}*"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in storage.local_path(url).rglob(".*.lightship-tmp"):
-            path.unlink(missing_ok=True)
+    for folder in ("", WORK, *manifests, *(f"{WORK}/{split}" for split in manifests)):
+        storage.remove_temporaries(storage.join(url, folder))
+    _remove_files(url, filter(_SCRATCH_FILE.fullmatch, held))
 
 
 def _load_records(
@@ -228,7 +231,7 @@ def _finish(
     """Write the index, which completes the pack, and remove the records."""
     skipped = [line for bad in packing.bad.values() for _, line in sorted(bad.reasons.items())]
     if skipped:
-        text = "".join(f"{line}\n" for line in skipped)
+        text = "".join(f"{shown(line)}\n" for line in skipped)
         storage.write_bytes(storage.join(url, SKIPPED), text.encode())
     elif SKIPPED in held:
         storage.remove(storage.join(url, SKIPPED))
@@ -250,14 +253,28 @@ def _finish(
             encoding="image",
         )
     save_manifests(storage.join(url, INDEX), packed)
-    left = {path for path in held if path.startswith(f"{WORK}/")}
-    _remove(url, left | {shard.record_file for shard in shards})
+    _remove(url, {*_own_files(held), *(shard.record_file for shard in shards)})
 
 
 def _remove(url: str, files: Iterable[str]) -> None:
     """Remove records, and last the mark of an unfinished pack."""
-    urls = [storage.join(url, path) for path in files if path != UNFINISHED]
-    storage.parallel_map(storage.remove, urls, _MAX_REMOVALS)
+    _remove_files(url, files)
     storage.remove(storage.join(url, UNFINISHED))
-    if not storage.is_remote(url):
-        shutil.rmtree(storage.local_path(storage.join(url, WORK)), ignore_errors=True)
+    storage.remove_folder(storage.join(url, WORK))
+
+
+def _own_files(held: Iterable[str]) -> list[str]:
+    """The files below WORK with exactly the names of records and unfinished shards."""
+    return [path for path in held if _RECORD_FILE.fullmatch(path) or _SCRATCH_FILE.fullmatch(path)]
+
+
+def _remove_files(url: str, files: Iterable[str]) -> None:
+    """Remove files of folders below WORK, and the folders if they are then empty."""
+    paths = list(files)
+    folders = [storage.join(url, folder) for folder in {p.rpartition("/")[0] for p in paths}]
+    for folder in folders:
+        storage.refuse_link(folder)
+    urls = [storage.join(url, path) for path in paths]
+    storage.parallel_map(storage.remove, urls, _MAX_REMOVALS)
+    for folder in folders:
+        storage.remove_folder(folder)

@@ -14,6 +14,7 @@ from lightship.data.shards.index import PLAN, WORK, sample_bytes
 from lightship.errors import ConfigError
 
 _FORMAT = "pack.json"
+_MAX_PLAN_BYTES = 2**20
 _COLUMNS = ("ids", "offset", "length", "crc32")
 
 
@@ -100,7 +101,7 @@ class Plan:
             ConfigError: It is damaged, or of a newer version.
         """
         place = storage.redact(storage.join(url, PLAN))
-        data = storage.read_bytes(storage.join(url, PLAN))
+        data = storage.read_small(storage.join(url, PLAN), _MAX_PLAN_BYTES)
         try:
             content = json.loads(data)
             versions.check(_FORMAT, content.get("format"), place)

@@ -6,7 +6,9 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from lightship.data.images.decode import DEFAULT_LIMIT, PixelLimit, decode
+from lightship.data.images import memory
+from lightship.data.images.decode import decode
+from lightship.data.images.limits import DEFAULT_LIMITS, ImageLimits
 from lightship.data.images.resize import OVERSAMPLING, scale_short_side
 from lightship.errors import DataError
 
@@ -35,12 +37,13 @@ def extension_of(data: bytes) -> str:
     raise DataError(f"no image ({len(data)} bytes that begin {data[:8]!r})")
 
 
+@memory.held()
 def recode(
     data: bytes,
     encoding: str,
     short_side_px: int | None,
     quality: int | None,
-    limit: PixelLimit = DEFAULT_LIMIT,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> tuple[bytes, str]:
     """A sample as it is stored: bytes and extension.
 
@@ -52,7 +55,7 @@ def recode(
         encoding: `Manifest.encoding`.
         short_side_px: Scale a larger image down to this shorter side, as `fit_square` would.
         quality: Make it a JPEG of this quality, 1 to 100.
-        limit: Bound of an image that is decoded.
+        limits: What decoding an image may cost.
 
     Raises:
         DataError: It cannot be decoded (if it has to be), or is no image; does not name the sample.
@@ -64,7 +67,7 @@ def recode(
     else:
         extension = "png"
     least_px = (OVERSAMPLING * short_side_px,) * 2 if short_side_px else None
-    pixels = decode(data, encoding, least_px, limit)
+    pixels = decode(data, encoding, least_px, limits)
     is_scaled = short_side_px is not None and min(pixels.shape[:2]) > short_side_px
     if encoding == "image" and not is_scaled and quality is None:
         return data, extension

@@ -15,7 +15,7 @@ import numpy as np
 from lightship import storage
 from lightship.config import PackConfig
 from lightship.data.bad_samples import BadSamples
-from lightship.data.images.decode import PixelLimit
+from lightship.data.images.limits import ImageLimits
 from lightship.data.manifest import Manifest
 from lightship.data.sample_reader import Sample, read_samples
 from lightship.data.shards.index import WORK, ShardWriter
@@ -34,8 +34,8 @@ def stored_form(data: Sample, manifest: Manifest, options: PackConfig) -> tuple[
     """`recode` of a sample of a split. Raises DataError for a bad one."""
     if isinstance(data, DataError):
         raise data
-    limit = PixelLimit(options.max_image_pixels, "--max_image_pixels")
-    return recode(data, manifest.encoding, options.short_side_px, options.quality, limit)
+    limits = ImageLimits.of(options, "--")
+    return recode(data, manifest.encoding, options.short_side_px, options.quality, limits)
 
 
 class _Stopped(Exception):

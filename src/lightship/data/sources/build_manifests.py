@@ -1,11 +1,13 @@
 """How the parts that a scan finds become manifests: splits, class numbers, checks."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.names import check_class_names, check_file_names, normal_form, printable
 from lightship.data.sources.file_names import count_by_suffix, list_some
@@ -13,6 +15,7 @@ from lightship.data.sources.parts import Found, Label, Part
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)
+_MANY_CLASSES = 100_000
 _FEW_CLASSES, _MAX_CLASSES_PER_LABEL = 1000, 10
 
 
@@ -48,7 +51,10 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
         _check_same_classes(
             {split: set(map(str, values)) for split, values in labels.items()}, root
         )
-    listed = None if found.class_names is None else check_class_names(found.class_names, root)
+    listed = None
+    if found.class_names is not None:
+        _check_class_count(found.class_names, sum(map(len, labels.values())), root)
+        listed = check_class_names(found.class_names, root)
     class_names, numbers = _number_labels(labels, listed, root)
     class_names = check_class_names(class_names, root)
     left = _not_read(found, root)
@@ -62,10 +68,20 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
     }
 
 
+def _check_class_count(class_names: Sequence[str], samples: int, root: str) -> None:
+    """Refuse a list of far more classes than there are samples: each takes a row of the net."""
+    bound = max(_MANY_CLASSES, _MAX_CLASSES_PER_LABEL * samples)
+    if len(class_names) > bound:
+        raise DataError(
+            f"{root}: {len(class_names)} class names for {samples} samples; at most {bound} "
+            f"({_MANY_CLASSES}, or {_MAX_CLASSES_PER_LABEL} a sample): shorten the list of classes"
+        )
+
+
 def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:
     """All parts as one manifest with label -1.
 
-    It is not saved, so its files and members may have names that are not UTF-8 (as surrogates).
+    No run keeps it, so its files and members may have names that are not UTF-8 (as surrogates).
     """
     size = sum(len(part.offset) for part in found.parts)
     label = np.full(size, -1, dtype=np.int64)
@@ -103,7 +119,7 @@ def _manifest(
     class_names: list[str],
     root_url: str,
 ) -> Manifest:
-    files = [file for part in parts for file in part.files]
+    files = FileList.of(file for part in parts for file in part.files)
     starts = np.cumsum([0, *(len(part.files) for part in parts)])
     joined: dict[str, Any] = {
         "file_index": [
@@ -117,7 +133,7 @@ def _manifest(
         ],
     }
     columns: dict[str, Any] = {
-        name: np.concatenate(arrays).astype(np.int64) for name, arrays in joined.items()
+        name: np.concatenate(arrays).astype(np.int64, copy=False) for name, arrays in joined.items()
     }
     return Manifest(
         root=root_url,

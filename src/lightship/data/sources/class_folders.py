@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 _MAX_BESIDE = 0.1
 
 Pieces = Sequence[Sequence[str]]
-"""Paths cut at their slashes."""
+"""Paths cut at their slashes, with "" in place of a file's name: files of a folder share theirs."""
 
 
 @dataclass
@@ -37,27 +37,27 @@ def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
         DataError: No image lies in a class folder, two folders name one split, or the folders can
             be read in two ways.
     """
-    pieces = [path.split("/") for path in paths]
+    pieces = _pieces(paths)
     cut = _depth_of_top(pieces)
     top = "".join(f"{part}/" for part in max(pieces, key=len)[:cut])
-    splits = _split_folders(pieces, cut, root)
+    splits = _split_folders(pieces, cut, paths[0], root)
     if splits:
         depth = {name: _depth_of_classes(pieces, cut, name, splits) for name in splits}
-        found = ClassFolders([
-            (splits[piece[cut]], piece[depth[piece[cut]]])
-            if len(piece) > cut + 1
-            and piece[cut] in splits
-            and len(piece) >= depth[piece[cut]] + 2
-            else None
-            for piece in pieces
-        ])  # fmt: skip
-        for piece, pair in zip(pieces, found.assigned, strict=True):
-            if pair:
+
+        def pair_of(piece: Sequence[str]) -> tuple[str, str] | None:
+            if len(piece) <= cut + 1 or piece[cut] not in splits:
+                return None
+            at = depth[piece[cut]]
+            return (splits[piece[cut]], piece[at]) if len(piece) >= at + 2 else None
+
+        found = ClassFolders(_of_folders(pieces, pair_of))
+        for piece in _distinct(pieces):
+            if pair := pair_of(piece):
                 found.splits.setdefault("/".join(piece[: depth[piece[cut]]]), pair[0])
         found.splits = dict(sorted(found.splits.items()))
     else:
         found = ClassFolders(
-            [("train", piece[cut]) if len(piece) >= cut + 2 else None for piece in pieces],
+            _of_folders(pieces, lambda p: ("train", p[cut]) if len(p) >= cut + 2 else None),
             {top.rstrip("/"): "train"},
         )
     if not any(found.assigned):
@@ -69,6 +69,30 @@ def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
             f"such as {outside[0]}"
         )
     return found
+
+
+def _pieces(paths: Sequence[str]) -> list[Sequence[str]]:
+    folders: dict[str, Sequence[str]] = {}
+    pieces = []
+    for path in paths:
+        folder = path[: path.rfind("/") + 1]
+        if folder not in folders:
+            folders[folder] = folder.split("/")
+        pieces.append(folders[folder])
+    return pieces
+
+
+def _distinct(pieces: Pieces) -> list[Sequence[str]]:
+    """Of each folder once, in order."""
+    return list({id(piece): piece for piece in pieces}.values())
+
+
+def _of_folders(
+    pieces: Pieces, pair_of: Callable[[Sequence[str]], tuple[str, str] | None]
+) -> list[tuple[str, str] | None]:
+    """The pair of each path, one object a folder."""
+    pairs = {id(piece): pair_of(piece) for piece in _distinct(pieces)}
+    return [pairs[id(piece)] for piece in pieces]
 
 
 def _no_class_folder(paths: Sequence[str], root: str) -> DataError:
@@ -116,7 +140,7 @@ def _depth_of_classes(pieces: Pieces, cut: int, name: str, splits: Mapping[str, 
         depth += 1
 
 
-def _split_folders(pieces: Pieces, cut: int, root: str) -> dict[str, str]:
+def _split_folders(pieces: Pieces, cut: int, first: str, root: str) -> dict[str, str]:
     """Folder -> split of the folders that are splits; empty where the folders are classes.
 
     Raises:
@@ -128,7 +152,7 @@ def _split_folders(pieces: Pieces, cut: int, root: str) -> dict[str, str]:
     whole = {name: split for name, split in words.items() if name.lower() in SPLITS}
     siblings = _siblings(words)
     if not deep and words and set(folders) in (set(whole), siblings):
-        raise _no_class_folder(["/".join(piece) for piece in pieces], root)
+        raise _no_class_folder([first], root)
     chosen = {name: whole[name] for name in sorted(whole) if name in deep}
     chosen = chosen or {name: words[name] for name in sorted(siblings) if name in deep}
     if not chosen and deep and len(words) == len(folders) and len(set(words.values())) > 1:

@@ -8,6 +8,7 @@ from lightship.data.names import check_class_names
 from lightship.data.sources.file_names import suffix
 from lightship.errors import DataError
 
+_MAX_BYTES = 2**24
 CLASS_LISTS = ("classes.txt", "classes.json")
 
 
@@ -18,7 +19,11 @@ def read_class_list(url: str, paths: list[str], shard: str, root: str) -> list[s
             path = f"{folder}/{file}".lstrip("/")
             if path not in paths:
                 continue
-            return _parse_classes(storage.read_bytes(storage.join(url, path)), path, root)
+            try:
+                raw = storage.read_small(storage.join(url, path), _MAX_BYTES)
+            except storage.TooLarge as error:
+                raise DataError(f"{error}; it is to be a list of class names") from error
+            return _parse_classes(raw, path, root)
     return None
 
 

@@ -7,7 +7,7 @@ from lightship import storage
 from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.shards.index import INDEX, load_index
 from lightship.data.sources.build_manifests import build_manifests, build_unlabelled
-from lightship.data.sources.cifar import scan_cifar
+from lightship.data.sources.cifar import check_cifar_size, scan_cifar
 from lightship.data.sources.class_folders import check_no_empty_class, read_class_folders
 from lightship.data.sources.class_lists import CLASS_LISTS, read_class_list
 from lightship.data.sources.detect import (
@@ -55,7 +55,9 @@ def scan(root: str, root_md5: str | None = None) -> dict[str, Manifest]:
     found = _look(url, shown)
     if not isinstance(found, Listing):
         return found
-    return build_manifests(_find(url, shown, found, labelled=True), url, shown)
+    parts = _find(url, shown, found, labelled=True)
+    del found  # the names of all files once more
+    return build_manifests(parts, url, shown)
 
 
 def scan_images(root: str, root_md5: str | None = None, leave_out: Sequence[str] = ()) -> Manifest:
@@ -75,7 +77,7 @@ def scan_images(root: str, root_md5: str | None = None, leave_out: Sequence[str]
     if isinstance(found, Listing):
         return build_unlabelled(_find(url, shown, found, labelled=False), url, shown)
     parts = [
-        Part(split, m.files, m.file_index, m.offset, m.length, [None] * len(m), m.crc32)
+        Part(split, list(m.files), m.file_index, m.offset, m.length, [None] * len(m), m.crc32)
         for split, m in sorted(found.items())
     ]
     return build_unlabelled(Found(parts), url, shown)
@@ -124,6 +126,7 @@ def _find(url: str, root: str, listing: Listing, labelled: bool) -> Found:
     chosen = kinds[kind]
     used = set(chosen)
     if kind == "CIFAR":
+        check_cifar_size(sum(listing.sizes[path] for path in chosen), root)
         return scan_cifar(
             {path.rpartition("/")[2]: path for path in chosen},
             lambda path: storage.read_bytes(storage.join(url, path)),
@@ -181,12 +184,13 @@ def _find_folders(listing: Listing, images: list[str], root: str, labelled: bool
     layout = read_class_folders(images, root)
     others = [path for path in listing.sizes if not is_image(path)]
     check_no_empty_class(layout, others, listing.folders_in, root)
-    chosen: dict[str, list[tuple[str, str]]] = {split: [] for split in layout.splits.values()}
+    chosen: dict[str, tuple[list[str], list[str]]] = {
+        split: ([], []) for split in layout.splits.values()
+    }
     for path, pair in zip(images, layout.assigned, strict=True):
         if pair:
-            chosen[pair[0]].append((path, pair[1]))
-    parts = [
-        part(split, [path for path, _ in pairs], [name for _, name in pairs])
-        for split, pairs in chosen.items()
-    ]
+            paths, names = chosen[pair[0]]
+            paths.append(path)
+            names.append(pair[1])
+    parts = [part(split, *columns) for split, columns in chosen.items()]
     return Found(parts, class_folders=True)

@@ -1,18 +1,17 @@
 """The listing of a root: files that may be samples, without system folders and outputs of runs."""
 
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from lightship import storage
+from lightship.data.names import printable
 from lightship.data.shards.index import INDEX, UNFINISHED, WORK
 from lightship.data.sources.file_names import is_ignored, system_folder
 from lightship.data.sources.own_files import folders_without_images, run_folders, without_runs
 from lightship.errors import DataError
-from lightship.storage.archives import plain_names
-from lightship.storage.urls import relative_to, split
+from lightship.storage.urls import relative_to, split, stays_below
+from lightship.storage.zip_file import ZipFile
 
 
 @dataclass
@@ -61,18 +60,20 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
             f"--data.root {root} is an unfinished pack: rerun lightship pack to continue it, or "
             f"remove {WORK}/ to use the shards that exist"
         )
+    if strange := [path for path in found.sizes if not stays_below(url, path)]:
+        raise DataError(
+            f"--data.root {root}: the name {printable(strange[0])} would be read as another URL; "
+            "rename the file"
+        )
     own = {path for each in leave_out if (path := relative_to(each, url))}
     runs = run_folders(found.sizes)
     found.ignored += [
         f"{run}/ (output of a run)" if run else "the output of a run at the root"
         for run in sorted(runs)
     ]
-    kept = {
-        path: size
-        for path, size in sorted(found.sizes.items())
-        if path == "" or (not is_ignored(path) and path not in own)
-    }
-    found.sizes = without_runs(kept)
+    for path in [path for path in found.sizes if path and (is_ignored(path) or path in own)]:
+        del found.sizes[path]
+    found.sizes = without_runs(found.sizes)
     without_images, folders_in = folders_without_images(runs), found.folders_in
     found.folders_in = lambda folder: [
         name for name in folders_in(folder) if f"{folder}/{name}".lstrip("/") not in without_images
@@ -112,27 +113,27 @@ def _list(url: str) -> Listing:
 def _list_zip(inside: str, archive_url: str) -> Listing:
     """As `_list`, from the zip's directory alone, which also knows checksums."""
     prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
-    root = storage.redact(archive_url)
     try:
-        with storage.open_binary(archive_url) as stream, zipfile.ZipFile(stream) as archive:
-            plain_names(archive)
-            entries = [e for e in archive.infolist() if e.filename.startswith(prefix)]
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{root} is not a whole zip: {error}") from error
+        with storage.open_binary(archive_url) as stream:
+            archive = ZipFile(stream, storage.redact(archive_url))
     except storage.NotFound as error:
         raise nothing_there(archive_url) from error
-    files, folders, passed = {}, [], set()
-    for entry in sorted(entries, key=lambda entry: entry.filename):
-        path = entry.filename.removeprefix(prefix)
+    passed, files, in_folder = set(), {}, dict[str, list[str]]()
+    for path, entry in sorted(archive.entries.items()):
+        if not path.startswith(prefix):
+            continue
+        path = path.removeprefix(prefix)
         if folder := system_folder(path):
             passed.add(f"{folder}/")
-        if entry.is_dir():
-            folders.append(PurePosixPath(path))
-        elif not is_ignored(path):
+        if not is_ignored(path):
             files[path] = entry
+    for path in archive.folders:
+        if path.startswith(prefix):
+            holder, _, name = path.removeprefix(prefix).rpartition("/")
+            in_folder.setdefault(holder, []).append(name)
     return Listing(
         {path: entry.file_size for path, entry in files.items()},
         {path: entry.CRC for path, entry in files.items()},
-        lambda holder: [f.name for f in folders if f.parent == PurePosixPath(holder)],
+        lambda holder: in_folder.get(holder, []),
         ignored=sorted(passed),
     )

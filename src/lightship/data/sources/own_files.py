@@ -84,7 +84,7 @@ def _is_prediction(url: str, path: str) -> bool:
     with contextlib.suppress(LightshipError, ValueError, RecursionError, csv.Error):
         if path.lower().endswith(".parquet"):
             with open_parquet(file_url, path) as table:
-                return tuple(table.schema_arrow.names) == PREDICTION_COLUMNS
+                return tuple(table.file.schema_arrow.names) == PREDICTION_COLUMNS
         with storage.open_binary(file_url) as file:
             line = file.readline(_HEAD_BYTES).decode()
         columns = json.loads(line) if path.lower().endswith(".jsonl") else next(csv.reader([line]))

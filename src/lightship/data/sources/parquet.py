@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from lightship.data.sources.parquet_file import (
     open_parquet,
     require_pyarrow,
 )
+from lightship.data.sources.parquet_footer import RowGroup
 from lightship.data.sources.parts import Found, Label, Part
 from lightship.data.sources.split_names import split_of_name, split_words, splits_of_files
 from lightship.errors import DataError
@@ -76,17 +76,17 @@ def scan_parquet(root_url: str, files: Sequence[str], root: str, labelled: bool 
 
 
 def _scan_file(url: str, name: str, labelled: bool) -> _Scanned:
-    with open_parquet(url, name) as parquet:
-        schema = parquet.schema_arrow
+    with open_parquet(url, name) as opened:
+        parquet, schema = opened.file, opened.file.schema_arrow
         if not parquet.metadata.num_rows:  # its columns may be of any type
             return _Scanned(name, np.zeros(0, dtype=np.int64), [], None, [], [])
         images = image_columns(schema, name)
-        lengths = _mean_lengths(parquet.metadata, images[0])
+        lengths = _mean_lengths(opened.groups, images[0])
         labels: Sequence[Label] = [None] * len(lengths)
         columns, names = [], None
         if labelled:
             columns = label_columns(schema, name)
-            labels = parquet.read([columns[0]])[columns[0]].to_pylist()
+            labels = opened.labels(columns[0])
             names = class_names(schema, columns[0], name)
             if labels and all(label == -1 for label in labels):  # what the Hub writes for unknown
                 labels = [None] * len(labels)
@@ -96,17 +96,10 @@ def _scan_file(url: str, name: str, labelled: bool) -> _Scanned:
     return _Scanned(name, lengths, labels, names, images, columns)
 
 
-def _mean_lengths(metadata: Any, column: str) -> np.ndarray:
-    lengths = []
-    for g in range(metadata.num_row_groups):
-        group = metadata.row_group(g)
-        sizes = {
-            group.column(c).path_in_schema: group.column(c).total_uncompressed_size
-            for c in range(group.num_columns)
-        }
-        mean = max(0, sizes[column]) // max(1, group.num_rows)
-        lengths.append(np.full(group.num_rows, mean))
-    return np.concatenate([np.zeros(0, dtype=np.int64), *lengths]).astype(np.int64)
+def _mean_lengths(groups: Sequence[RowGroup], column: str) -> np.ndarray:
+    means = [group.chunks[column].unpacked_bytes // max(1, group.num_rows) for group in groups]
+    rows = [group.num_rows for group in groups]
+    return np.repeat(np.array(means, dtype=np.int64), np.array(rows, dtype=np.int64))
 
 
 # ---- what the files have to have in common -----------------------------------------------------

@@ -1,6 +1,5 @@
 """Tar files: WebDataset shards, class folders in a tar, a CIFAR archive; plain or gzipped."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from lightship.data.sources.class_folders import check_no_empty_class, read_clas
 from lightship.data.sources.file_names import is_image, suffix
 from lightship.data.sources.parts import Found, Label, Part
 from lightship.data.sources.split_names import splits_of_files
-from lightship.data.sources.tar_members import TarMembers, is_label, read_members
+from lightship.data.sources.tar_labels import is_label
+from lightship.data.sources.tar_members import TarMembers, read_members
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)
 _SCAN_THREADS = 8
-_MAX_DIGITS = 20  # of a number that an int64 may hold, with its sign
 
 
 def scan_tars(
@@ -38,7 +37,7 @@ def scan_tars(
 
     def scan_one(file: str) -> TarMembers:
         url = storage.join(root_url, file) if file else root_url
-        return read_members(url, gzipped, file or root)
+        return read_members(url, gzipped, file or root, labelled)
 
     shards = storage.parallel_map(scan_one, files, _SCAN_THREADS)
     _warn_of_unreadable(files, shards, root)
@@ -83,7 +82,7 @@ def _find(files: Sequence[str], shards: list[TarMembers], root: str, labelled: b
             for i, (shard, paths) in enumerate(zip(shards, images, strict=True))
         ])  # fmt: skip
     splits = splits_of_files(files, root)
-    labels = [_labels_of_keys(*pair) for pair in zip(shards, files, strict=True)]
+    labels = list(map(_labels_of_keys, shards))
     if any(labels):
         return _find_webdataset(files, shards, images, labels, splits, root)
     return _find_class_folders(files, shards, images, splits, root)
@@ -94,47 +93,13 @@ def _key(path: str) -> str:
     return folder + slash + name.partition(".")[0]
 
 
-def _labels_of_keys(shard: TarMembers, file: str) -> dict[str, Label]:
+def _labels_of_keys(shard: TarMembers) -> dict[str, Label]:
     """Sample -> its label, of its .cls or else of its .json."""
     labels: dict[str, Label] = {}
-    for path, raw in shard.bytes_of.items():
-        where = f"{file}: {printable(path)}" if file else f"{printable(path)} in the tar"
-        if suffix(path) == "json":
-            label = _json_label(raw, where)
-        elif suffix(path) == "cls":
-            label = _text_label(raw, where)
-        else:
-            continue
-        if label is None:
-            continue
-        if (digits := str(label)).removeprefix("-").isdecimal():
-            if len(digits) > _MAX_DIGITS:
-                raise DataError(f"{where}: the label {digits[:_MAX_DIGITS]}... is no class number")
-            label = int(label)
+    for path, label in shard.labels.items():
         if suffix(path) == "cls" or _key(path) not in labels:
             labels[_key(path)] = label
     return labels
-
-
-def _text_label(raw: bytes, where: str) -> str:
-    try:
-        label = raw.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 text: {error}") from error
-    if len(label.splitlines()) != 1:
-        raise DataError(f"{where} holds {len(label.splitlines())} lines; a label is one")
-    return label
-
-
-def _json_label(raw: bytes, where: str) -> Label:
-    try:
-        table = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    label = table.get("label", table.get("cls")) if isinstance(table, dict) else None
-    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
-        raise DataError(f"{where}: the label {label!r:.80} is neither a number nor text")
-    return label
 
 
 def _find_webdataset(

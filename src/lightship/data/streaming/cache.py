@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import threading
 import uuid
 import zlib
@@ -16,6 +17,7 @@ from lightship import storage
 from lightship.storage import Data, ReadAhead
 
 logger = logging.getLogger(__name__)
+_FOLDER, _FILE = re.compile("[0-9a-f]{2}"), re.compile(r"\.?[0-9a-f]{32}")
 _CRC_BYTES = 4
 _QUEUE_BYTES = 128 * 2**20
 _LOOK_AFTER, _CLEAR_ABOVE, _CLEAR_TO = 1 / 32, 15 / 16, 7 / 8  # of max_bytes
@@ -104,11 +106,15 @@ class BlockCache:
         return self.folder / key[:2] / key
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of each file."""
-        for path in self.folder.glob("*/*"):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                yield status.st_mtime, status.st_size, path
+        """(time of last use, bytes, path) of each file of ours; no link is followed."""
+        for folder in os.scandir(self.folder):
+            if not (_FOLDER.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False)):
+                continue
+            for file in os.scandir(folder):
+                if _FILE.fullmatch(file.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.stat(follow_symlinks=False)
+                        yield status.st_mtime, status.st_size, Path(file.path)
 
     def _make_room(self, size_bytes: int) -> None:
         """Check the total size, and evict, before the ranks may have stored too much."""
@@ -123,7 +129,7 @@ class BlockCache:
         total_bytes = sum(size for _, size, _ in files) + room_bytes
         if total_bytes <= _CLEAR_ABOVE * self.max_bytes:
             return
-        with (self.folder / ".clearing").open("w") as lock:
+        with open(self.folder / ".clearing", "w", opener=_open_no_link) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -133,6 +139,10 @@ class BlockCache:
                     break
                 path.unlink(missing_ok=True)
                 total_bytes -= size
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 class CachedReads:

@@ -1,26 +1,28 @@
 """Loaders of a streamed split, whose batches a worker process makes ahead."""
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from lightship import devices
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.batch import NOT_COUNTED, Batch
-from lightship.data.order import EvalShare, ListedShare, TrainShare
+from lightship.data.draws import Mirror
 from lightship.data.sample_decoder import SampleDecoder
-from lightship.data.streaming.messages import Decoded, Failed, LogLine, Task
+from lightship.data.shares import EvalShare, ListedShare, TrainShare
+from lightship.data.size_schedule import SizeSchedule
+from lightship.data.streaming.deaths import Deaths, receive
+from lightship.data.streaming.messages import Decoded, Task
 from lightship.data.streaming.prefetch import BatchRange
-from lightship.data.streaming.worker_process import Worker
-from lightship.errors import LightshipError, TimeoutExpired
-from lightship.storage import Limits
+from lightship.data.streaming.worker_process import Worker, WorkerDied
 
 _SLOTS = 4
+_READ_BYTES = 16 * 2**20  # of decoded images in a batch of `read_all`
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class StreamedSplit:
         cache_bytes: Size of the block cache; 0: none.
         bad: Counts the samples that cannot be read.
         device: Device of the batches.
+        deaths: Of the worker.
     """
 
     decoder: SampleDecoder
@@ -42,6 +45,7 @@ class StreamedSplit:
     cache_bytes: int
     bad: BadSamples
     device: torch.device
+    deaths: Deaths = field(default_factory=Deaths)
 
     def task(
         self, share: TrainShare | EvalShare | ListedShare, wanted: BatchRange, mixed_bytes: int = 0
@@ -49,7 +53,7 @@ class StreamedSplit:
         """Whole images of a rank's share."""
         return Task(
             self.decoder,
-            self.decoder.manifest.block_edges(),
+            self.decoder.manifest.blocks(),
             share,
             wanted,
             share.batch_size,
@@ -73,6 +77,7 @@ class StreamedTrainLoader:
         min_area: Min share of an image in its random box (see `resize.random_box`); 0: no boxes.
         wanted: Gives the position of the next batch and the end of the run. Called for every batch;
             a position that does not follow the last one restarts the reading there.
+        sizes: The side of the images in each epoch; None: that of the split.
     """
 
     def __init__(
@@ -82,10 +87,14 @@ class StreamedTrainLoader:
         augment: Augment,
         min_area: float,
         wanted: Callable[[], BatchRange],
+        sizes: SizeSchedule | None = None,
     ) -> None:
         self.split, self.share, self.min_area, self.wanted = split, share, min_area, wanted
+        self.sizes = sizes
         # On a CPU mirroring in a batch costs half as much as decoding; in the worker nothing.
-        self.flip = augment if augment.flip and not augment.crop_padding_px else None
+        self.flip: Mirror | None = None
+        if augment.flip and not augment.crop_padding_px:
+            self.flip = Mirror(augment.seed, augment.flip_in_turn)
         self.augment = replace(augment, flip=False) if self.flip else augment
         self._stream: _Stream | None = None
 
@@ -105,14 +114,19 @@ class StreamedTrainLoader:
             self._stream = None
 
     def _at(self, wanted: BatchRange) -> Batch:
-        if self._stream is not None and self._stream.following != (wanted.epoch, wanted.batch):
+        if self._stream is not None and not self._stream.is_next(wanted.epoch, wanted.batch):
             self.close()
         if self._stream is None:
             order = self.share.order
             mixed_bytes = order.mixed_bytes // self.share.world_size
             task = self.split.task(self.share, wanted, mixed_bytes)
             decoder = replace(task.decoder, min_area=self.min_area)
-            task = replace(task, decoder=decoder, flip=self.flip, seed=order.seed)
+            if self.sizes is not None:
+                end = self.sizes.end_of_size(wanted.epoch)
+                decoder = replace(decoder, size_px=self.sizes.at(wanted.epoch))
+                task = replace(task, wanted=replace(wanted, epochs=end))
+            blocks = order.blocks or task.blocks
+            task = replace(task, decoder=decoder, blocks=blocks, flip=self.flip, seed=order.seed)
             self._stream = _Stream(task, self.split)
         return self._stream.take()
 
@@ -136,19 +150,75 @@ class StreamedEvalLoader:
             stream.close()
 
 
+def read_all(split: StreamedSplit, ids: np.ndarray) -> np.ndarray:
+    """Samples decoded by the worker, in the order in which they lie. Blocks.
+
+    Args:
+        split: Its device is the CPU.
+        ids: [K] which samples, each once.
+
+    Returns:
+        [K, S, S, 3] uint8 in the order of `ids`; black where bad, which `split.bad` counts.
+
+    Raises:
+        LightshipError: See `_Stream.take`.
+    """
+    manifest, size_px = split.decoder.manifest, split.decoder.size_px
+    assert size_px is not None
+    order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
+    batch_size = max(1, min(len(ids), _READ_BYTES // (3 * size_px * size_px)))
+    rows = np.full((-(-len(ids) // batch_size), batch_size), NOT_COUNTED, dtype=np.int64)
+    rows.flat[: len(ids)] = ids[order]
+    images = np.empty((len(ids), size_px, size_px, 3), dtype=np.uint8)
+    for number, batch in enumerate(StreamedEvalLoader(split, ListedShare(rows))):
+        places = order[number * batch_size : (number + 1) * batch_size]
+        images[places] = batch.images.permute(0, 2, 3, 1).numpy()[: len(places)]
+    return images
+
+
 class _Stream:
     """One worker and the batches it makes, in order."""
 
     def __init__(self, task: Task, split: StreamedSplit) -> None:
         self.task, self.split = task, split
         self.following = task.wanted.epoch, task.wanted.batch
-        self.worker = Worker.start(task.manifest.root)
-        self.connection, slots = self.worker.begin(task)
-        self.slots = torch.from_numpy(slots.pixels)
-        self.uploads = devices.of(split.device).uploads(self.slots)
-        self._labels = torch.from_numpy(task.manifest.label)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have the worker make what follows."""
+        epoch, batch = self.following
+        wanted = replace(self.task.wanted, epoch=epoch, batch=batch)
+        task = replace(self.task, wanted=wanted, deadly=dict(self.split.deaths.deadly))
+        slots = None
+        while slots is None:
+            self.worker = Worker.start(task.manifest.root)
+            try:
+                self.connection, slots = self.worker.begin(task)
+            except WorkerDied as death:
+                self.split.deaths.explain(death, task, decoding=[])
+        self.slots, self.decoding = torch.from_numpy(slots.pixels), slots.decoding
+        self.uploads = devices.of(self.split.device).uploads(self.slots)
         # Slots being copied, oldest first, each with its event.
         self._lent: deque[tuple[int, Any]] = deque()
+
+    def is_next(self, epoch: int, batch: int) -> bool:
+        """Whether it makes a batch, and that one next."""
+        epochs = self.task.wanted.epochs
+        return self.following == (epoch, batch) and (epochs is None or epoch < epochs)
+
+    def _receive(self) -> Decoded:
+        """The next batch, made again, bit for bit the same, if the worker has died of a signal."""
+        deaths = self.split.deaths
+        while True:
+            try:
+                message = receive(self.connection, self.worker, self.task)
+            except WorkerDied as death:
+                self.close()
+                deaths.explain(death, self.task, self.decoding)
+                self._begin()
+            else:
+                deaths.count_batch()
+                return message
 
     def take(self) -> Batch:
         """The next batch, on the device. Blocks, within the storage's deadlines.
@@ -167,15 +237,18 @@ class _Stream:
         is_last = place + 1 == self.task.wanted.batches_per_epoch
         self.following = (epoch + 1, 0) if is_last else (epoch, place + 1)
 
-        ids = torch.from_numpy(message.ids)
-        labels = torch.where(ids < 0, NOT_COUNTED, self._labels[ids.clamp(min=0)])
-        labels[list(message.bad)] = NOT_COUNTED
+        known = self.task.manifest.label[np.maximum(message.ids, 0)].astype(np.int64)
+        known[message.ids < 0] = NOT_COUNTED
+        known[list(message.bad)] = NOT_COUNTED
+        ids, labels = torch.from_numpy(message.ids), torch.from_numpy(known)
         (pixels, labels, ids), copied = self.uploads.begin(self.slots[message.slot], labels, ids)
         self._lent.append((message.slot, copied))
         return Batch(pixels.permute(0, 3, 1, 2), labels, ids)
 
     def close(self) -> None:
-        """End the task of the worker."""
+        """End the task of the worker, once."""
+        if self.connection.closed:
+            return
         self.connection.close()
         self.uploads.close()
         self.worker.task_is_over()
@@ -192,30 +265,4 @@ class _Stream:
             try:
                 self.connection.send(slot)
             except ConnectionError:
-                return  # it has made the last batch, or failed: `_receive` tells
-
-    def _receive(self) -> Decoded:
-        limits = Limits.now()
-        batch_bytes = float(self.task.manifest.length.mean()) * self.task.batch_size
-        wait_s = 2 * limits.total_s + batch_bytes / limits.slowest_bytes_per_s
-        message: Any = None
-        while message is None or isinstance(message, LogLine):
-            if message is not None:
-                logging.getLogger(message.logger).log(message.level, message.text)
-            if not self.connection.poll(wait_s):
-                raise TimeoutExpired(
-                    f"the data worker gave no batch within {wait_s:.0f} s "
-                    "(LIGHTSHIP_STORAGE_DEADLINE_S sets the bound)"
-                )
-            try:
-                message = self.connection.recv()
-            except (EOFError, ConnectionError):
-                raise RuntimeError(self.worker.how_it_ended()) from None
-        if isinstance(message, Failed):
-            if message.exit_name is None:
-                raise RuntimeError(f"the data worker failed:\n{message.text}")
-            failure = LightshipError(message.text)
-            failure.exit_name = message.exit_name
-            raise failure
-        assert isinstance(message, Decoded), "no batch is taken after the last"
-        return message
+                return  # it has made the last batch, or has ended: `_receive` tells

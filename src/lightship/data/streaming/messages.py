@@ -1,10 +1,12 @@
 """Messages between a rank and its data worker."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from lightship.data.augment import Augment
+from lightship.data.blocks import Blocks
+from lightship.data.draws import Mirror
 from lightship.data.manifest import Manifest
 from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.streaming.prefetch import BatchRange, Share
@@ -17,7 +19,7 @@ class Task:
 
     Attributes:
         decoder: Of the split.
-        block_edges: Blocks of the split.
+        blocks: Of the split.
         share: The rank's batches.
         wanted: Which of them to make.
         batch_size: Rows of each.
@@ -28,20 +30,22 @@ class Task:
         budget_bytes: Bound of the prefetched bytes.
         mixed_bytes: See `Fetcher`.
         cache_bytes: Size of the block cache; 0: none.
+        deadly: Sample -> why it is bad undecoded: a worker died of it.
     """
 
     decoder: SampleDecoder
-    block_edges: np.ndarray
+    blocks: Blocks
     share: Share
     wanted: BatchRange
     batch_size: int
-    flip: Augment | None
+    flip: Mirror | None
     seed: int
     threads: int
     slots: int
     budget_bytes: int
     mixed_bytes: int
     cache_bytes: int
+    deadly: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:

@@ -6,12 +6,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from lightship import storage
 from lightship.data.batch import NOT_COUNTED
+from lightship.data.blocks import Blocks
 from lightship.data.manifest import Manifest
 from lightship.data.sample_reader import Raw, plan_spans, read_samples, samples_of
 from lightship.data.streaming.cache import BlockCache, CachedReads
@@ -28,8 +29,17 @@ class Share(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Ids of an epoch, [len(self), batch_size] int64, NOT_COUNTED in padding."""
+    @property
+    def batch_size(self) -> int:
+        """Rows of each batch."""
+        ...
+
+    def batches(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Ids of batches, [stop - start, batch_size] int64, NOT_COUNTED in padding."""
+        ...
+
+    def batches_of(self, epoch: int, ids: np.ndarray) -> np.ndarray:
+        """In which batch of an epoch each sample comes, [M] int64; -1: in none of this rank's."""
         ...
 
 
@@ -85,14 +95,19 @@ class _Request:
 
 @dataclass
 class _Epoch:
-    """One epoch's batches: where each sample comes, and what has been asked for."""
+    """What has been asked for of one epoch's batches."""
 
     number: int
-    ids: np.ndarray
-    place: np.ndarray
-    """[N] int32: in which batch sample i comes, -1 in none (that is left)."""
     planned: dict[int, tuple[storage.Span | None, np.ndarray]] = field(default_factory=dict)
     requests: dict[int, _Request] = field(default_factory=dict)
+
+
+class _Ahead(NamedTuple):
+    """A batch that is read ahead."""
+
+    epoch: _Epoch
+    batch: int
+    ids: np.ndarray
 
 
 class Fetcher:
@@ -107,7 +122,7 @@ class Fetcher:
 
     Args:
         manifest: The split; its container is "bytes" or "parquet".
-        block_edges: Its blocks (see `Manifest.block_edges`).
+        blocks: Its blocks (see `Manifest.blocks`).
         share: This rank's batches.
         wanted: Which of them to fetch.
         budget_bytes: Bound of the bytes held, from request to decoding; one batch may exceed it.
@@ -118,7 +133,7 @@ class Fetcher:
     def __init__(
         self,
         manifest: Manifest,
-        block_edges: np.ndarray,
+        blocks: Blocks,
         share: Share,
         wanted: BatchRange,
         budget_bytes: int,
@@ -129,7 +144,7 @@ class Fetcher:
         self.budget_bytes = budget_bytes
         self.held_bytes = 0
         self._lock = Lock()
-        self._edges = block_edges
+        self._blocks = blocks
         cache = None if cache is None or cache.is_off else cache
         self._reads_whole = cache is not None
         self._reads: ReadAhead | CachedReads = ReadAhead()
@@ -140,11 +155,11 @@ class Fetcher:
             self._rows = storage.Executor(_MAX_ROW_GROUPS, name="lightship-rows")
         self._horizon: int | None = None  # in batches; None: to the epoch's end
         if mixed_bytes > budget_bytes:
-            batch_bytes = float(manifest.length.mean()) * share.epoch(wanted.epoch).shape[1]
+            batch_bytes = manifest.size_bytes / len(manifest) * share.batch_size
             self._horizon = int(_HORIZON_SHARE * budget_bytes / max(1.0, batch_bytes))
 
     def __iter__(self) -> Iterator[FetchedBatch]:
-        ahead: deque[tuple[_Epoch, int]] = deque()
+        ahead: deque[_Ahead] = deque()
         upcoming = self._upcoming()
         depth = 1
         while True:
@@ -153,12 +168,12 @@ class Fetcher:
                 if following is None:
                     break
                 ahead.append(following)
-                self._ask(*following)
+                self._ask(following)
             if not ahead:
                 return
-            if not self._is_there(*ahead[0]):
+            if not self._is_there(ahead[0]):
                 depth = min(depth + 1, _MAX_AHEAD)
-            yield self._take(*ahead.popleft())
+            yield self._take(ahead.popleft())
 
     def release(self, fetched: FetchedBatch) -> None:
         """Free the bytes of a decoded batch. Any thread."""
@@ -171,20 +186,17 @@ class Fetcher:
         if self._rows is not None:
             self._rows.close()
 
-    def _upcoming(self) -> Iterator[tuple[_Epoch, int]]:
+    def _upcoming(self) -> Iterator[_Ahead]:
         wanted, number, first = self.wanted, self.wanted.epoch, self.wanted.batch
         while wanted.epochs is None or number < wanted.epochs:
-            ids = self.share.epoch(number)[: wanted.batches_per_epoch]
-            place = np.full(len(self.manifest), -1, dtype=np.int32)
-            rows = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
-            counted = ids != NOT_COUNTED
-            place[ids[counted]] = rows[counted]
-            epoch = _Epoch(number, ids, place)
-            yield from ((epoch, batch) for batch in range(first, len(ids)))
+            epoch = _Epoch(number)
+            for batch in range(first, min(wanted.batches_per_epoch, len(self.share))):
+                yield _Ahead(epoch, batch, self.share.batches(number, batch, batch + 1)[0])
             number, first = number + 1, 0
 
-    def _ask(self, epoch: _Epoch, batch: int) -> None:
-        for i in epoch.ids[batch].tolist():
+    def _ask(self, ahead: _Ahead) -> None:
+        epoch, batch = ahead.epoch, ahead.batch
+        for i in ahead.ids.tolist():
             if i == NOT_COUNTED or i in epoch.requests:
                 continue
             if i not in epoch.planned:
@@ -199,10 +211,9 @@ class Fetcher:
 
     def _plan_block(self, epoch: _Epoch, batch: int, i: int) -> None:
         """Cut what is still wanted of the block of sample `i` into requests."""
-        block = int(np.searchsorted(self._edges, i, side="right")) - 1
-        ids = np.arange(self._edges[block], self._edges[block + 1])
-        place = epoch.place[ids]
-        wanted = place >= batch
+        ids = np.arange(*self._blocks.around(i))
+        place = self.share.batches_of(epoch.number, ids)
+        wanted = (place >= batch) & (place < self.wanted.batches_per_epoch)
         horizon = self._horizon
         if (epoch.number, batch) == (self.wanted.epoch, self.wanted.batch) and batch:
             horizon = 0 if self._rows is None and not self._reads_whole else horizon
@@ -236,15 +247,15 @@ class Fetcher:
     def _read_one_by_one(self, run: np.ndarray) -> dict[int, Raw]:
         return dict(read_samples(self.manifest, run))
 
-    def _is_there(self, epoch: _Epoch, batch: int) -> bool:
+    def _is_there(self, ahead: _Ahead) -> bool:
         """Whether all reads of a requested batch are done."""
-        ids = epoch.ids[batch].tolist()
-        return all(i == NOT_COUNTED or epoch.requests[i].future.done() for i in ids)
+        requests = ahead.epoch.requests
+        return all(i == NOT_COUNTED or requests[i].future.done() for i in ahead.ids.tolist())
 
-    def _take(self, epoch: _Epoch, batch: int) -> FetchedBatch:
+    def _take(self, ahead: _Ahead) -> FetchedBatch:
         """A requested batch. Does not block; its samples do."""
-        fetched = FetchedBatch(epoch.number, batch, epoch.ids[batch], iter(()))
-        fetched.samples = self._as_they_come(epoch, fetched)
+        fetched = FetchedBatch(ahead.epoch.number, ahead.batch, ahead.ids, iter(()))
+        fetched.samples = self._as_they_come(ahead.epoch, fetched)
         return fetched
 
     def _as_they_come(self, epoch: _Epoch, fetched: FetchedBatch) -> Iterator[tuple[int, Raw]]:

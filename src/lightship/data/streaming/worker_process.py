@@ -13,19 +13,34 @@ import subprocess
 import sys
 import tempfile
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lightship.console import streams
+from lightship.data.streaming import pickle_with_files
 
 if TYPE_CHECKING:
     from lightship.data.streaming.messages import Task
 
 _LEAVE_S = 5.0
+IDLE = -1
 _SETTINGS = re.compile(
-    r"AWS_|FSSPEC_|LIGHTSHIP_(STORAGE|S3|CACHE)|XDG_CACHE_HOME|HOME$|GOOGLE_|GCS|AZURE_|HF_|"
-    r"SSL_CERT|REQUESTS_CA|\w*_proxy$|\w*_PROXY$"
+    r"AWS_|BOTO|FSSPEC_|LIGHTSHIP_(STORAGE|S3|CACHE|HTTP)|XDG_CACHE_HOME|HOME$|NETRC$|"
+    r"GOOGLE_|GCS|GCE_|GCLOUD_|CLOUDSDK_|STORAGE_EMULATOR_HOST$|AZURE_|IDENTITY_|MSI_|"
+    r"OCI_|OSS_|B2_|HADOOP_|CLASSPATH$|JAVA_|ARROW_|KRB5|SSH_AUTH_SOCK$|"
+    r"SSL_CERT|REQUESTS_CA|CURL_CA|\w*_proxy$|\w*_PROXY$"
 )
-"""Variables that a storage's client may read."""
+"""Variables that a storage's client may read; those of the Hub (HF_) are for hf:// alone."""
+_SYSTEM = re.compile(
+    r"PATH$|LD_|DYLD_|PYTHON|LANG|LC_|TZ$|TMPDIR$|TEMP$|TMP$|USER$|LOGNAME$|VIRTUAL_ENV$|CONDA_|"
+    r"\w*_NUM_THREADS$|OMP_|GOMP_|KMP_|MKL_|MALLOC_|CUDA_|NVIDIA_|TORCH(?!ELASTIC)|PYTORCH_"
+)
+"""Variables that Python and its libraries may read. The worker decodes what strangers have
+made: no secret that it does not need is in its memory."""
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""The worker's own threads share the cores; what they call starts none."""
 
 
 class SharedSlots:
@@ -34,18 +49,28 @@ class SharedSlots:
     Not POSIX shared memory: that is bounded by /dev/shm (64 MB in a container) and outlives a kill.
 
     Args:
-        shape: Of the array.
+        shape: Of the pixels.
+        threads: Of the worker.
         descriptor: A file descriptor of the memory; None: make it.
+
+    Attributes:
+        pixels: [slots, B, S, S, 3] uint8.
+        decoding: [threads, 2] int64: (epoch, id) of the sample that each thread is decoding, IDLE
+            if none. It outlives the worker.
     """
 
-    def __init__(self, shape: tuple[int, ...], descriptor: int | None = None) -> None:
-        size_bytes = int(np.prod(shape))
+    def __init__(self, shape: tuple[int, ...], threads: int, descriptor: int | None = None) -> None:
+        size_bytes, table_bytes = int(np.prod(shape)), 16 * threads
+        is_new = descriptor is None
         if descriptor is None:
             descriptor = _anonymous_file()
-            os.ftruncate(descriptor, size_bytes)
+            os.ftruncate(descriptor, size_bytes + table_bytes)
         self.descriptor = descriptor
-        memory = mmap.mmap(descriptor, size_bytes)
-        self.pixels = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+        memory = mmap.mmap(descriptor, size_bytes + table_bytes)
+        self.pixels = np.frombuffer(memory, np.uint8, size_bytes).reshape(shape)
+        self.decoding = np.frombuffer(memory, np.int64, 2 * threads, size_bytes).reshape(-1, 2)
+        if is_new:
+            self.decoding[:] = IDLE
 
     def close(self) -> None:
         """Close the descriptor; the mapping lives as long as `pixels`."""
@@ -59,13 +84,49 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def _settings() -> tuple[dict[str, str], str]:
+def _variables(pattern: re.Pattern[str]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if pattern.match(name)}
+
+
+def _settings(root: str) -> tuple[dict[str, str], str]:
     """What a worker inherits at its start: the storage's variables and the working directory."""
-    variables = {name: value for name, value in os.environ.items() if _SETTINGS.match(name)}
+    variables = _variables(_SETTINGS)
+    if "hf://" in root:
+        variables |= _variables(re.compile("HF_|HUGGING"))
     try:
         return variables, os.getcwd()
     except FileNotFoundError:  # deleted: only absolute paths and URLs can be read
         return variables, "/"
+
+
+def spawn(code: str, root: str, **more: Any) -> "subprocess.Popen[bytes]":
+    """Start a process that decodes images: with none of the secrets that it does not need.
+
+    Args:
+        code: What Python runs.
+        root: A URL that it will read.
+        more: Further arguments of Popen.
+    """
+    variables, folder = _settings(root)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        start_new_session=True,
+        env=_variables(_SYSTEM) | _ONE_THREAD | variables,
+        cwd=folder,  # one that is there, so that libraries load
+        **more,
+    )
+
+
+class WorkerDied(Exception):
+    """The worker's process has ended, or it has abandoned a task.
+
+    Attributes:
+        is_killed: Whether a signal has ended it.
+    """
+
+    def __init__(self, text: str, is_killed: bool) -> None:
+        super().__init__(text)
+        self.is_killed = is_killed
 
 
 class Worker:
@@ -79,18 +140,16 @@ class Worker:
     _running: "Worker | None" = None
 
     def __init__(self, root: str) -> None:
-        self.settings, self.open_tasks = _settings(), 0
+        self.settings, self.open_tasks = _settings(root), 0
         self.control, theirs = socket.socketpair()
-        code = f"from lightship.data.streaming.worker import main; main({theirs.fileno()})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            cwd=self.settings[1],  # MKL does not load in a deleted directory
+        code = (
+            "from lightship.distributed.libraries import preload; preload(); "
+            f"from lightship.data.streaming.worker import main; main({theirs.fileno()})"
         )
+        self.process = spawn(code, root, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
         self.tasks: Connection = Connection(os.dup(self.control.fileno()))
-        self.tasks.send(root)  # not an argument: it may hold credentials, and `ps` shows those
+        # Not an argument: it may hold credentials, and `ps` shows those.
+        self.tasks.send((root, streams.is_json()))
         theirs.close()
 
     @classmethod
@@ -104,7 +163,11 @@ class Worker:
             root: A URL that it will read, whose storage's client it makes ready.
         """
         worker = cls._running
-        if worker is None or worker.process.poll() is not None or worker.settings != _settings():
+        if (
+            worker is None
+            or worker.process.poll() is not None
+            or worker.settings != _settings(root)
+        ):
             cls._running = cls(root)
             if worker is not None and not worker.open_tasks:
                 worker.end()
@@ -129,14 +192,20 @@ class Worker:
             self.process.wait(_LEAVE_S)
 
     def begin(self, task: "Task") -> tuple[Connection, SharedSlots]:
-        """Hand over a task: where word of its batches comes from, and where their pixels are."""
+        """Hand over a task: where word of its batches comes from, and where their pixels are.
+
+        Raises:
+            WorkerDied: See there.
+        """
+        data, mapped = pickle_with_files.dumps(task)
         ours, theirs = multiprocessing.Pipe()
-        slots = SharedSlots(task.shape)
+        slots = SharedSlots(task.shape, task.threads)
         try:
-            self.tasks.send(task)
-            socket.send_fds(self.control, [b"."], [theirs.fileno(), slots.descriptor])
+            self.tasks.send_bytes(data)
+            handed = [theirs.fileno(), slots.descriptor, *mapped]
+            socket.send_fds(self.control, [b"."], handed)
         except ConnectionError:
-            raise RuntimeError(self.how_it_ended()) from None
+            raise self.death() from None
         self.open_tasks += 1
         theirs.close()
         slots.close()
@@ -148,12 +217,13 @@ class Worker:
         if not self.open_tasks and self is not Worker._running:
             self.end()
 
-    def how_it_ended(self) -> str:
-        """How a dead worker ended, for an error message."""
+    def death(self) -> WorkerDied:
+        """How it ended, where a task's connection has closed. Blocks a moment."""
         try:
             code = self.process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
-            return "the data worker abandoned a task"
-        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+            return WorkerDied("abandoned a task", is_killed=False)
+        if code >= 0:
+            return WorkerDied(f"ended with {code}", is_killed=False)
         hint = " (for lack of memory?)" if code == -signal.SIGKILL else ""
-        return f"the data worker {end}{hint}"
+        return WorkerDied(f"was killed by {signal.Signals(-code).name}{hint}", is_killed=True)

@@ -1,59 +1,90 @@
-"""Nets by name: ours, torchvision's classifiers and the user's own, with or without weights."""
+"""Nets by name: ours, classifiers of torchvision and timm, and the user's own."""
 
+import contextlib
 import difflib
 import importlib
+import logging
 import os
-import re
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from lightship.checkpoint.serialization import from_bytes
 from lightship.errors import ConfigError
+from lightship.models.nets import timm_nets
+from lightship.models.nets.depthwise import in_float32_on_cpu
+from lightship.models.nets.dropping import check_dropping, set_dropping, timm_options
 from lightship.models.nets.litcnn import litcnn
+from lightship.models.nets.published import torchvision_names
 from lightship.models.nets.speednet import speednet, speednet96
-from lightship.storage import read_bytes, redact
 
+logger = logging.getLogger(__name__)
+_NO_OPTIONS: Mapping[str, float] = {}
 _OWN = {"litcnn": litcnn, "speednet": speednet, "speednet96": speednet96}
-_AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
-"""Of googlenet and inception_v3: in their published weights, but not built here."""
 
 
 def build_net(
-    name: str, num_classes: int, image_size_px: int, weights: str | None = None
+    name: str,
+    num_classes: int,
+    image_size_px: int,
+    dropout: float | None = None,
+    drop_path: float | None = None,
 ) -> nn.Module:
-    """Build a net and check its output on a dummy batch. Every rank; blocks while reading weights.
+    """Build a net with random weights, and check its output on a dummy batch.
 
     Args:
-        name: `litcnn`, `speednet`, `speednet96`, a classifier of torchvision.models, or
-            `package.module:function`, which is called with the number of classes.
+        name: `litcnn`, `speednet`, `speednet96`, a classifier of torchvision.models, `timm:NAME`,
+            or `package.module:function`, which is called with the number of classes.
         num_classes: Width of the output.
         image_size_px: Side of the square images.
-        weights: None (random), `default` (torchvision's pretrained) or the URL of a state dict or
-            checkpoint. The last layer is reinitialized if its number of classes differs.
+        dropout: Probability of the net's dropout; None: its own.
+        drop_path: Probability of stochastic depth, of the last branch; None: the net's own.
 
     Returns:
         A net in training mode, from float [B, 3, S, S] to logits [B, num_classes].
 
     Raises:
-        ConfigError: Unknown name, wrong output, unsupported image size, or weights of another net.
+        ConfigError: Unknown name, wrong output, unsupported image size, or nothing to drop.
     """
-    if ":" in name:
+    if is_import_path(name):
         net = _build_own(name, num_classes)
-    elif name in _OWN:
-        net = _OWN[name](num_classes, image_size_px)
     else:
-        net = _build_torchvision(name, num_classes, image_size_px)
+        options = timm_options(dropout, drop_path)
+        net = _build_known(name, num_classes, image_size_px, options)
+    set_dropping(net, dropout, drop_path)
+    check_dropping(net, name, dropout, drop_path)
+    in_float32_on_cpu(net)
     _check_output(net, name, num_classes, image_size_px)
-    if weights is not None:
-        _load_weights(net, name, weights)
     return net
 
 
-def check_training(net: nn.Module, name: str, batch_size: int, image_size_px: int) -> None:
+def is_import_path(name: str) -> bool:
+    """Whether a net's name means code that is imported and called."""
+    return ":" in name and not name.startswith(timm_nets.PREFIX)
+
+
+def skeleton(name: str, num_classes: int, image_size_px: int) -> dict[str, Tensor] | None:
+    """The state dict of a known net without memory behind it; None if it needs memory to be built.
+
+    Arguments and errors are those of `build_net`, for a name that is no import path.
+    """
+    try:
+        with torch.device("meta"):
+            return _build_known(name, num_classes, image_size_px).state_dict()
+    except NotImplementedError:  # some compute with tensors while they are built
+        return None
+
+
+def check_training(
+    net: nn.Module,
+    name: str,
+    batch_size: int,
+    image_size_px: int,
+    freeze: Callable[[], Any] = lambda: None,
+) -> None:
     """Check on a dummy batch that a net can be trained. Does not change the net.
 
     Args:
@@ -61,6 +92,7 @@ def check_training(net: nn.Module, name: str, batch_size: int, image_size_px: in
         name: Its name, for errors.
         batch_size: Images per device and step in training; more than 2 are tried as 2.
         image_size_px: Side of the square images.
+        freeze: Called once the net is in training mode, to set the layers that never train back.
 
     Raises:
         ConfigError: It fails with this batch size or image size.
@@ -73,13 +105,16 @@ def check_training(net: nn.Module, name: str, batch_size: int, image_size_px: in
     ]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            output = net.train()(torch.zeros((min(batch_size, 2), 3, image_size_px, image_size_px)))
+            net.train()
+            freeze()
+            output = net(torch.zeros((min(batch_size, 2), 3, image_size_px, image_size_px)))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
                 f"--model.net {name} cannot train on one image at a time: a BatchNorm layer would "
                 "normalise single values. --data.global_batch_size / devices / "
-                "--trainer.accumulate_grad_batches must be at least 2 images"
+                "--trainer.accumulate_grad_batches must be at least 2 images, or set "
+                "--model.batch_norm frozen"
             ) from error
         raise _unsuitable_size(name, image_size_px, error) from error
     finally:
@@ -93,17 +128,36 @@ def check_training(net: nn.Module, name: str, batch_size: int, image_size_px: in
         )
 
 
-def _torchvision_names() -> list[str]:
-    return torchvision.models.list_models(module=torchvision.models)
+def _build_known(
+    name: str, num_classes: int, image_size_px: int, options: Mapping[str, float] = _NO_OPTIONS
+) -> nn.Module:
+    """A net of a name that is no import path; `options` are timm's."""
+    if name in _OWN:
+        return _OWN[name](num_classes, image_size_px)
+    if name.startswith(timm_nets.PREFIX):
+        return _build_timm(name, num_classes, image_size_px, options)
+    return _build_torchvision(name, num_classes, image_size_px)
+
+
+def _build_timm(
+    name: str, num_classes: int, image_size_px: int, options: Mapping[str, float]
+) -> nn.Module:
+    try:
+        return timm_nets.build(name, num_classes, image_size_px, options)
+    except NotImplementedError:
+        raise  # see `skeleton`
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _unsuitable_size(name, image_size_px, error) from error
 
 
 def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Module:
-    names = _torchvision_names()
+    names = torchvision_names()
     if name not in names:
         close = difflib.get_close_matches(name, [*_OWN, *names], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "e.g. litcnn, resnet18, vit_b_16"
         raise ConfigError(
-            f"--model.net '{name}' is no known net ({hint}); your own: package.module:function"
+            f"--model.net '{name}' is no known net ({hint}); timm's: timm:NAME; your own: "
+            "package.module:function"
         )
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
@@ -120,13 +174,39 @@ def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Mo
         raise _unsuitable_size(name, image_size_px, error) from error
 
 
+@contextlib.contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """Have modules of the working directory found, after all others, and only here.
+
+    Later, an optional package that a library looks for would be taken from there.
+    """
+    here = os.getcwd()
+    is_new = here not in sys.path
+    if is_new:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if is_new:
+            sys.path.remove(here)
+
+
 def _build_own(name: str, num_classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise ConfigError(f"--model.net '{name}': expected package.module:function")
-    if os.getcwd() not in sys.path:
-        # A console script, unlike `python -m`, does not have the working directory on sys.path.
-        sys.path.append(os.getcwd())
+    with _working_directory_on_path():
+        net = _import_own(name, module_name, function_name)(num_classes)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(
+            f"--model.net {name}: {function_name}({num_classes}) returned a "
+            f"{type(net).__name__}; it must return a torch.nn.Module"
+        )
+    return net
+
+
+def _import_own(name: str, module_name: str, function_name: str) -> Callable[[int], Any]:
+    is_new = module_name not in sys.modules
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -135,6 +215,8 @@ def _build_own(name: str, num_classes: int) -> nn.Module:
         raise ConfigError(
             f"--model.net {name}: no module '{error.name}' here or on PYTHONPATH"
         ) from error
+    if is_new:
+        logger.info(f"--model.net {name}: imported {module.__file__}")
     build = getattr(module, function_name, None)
     if not callable(build):
         close = difflib.get_close_matches(function_name, dir(module), n=3)
@@ -142,13 +224,7 @@ def _build_own(name: str, num_classes: int) -> nn.Module:
             f"--model.net {name}: {module_name} has no function '{function_name}'"
             + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
-    net = build(num_classes)
-    if not isinstance(net, nn.Module):
-        raise ConfigError(
-            f"--model.net {name}: {function_name}({num_classes}) returned a "
-            f"{type(net).__name__}; it must return a torch.nn.Module"
-        )
-    return net
+    return build
 
 
 def _check_output(net: nn.Module, name: str, num_classes: int, image_size_px: int) -> None:
@@ -178,46 +254,3 @@ def _unsuitable_size(name: str, image_size_px: int, error: Exception) -> ConfigE
         f"--model.net {name} fails on images of {image_size_px} px ({reason}); "
         "set --data.image_size_px (most published nets take 224) or another net"
     )
-
-
-def _load_weights(net: nn.Module, name: str, weights: str) -> None:
-    url = _default_weights_url(name) if weights == "default" else weights
-    where = f"--model.weights {redact(url)}"
-    stored = from_bytes(read_bytes(url), where)
-    if isinstance(stored.get("state_dict"), dict):
-        # A Lightning checkpoint: the net's weights start with `net.`.
-        stored = {key.removeprefix("net."): value for key, value in stored["state_dict"].items()}
-    if not all(isinstance(value, Tensor) for value in stored.values()):
-        raise ConfigError(f"{where} holds no state dict (names to tensors)")
-    own = net.state_dict()
-    layers = [key for key, part in net.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-    head = [key for key in own if layers and key in (f"{layers[-1]}.weight", f"{layers[-1]}.bias")]
-    left_out = {
-        key for key in head if key in stored and stored[key].shape[:1] != own[key].shape[:1]
-    }
-    state = {
-        # The oldest published DenseNets spell norm1 as norm.1 (see torchvision's densenet.py).
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): value
-        for key, value in stored.items()
-        if key not in left_out and (key in own or not key.startswith(_AUXILIARY_HEADS))
-    }
-    try:
-        # Not strict, since a net may rename keys of older versions while loading; all are checked.
-        keys = net.load_state_dict(state, strict=False)
-        problems = [f"{key} is missing" for key in keys.missing_keys if key not in left_out]
-        problems += [f"{key} is not of this net" for key in keys.unexpected_keys]
-    except RuntimeError as error:
-        problems = [line.strip() for line in str(error).splitlines()[1:]]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ConfigError(
-            f"{where} does not fit --model.net {name}: {'; '.join(problems[:3])}{more}"
-        )
-
-
-def _default_weights_url(name: str) -> str:
-    if name not in _torchvision_names():
-        raise ConfigError(
-            f"--model.weights default: {name} has no published weights; give a URL or leave it out"
-        )
-    return torchvision.models.get_model_weights(name).DEFAULT.url

@@ -1,6 +1,6 @@
 """litcnn: the convolutional net of the classic Lightning tutorial."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightship.errors import ConfigError
 
@@ -8,7 +8,17 @@ _SMALLEST_PX = 16
 """Two unpadded 3x3 convolutions and a halving, twice, leave one pixel of 16."""
 
 
-def litcnn(num_classes: int, image_size_px: int) -> nn.Sequential:
+class LitCNN(nn.Sequential):
+    """Layers in turn, by a forward of its own: torch 2.11's `compile()` leaves out torch's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        for layer in self:
+            images = layer(images)
+        return images
+
+
+def litcnn(num_classes: int, image_size_px: int) -> LitCNN:
     """Four unpadded 3x3 convolutions (32-32-64-64), two max-pools, then 512-128-classes.
 
     Args:
@@ -28,7 +38,7 @@ def litcnn(num_classes: int, image_size_px: int) -> nn.Sequential:
             f"set --data.image_size_px {_SMALLEST_PX} or more"
         )
     side_px = ((image_size_px - 4) // 2 - 4) // 2
-    return nn.Sequential(
+    return LitCNN(
         *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Flatten(),

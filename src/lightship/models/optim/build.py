@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightship import devices
+from lightship.errors import ConfigError
+from lightship.models.finetune import lr_scales
 from lightship.models.optim.muon import RECORD_ITERATIONS, Muon, MuonSGD, orthogonalize
 from lightship.models.optim.xla import ADAM_BETAS, ADAM_EPS, TracedOptimizer
 
@@ -45,6 +47,9 @@ def build_optimizer(
     weight_decay: float = 0.0,
     fused: bool = True,
     rest: SGDPart | None = None,
+    layer_decay: float = 1.0,
+    head_lr_scale: float = 1.0,
+    late: Collection[str] = (),
 ) -> Optimizer:
     """Build the optimizer of a net whose parameters are already on their device.
 
@@ -58,25 +63,63 @@ def build_optimizer(
             learning rate.
         fused: Use fused kernels if the device has them.
         rest: Settings of muon-sgd for all parameters but the hidden matrices.
+        layer_decay: See `finetune.lr_scales`; not with muon-sgd.
+        head_lr_scale: Likewise.
+        late: Names of parameters that are frozen at first. They have groups of their own, as
+            optimizers count the steps by group.
 
     Returns:
         One optimizer for all parameters, also with the muons. It can load a state that another
         kernel or class wrote on another kind of device.
     """
-    optimizer = _build(net, name, lr, momentum, weight_decay, fused, rest or SGDPart())
+    if name == "muon-sgd":
+        groups = _record_groups(net, weight_decay, rest or SGDPart())
+    else:
+        scales = lr_scales(net, layer_decay, head_lr_scale)
+        groups = _groups(net, name, weight_decay, late, scales)
+        for group in groups if scales else ():
+            group["lr"] = lr * group["lr_scale"]
+    optimizer = _build(groups, name, lr, momentum, fused)
     optimizer.register_load_state_dict_pre_hook(_keep_settings)
     optimizer.register_load_state_dict_post_hook(_lay_like_parameters)
     return optimizer
 
 
+_RATES = ("lr", "initial_lr")
+
+
 def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Take parameters and learning rate of a group from the checkpoint, the rest from this run."""
-    kept = ("params", "lr", "initial_lr")
+    """Take parameters and learning rate of a group from the checkpoint, the rest from this run.
+
+    Raises:
+        ConfigError: See `_check_state`.
+    """
+    _check_state(optimizer, state)
+    kept = ("params", *_RATES)
     groups = [
         {**ours, **{name: group[name] for name in kept if name in group}}
         for ours, group in zip(optimizer.param_groups, state["param_groups"], strict=True)
     ]
     return {**state, "param_groups": groups}
+
+
+def _check_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a state that is not of these parameters; files come from anywhere."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    ids = [number for group in state["param_groups"] for number in group["params"]]
+    sizes = dict(zip(ids, map(Tensor.numel, params), strict=True))
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if not isinstance(value, Tensor) or value.numel() == 1:
+                continue
+            if value.numel() != sizes.get(number) or not value.is_floating_point():
+                raise ConfigError(
+                    f"the checkpoint's optimizer has {name!r:.80} of {list(value.shape)}, "
+                    f"{value.dtype}, for parameter {number!r:.80} of {sizes.get(number)} values"
+                )
+    rates = [group[key] for group in state["param_groups"] for key in _RATES if key in group]
+    if not all(math.isfinite(rate) for rate in rates):
+        raise ConfigError("the checkpoint's optimizer has a learning rate that is not finite")
 
 
 def _lay_like_parameters(optimizer: Optimizer) -> None:
@@ -91,19 +134,8 @@ def _lay_like_parameters(optimizer: Optimizer) -> None:
 
 
 def _build(
-    net: nn.Module,
-    name: str,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    fused: bool,
-    rest: SGDPart,
+    groups: list[dict[str, Any]], name: str, lr: float, momentum: float, fused: bool
 ) -> Optimizer:
-    groups = (
-        _record_groups(net, weight_decay, rest)
-        if name == "muon-sgd"
-        else _groups(net, name, weight_decay)
-    )
     kinds = {p.device for group in groups for p in group["params"]}
     if any(devices.of(kind).compiles_steps for kind in kinds):
         others = {"muon": "adamw", "muon-sgd": "sgd"}.get(name, name)
@@ -125,17 +157,25 @@ def _build(
     return kind(groups, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=use_fused)
 
 
-def _groups(net: nn.Module, name: str, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups with and without decay and, for Muon, of hidden matrices, in the net's order."""
+def _groups(
+    net: nn.Module,
+    name: str,
+    weight_decay: float,
+    late: Collection[str],
+    scales: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Groups by decay, by rate and, for Muon, of hidden matrices, in the net's order."""
     hidden = {id(matrix) for matrix in _matrices(net)[1:-1]} if name == "muon" else set()
-    members: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
-    for parameter in net.parameters():
+    members: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
+    for key, parameter in net.named_parameters():
         if parameter.requires_grad:
             decay = weight_decay if parameter.ndim >= 2 else 0.0
-            members[id(parameter) in hidden, decay].append(parameter)
+            at = id(parameter) in hidden, decay, scales.get(key, 1.0), key in late
+            members[at].append(parameter)
     return [
         {"params": params, "weight_decay": decay, "orthogonal": orthogonal}
-        for (orthogonal, decay), params in members.items()
+        | ({"lr_scale": scale} if scales else {})
+        for (orthogonal, decay, scale, _), params in members.items()
     ]
 
 

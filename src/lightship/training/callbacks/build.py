@@ -9,10 +9,14 @@ from lightship.data.module import ImageData
 from lightship.distributed.signals import StopRequest
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.tracker import Tracker
+from lightship.training.callbacks.batch_norm import PreciseBatchNorm
 from lightship.training.callbacks.checkpointing import Checkpointing
 from lightship.training.callbacks.divergence import Divergence
 from lightship.training.callbacks.early_stopping import EarlyStopping
 from lightship.training.callbacks.ema import EMA
+from lightship.training.callbacks.freezing import Freezing
+from lightship.training.callbacks.frozen_backbone import FrozenBackbone, uses_features
+from lightship.training.callbacks.head_init import HeadInit
 from lightship.training.callbacks.image_predictions import ImagePredictionLogger
 from lightship.training.callbacks.progress import Progress
 from lightship.training.callbacks.schedule_change import ScheduleChange
@@ -29,6 +33,7 @@ def build_callbacks(
     tracker: Tracker | None,
     stop: StopRequest,
     progress: Progress,
+    features_url: str,
 ) -> list[Callback]:
     """Build the callbacks of a fit. Every rank; rank 0 reads the images that it logs.
 
@@ -40,13 +45,21 @@ def build_callbacks(
         tracker: Rank 0's, if the run is tracked.
         stop: Set when this process is asked to stop.
         progress: The run's display.
+        features_url: Folder of features (see `HeadInit`).
     """
     run, trainer, has_validation = config.run, config.trainer, "val" in data.manifests
     divergence = Divergence(trainer.on_nonfinite, metrics)
     callbacks: list[Callback] = [StepSeeding(run.seed)]
-    if config.model.ema_decay:
-        callbacks.append(EMA(config.model.ema_decay))
-    callbacks += [SyncBuffers(), ScheduleChange()]
+    if config.model.head_init == "features":
+        callbacks.append(HeadInit(features_url, progress.display))
+    if uses_features(config):
+        callbacks.append(FrozenBackbone(config.data, features_url, progress.display))
+    ema = EMA(config.model.ema_decay) if config.model.ema_decay else None
+    if ema is not None:
+        callbacks.append(ema)
+    callbacks += [SyncBuffers(), ScheduleChange(), Freezing()]
+    if config.model.batch_norm == "precise":
+        callbacks.append(PreciseBatchNorm(ema))
     if trainer.early_stopping_patience:
         callbacks.append(EarlyStopping.of(trainer))
     if tracker is not None and run.log_images and has_validation:

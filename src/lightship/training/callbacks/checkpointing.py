@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightship.checkpoint.policy import CheckpointPolicy
+from lightship.checkpoint.resumable import check_resumable
 from lightship.checkpoint.store import CheckpointStore
 from lightship.distributed.agreement import Agreement
 from lightship.distributed.signals import RESPONSES, Phase, StopRequest
@@ -62,7 +63,12 @@ class Checkpointing(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore what Lightning does not: the metrics, and whether early stopping has fired."""
+        """Restore what Lightning does not: the metrics, and whether early stopping has fired.
+
+        Raises:
+            ConfigError: See `check_resumable`.
+        """
+        check_resumable(checkpoint)
         kept = checkpoint["lightship"]
         self.table.load_rows(kept["metrics"])
         # Unless early stopping is off now. A longer patience: see EarlyStopping.on_fit_start.

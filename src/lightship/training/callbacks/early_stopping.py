@@ -9,10 +9,17 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightship.checkpoint.record import Metric
 from lightship.config import TrainerConfig
 from lightship.errors import ConfigError
+from lightship.models.metrics import LOGGED
 
 
-def check_early_stopping(config: TrainerConfig, splits: Collection[str]) -> None:
-    """Raise ConfigError for early stopping without a validation split."""
+def check_monitor(config: TrainerConfig, splits: Collection[str], num_classes: int) -> None:
+    """Raise ConfigError for a metric that is not logged, or early stopping without validation."""
+    if config.monitor == "val/top5" and num_classes <= 5:
+        others = ", ".join(f"val/{name}" for name in LOGGED if name != "top5")
+        raise ConfigError(
+            f"--trainer.monitor is val/top5, which needs more than 5 classes; --data.root has "
+            f"{num_classes}: choose one of {others}"
+        )
     if config.early_stopping_patience and "val" not in splits:
         raise ConfigError(
             "--trainer.early_stopping_patience needs a validation split, and --data.root has "

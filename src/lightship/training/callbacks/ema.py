@@ -8,6 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightship.models.hyper_parameters import check_fits
+
 _TRAINING_WEIGHTS = "ema_training_weights"
 
 
@@ -83,9 +85,14 @@ class EMA(Callback):
             _copy(self._average, current)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the training weights."""
+        """Restore the training weights; keep what changed BatchNorm's statistics (precise)."""
         if self._training is not None:
-            _copy(self._training, _floating(pl_module))
+            assert self._average is not None
+            current = _floating(pl_module)
+            for name, _ in pl_module.named_buffers():
+                if name in current:
+                    self._average[name].copy_(current[name])
+            _copy(self._training, current)
             self._training = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,6 +119,7 @@ class EMA(Callback):
         if trainer.state.fn == TrainerFn.FITTING and _TRAINING_WEIGHTS in checkpoint:
             names = _floating(pl_module)
             self._average = {name: checkpoint["state_dict"][name].clone() for name in names}
+            check_fits(pl_module.state_dict(), checkpoint[_TRAINING_WEIGHTS])
             pl_module.load_state_dict(checkpoint[_TRAINING_WEIGHTS])
 
 

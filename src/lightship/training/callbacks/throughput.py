@@ -97,7 +97,7 @@ class Throughput(Callback):
             "throughput/images_per_s": steps * self._global_batch_size / wall_s,
             "throughput/step_ms": 1000 * wall_s / steps,
             "throughput/data_wait": self._waited_s / wall_s,
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+            "lr": _rate_before_scaling(trainer),
         }
         peak_bytes = devices.of(trainer.strategy.root_device).peak_bytes()
         if peak_bytes is not None:
@@ -108,3 +108,9 @@ class Throughput(Callback):
         if self._divergence is not None:
             self._divergence.look("train", metrics, trainer.global_step)
         self._open_window(trainer.global_step)
+
+
+def _rate_before_scaling(trainer: Trainer) -> float:
+    """The learning rate of optim.lr's schedule, not of a layer with a factor of its own."""
+    group = trainer.optimizers[0].param_groups[0]
+    return float(group["lr"]) / group.get("lr_scale", 1.0)

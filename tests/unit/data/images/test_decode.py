@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from lightship.data.images import decode, resize
-from lightship.data.images.decode import PixelLimit
+from lightship.data.images.limits import ImageLimits
 from lightship.data.images.png import SIGNATURE
 from lightship.data.shards.recode import recode
 from lightship.errors import DataError
@@ -147,6 +147,11 @@ def test_a_large_turned_photograph_is_decoded_at_a_part_of_its_size(orientation)
     assert part.shape[:2] == least
     halves = whole.reshape(least[0], 2, least[1], 2, 3).mean((1, 3))
     assert np.abs(part - halves).max() < 8
+
+
+def test_a_part_of_the_size_is_the_least_that_is_enough():
+    data = photograph(71, 50)
+    assert decode.decode(data, "image", (16, 16)).shape == (19, 27, 3), "three eighths"
 
 
 # ---- transparent colours and more than 8 bits ------------------------------------------------
@@ -289,7 +294,7 @@ def test_a_jpeg_above_the_bound_is_read_reduced(mode):
     data = photograph(400, 240, mode)
     whole = resize.decode_square(data, "image", 20).astype(int)
     for bound, size in ((96_000, (240, 400)), (30_000, (120, 200)), (1_500, (30, 50))):
-        limit = PixelLimit(bound)
+        limit = ImageLimits(bound)
         assert decode.decode(data, "image", (240, 400), limit).shape == (*size, 3)
         square = resize.decode_square(data, "image", 20, limit)
         assert np.abs(square - whole).mean() < 4
@@ -312,8 +317,8 @@ def test_a_jpeg_above_the_bound_is_read_reduced(mode):
 def test_an_image_above_the_bound_is_refused_by_the_name_of_the_flag(data, least):
     refused = r"\d+x240 px.* more than --data\.max_image_pixels 1400"
     with pytest.raises(DataError, match=refused):
-        decode.decode(data, "image", least, PixelLimit(1_400))
-    assert decode.decode(data, "image", least, PixelLimit(960_000)).ndim == 3
+        decode.decode(data, "image", least, ImageLimits(1_400))
+    assert decode.decode(data, "image", least, ImageLimits(960_000)).ndim == 3
 
 
 def test_an_image_above_pillows_own_bounds_is_no_matter_of_pillows(recwarn):
@@ -325,7 +330,7 @@ def test_an_image_above_pillows_own_bounds_is_no_matter_of_pillows(recwarn):
 
 
 def test_pack_reads_a_jpeg_above_the_bound_that_it_scales_and_refuses_others():
-    limit = PixelLimit(30_000, "--max_image_pixels")
+    limit = ImageLimits(30_000, flags="--")
     small, kind = recode(photograph(400, 240), "image", 24, None, limit)
     assert (kind, Image.open(io.BytesIO(small)).size) == ("jpg", (40, 24))
     png = saved(Image.fromarray(RGB).resize((400, 240)), "PNG")

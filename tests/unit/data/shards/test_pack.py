@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -18,7 +19,7 @@ from lightship.config import PackConfig
 from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
 from lightship.data.sample_decoder import decode_all
-from lightship.data.shards.index import INDEX, ShardWriter, sample_bytes, shard_sizes
+from lightship.data.shards.index import INDEX, WORK, ShardWriter, sample_bytes, shard_sizes
 from lightship.data.shards.pack import pack
 from lightship.data.shards.plan import Plan, Shard
 from lightship.data.sources import layouts
@@ -361,6 +362,19 @@ CHANGED = {
 }
 
 
+def test_folders_that_a_kill_in_the_removal_left_empty_are_removed(
+    tmp_path: Path, folder: str
+) -> None:
+    command = ["pack", folder, str(tmp_path / "to"), "--shard_mib=0.03"]
+    assert cli.main(command) == 0
+    before = tree(str(tmp_path / "to"))
+    for left in ("train", "scratch-abcdefgh"):
+        (tmp_path / "to" / WORK / left).mkdir(parents=True)
+    assert cli.main(command) == 0
+    assert not (tmp_path / "to" / WORK).exists()
+    assert tree(str(tmp_path / "to")) == before
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("case", CHANGED)
 def test_another_source_or_other_options_are_refused(
@@ -546,3 +560,44 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     stored = sum(path.stat().st_size for path in (tmp_path / "to").rglob("*.tar"))
     assert stored > 2 * mib * count
     assert peak < 2 * 100 * mib
+
+
+def test_only_a_packs_own_files_are_removed(folder: str, tmp_path: Path) -> None:
+    """Also where a killed start has left some; other files stay, wherever they lie."""
+    to = tmp_path / "to"
+    packed(folder, str(to))
+    (to / INDEX).unlink()
+    ours = {
+        ".packing/train/shard-99999.json", ".packing/scratch-abcdefg1/train-shard-00000.tar",
+        f"train/.{'a' * 32}.lightship-tmp", f".packing/.{'a' * 32}.lightship-tmp",
+    }  # fmt: skip
+    mine = {
+        ".packing/notes.txt", ".packing/train/notes.json", ".packing/scratch-mine/a.tar",
+        ".packing/scratch-abcdefg1/notes.txt", ".a.lightship-tmp", ".git/.b.lightship-tmp",
+    }  # fmt: skip
+    for name in ours | mine:
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        (to / name).write_text("precious")
+    packed(folder, str(to))
+    assert not [name for name in ours if (to / name).exists()]
+    assert [(to / name).read_text() for name in mine] == ["precious"] * len(mine)
+
+
+@pytest.mark.parametrize(
+    "name", [".packing", "train", ".packing/train", ".packing/scratch-abcdefg1"]
+)
+def test_a_folder_of_a_pack_that_is_a_link_is_refused(
+    folder: str, tmp_path: Path, name: str
+) -> None:
+    to, victim = tmp_path / "to", tmp_path / "victim"
+    packed(folder, str(to))
+    (to / INDEX).unlink()
+    for file in ("shard-00000.json", "shard-00000.tar", "train-shard-00000.tar", "unfinished"):
+        put(str(victim), {file: b"precious"})
+    (to / name).parent.mkdir(exist_ok=True)
+    if name == "train":
+        shutil.rmtree(to / name)
+    (to / name).symlink_to(victim)
+    with pytest.raises(ConfigError, match="is a link"):
+        packed(folder, str(to))
+    assert {path.read_bytes() for path in victim.iterdir()} == {b"precious"}

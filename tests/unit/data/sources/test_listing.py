@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX
 from lightship.data.shards.pack import pack
 from lightship.data.sources import layouts, roots
+from lightship.data.sources.build_manifests import build_manifests
+from lightship.data.sources.listing import Listing
 from lightship.data.sources.own_files import PREDICTION_COLUMNS
 from lightship.errors import ConfigError, DataError
 from lightship.predict.table import COLUMNS, Prediction, Table
@@ -319,3 +322,17 @@ def test_a_list_of_classes_that_would_shift_labels_is_refused(tmp_path, raw, wor
     put(str(tmp_path), shard_with(raw))
     with pytest.raises(DataError, match=words):
         layouts.scan(str(tmp_path))
+
+
+def test_a_large_listing_becomes_a_manifest_in_few_bytes_a_file() -> None:
+    """Beyond the listing itself: ten million files take 3 GB, and each name is held once."""
+    count = 100_000
+    sizes = {f"train/n{i // 100:08d}/{i:012d}.JPEG": 100_000 + i for i in range(count)}
+    tracemalloc.start()
+    found = layouts._find("s3://set", "set", Listing(sizes, {}, lambda folder: []), labelled=True)
+    train = build_manifests(found, "s3://set", "set")["train"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(train), len(train.class_names)) == (count, 1000)
+    assert list(train.files[:2]) == list(sizes)[:2]
+    assert peak < 250 * count

@@ -15,7 +15,7 @@ import pytest
 from lightship.data import sample_reader
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
-from lightship.data.sources.parquet_file import RowReader
+from lightship.data.sources.parquet_file import RowReader, open_parquet
 from lightship.errors import DataError
 from tests.support import images
 from tests.support.images import little_set, put
@@ -308,3 +308,21 @@ def test_damaged_bytes_end_in_an_error_of_the_data(tmp_path):
             continue
         got = [data for _, data in sample_reader.read_samples(manifest, range(len(manifest)))]
         assert all(isinstance(data, bytes | DataError) for data in got)
+
+
+def test_an_index_beyond_the_names_is_damage(tmp_path: Path) -> None:
+    """A label is a number into a table of names; pyarrow gives it as the file has it."""
+    table = pa.table({"label": ["a", "b"] * 3, "image": [b"x"] * 6})
+    whole, path = io.BytesIO(), tmp_path / "x.parquet"
+    pq.write_table(table, whole, compression="none")
+    reasons = []
+    for place in range(len(whole.getvalue())):
+        damaged = bytearray(whole.getvalue())
+        damaged[place] ^= 0x80
+        path.write_bytes(damaged)
+        try:
+            with open_parquet(str(path), "x.parquet") as opened:
+                assert len(opened.labels("label")) == 6
+        except DataError as error:
+            reasons.append(str(error))
+    assert any("out of bounds" in reason for reason in reasons)

@@ -22,11 +22,15 @@ from lightship.data import manifest as manifests
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.batch import NOT_COUNTED
+from lightship.data.images.resize import DEFAULT_RESIZE
 from lightship.data.manifest import Manifest
-from lightship.data.order import EvalShare, Order, TrainShare
+from lightship.data.order import Order
+from lightship.data.order_versions import NEWEST, order_of
 from lightship.data.resident import ResidentEvalLoader, ResidentSplit, ResidentTrainLoader
 from lightship.data.sample_decoder import SampleDecoder, decode_all
 from lightship.data.sample_reader import checked
+from lightship.data.shares import EvalShare, TrainShare
+from lightship.data.size_schedule import SizeSchedule
 from lightship.data.sources import layouts
 from lightship.data.streaming import cache as cache_module
 from lightship.data.streaming.cache import BlockCache, CachedReads
@@ -57,8 +61,8 @@ def files() -> Files:
     return little_set(("train",), per_class=40)
 
 
-def order_of(manifest: Manifest, batch_size: int = BATCH) -> Order:
-    return Order.of(manifest, batch_size, SEED)
+def order(manifest: Manifest, batch_size: int = BATCH, version: int = NEWEST) -> Order:
+    return order_of(manifest, batch_size, SEED, version)
 
 
 def streamed(
@@ -68,7 +72,7 @@ def streamed(
     cache_bytes: int = 0,
 ) -> StreamedSplit:
     bad = BadSamples(manifest, len(manifest), most)
-    decoder = SampleDecoder(manifest, SIZE_PX, resize=False)
+    decoder = SampleDecoder(manifest, SIZE_PX, resize=None)
     return StreamedSplit(decoder, 2, budget_bytes, cache_bytes, bad, CPU)
 
 
@@ -93,9 +97,10 @@ def stream(
     epochs: int | None = 2,
     min_area: float = 0.0,
     augment: Augment | None = None,
+    sizes: SizeSchedule | None = None,
 ) -> Pixels:
     """The batches at `places`, whatever comes before the first."""
-    share = TrainShare(order_of(split.decoder.manifest), rank, world_size, parts)
+    share = TrainShare(order(split.decoder.manifest), rank, world_size, parts)
     where = iter(places)
     loader = StreamedTrainLoader(
         split,
@@ -103,6 +108,7 @@ def stream(
         augment or Augment(SEED),
         min_area,
         lambda: BatchRange(*next(where), batches_per_epoch=len(share), epochs=epochs),
+        sizes,
     )
     try:
         return rows_of(iter(loader), places)
@@ -117,7 +123,7 @@ def resident(
     split = ResidentSplit.from_arrays(
         images, manifest.label, np.zeros(len(manifest), dtype=bool), CPU
     )
-    share, where = TrainShare(order_of(manifest), 0, 1, 1), iter(places)
+    share, where = TrainShare(order(manifest), 0, 1, 1), iter(places)
     loader = ResidentTrainLoader(split, share, augment or Augment(SEED), lambda: next(where))
     return rows_of(iter(loader), places)
 
@@ -246,14 +252,14 @@ class TestFetching:
 
     def fetched(
         self, manifest: Manifest, budget_bytes: int, monkeypatch: pytest.MonkeyPatch,
-        rank: int = 0, world_size: int = 1, first: int = 0,
+        rank: int = 0, world_size: int = 1, first: int = 0, version: int = NEWEST,
     ) -> tuple[list[storage.Span], int]:  # fmt: skip
         """The requests of an epoch from a place on, and the most bytes held."""
-        share = TrainShare(order_of(manifest), rank, world_size, 1)
+        share = TrainShare(order(manifest, version=version), rank, world_size, 1)
         spans: list[storage.Span] = []
         fetcher = Fetcher(
             manifest,
-            manifest.block_edges(),
+            share.order.blocks or manifest.blocks(),
             share,
             BatchRange(0, first, len(share), 1),
             budget_bytes,
@@ -276,9 +282,10 @@ class TestFetching:
         fetcher.close()
         return spans, most
 
-    def test_each_block_is_one_request(self, manifest, monkeypatch) -> None:
-        spans, _ = self.fetched(manifest, 2**30, monkeypatch)
-        blocks = len(manifest.block_edges()) - 1
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_each_block_is_one_request(self, version: int, manifest, monkeypatch) -> None:
+        spans, _ = self.fetched(manifest, 2**30, monkeypatch, version=version)
+        blocks = manifest.blocks().count
         shards = len(manifest.files)
         assert blocks > 10
         assert len(spans) <= blocks + shards, "a block may lie in two shards"
@@ -320,11 +327,11 @@ class TestFetching:
         assert self.bytes_before_a_batch(manifest, first, monkeypatch) <= 1.2 * start
 
     def bytes_before_a_batch(self, manifest: Manifest, first: int, monkeypatch) -> int:
-        share = TrainShare(order_of(manifest), 0, 1, 1)
+        share = TrainShare(order(manifest), 0, 1, 1)
         assert first < len(share)
         wanted = BatchRange(0, first, len(share), 1)
         mixed_bytes = share.order.mixed_bytes
-        fetcher = Fetcher(manifest, manifest.block_edges(), share, wanted, 2**30, mixed_bytes)
+        fetcher = Fetcher(manifest, manifest.blocks(), share, wanted, 2**30, mixed_bytes)
         begin, spans = fetcher._reads.begin, []
         monkeypatch.setattr(
             fetcher._reads, "begin", lambda span: (spans.append(span), begin(span))[1]
@@ -341,9 +348,9 @@ class TestFetching:
 
     def test_what_has_come_does_not_wait_for_the_rest(self, files, tmp_path, monkeypatch) -> None:
         manifest = layouts.scan(put(str(tmp_path), files))["train"]
-        share = TrainShare(order_of(manifest), 0, 1, 1)
+        share = TrainShare(order(manifest), 0, 1, 1)
         wanted = BatchRange(0, 0, 1, 1)
-        fetcher = Fetcher(manifest, manifest.block_edges(), share, wanted, 2**30, 0)
+        fetcher = Fetcher(manifest, manifest.blocks(), share, wanted, 2**30, 0)
         under_way: list[Future] = []
         monkeypatch.setattr(
             fetcher._reads, "begin", lambda span: (under_way.append(Future()), under_way[-1])[1]
@@ -389,7 +396,7 @@ class TestBlockCache:
         self, s3: S3Server, remote: Manifest, of_this_test: Path
     ) -> None:
         split = streamed(remote, cache_bytes=2**30)
-        blocks = len(remote.block_edges()) - 1
+        blocks = remote.blocks().count
         first, gets = self.reads(s3, split, PLACES)
         assert first == resident(remote, PLACES)
         assert blocks <= gets <= blocks + len(remote.files), "two epochs for one"
@@ -555,24 +562,26 @@ class TestBadSamples:
         assert error.value.exit_name == "data"  # type: ignore[attr-defined]
 
 
-def endless(manifest: Manifest) -> StreamedTrainLoader:
+def test_sizes_follow_the_epochs_wherever_reading_starts(manifest: Manifest) -> None:
+    sizes, places = SizeSchedule([4, 6], epochs=3), [(e, b) for e in range(3) for b in range(5)]
+    found = stream(streamed(manifest), places, epochs=3, min_area=0.3, sizes=sizes)
+    for epochs, size_px in (([0], 4), ([1, 2], 6)):
+        split = streamed(manifest)
+        alone = replace(split, decoder=replace(split.decoder, size_px=size_px))
+        these = [place for place in places if place[0] in epochs]
+        expected = stream(alone, these, epochs=3, min_area=0.3)
+        assert {place: found[place] for place in these} == expected
+    later = places[3:]  # within the last epoch of the first size
+    resumed = stream(streamed(manifest), later, epochs=3, min_area=0.3, sizes=sizes)
+    assert resumed == {place: found[place] for place in later}
+
+
+def endless(manifest: Manifest, split: StreamedSplit | None = None) -> StreamedTrainLoader:
     where = iter([(epoch, batch) for epoch in range(99) for batch in range(5)])
     return StreamedTrainLoader(
-        streamed(manifest), TrainShare(order_of(manifest), 0, 1, 1), Augment(0), 0.0,
+        split or streamed(manifest), TrainShare(order(manifest), 0, 1, 1), Augment(0), 0.0,
         lambda: BatchRange(*next(where), batches_per_epoch=5, epochs=99),
     )  # fmt: skip
-
-
-def test_a_worker_that_is_killed_is_told_of(manifest: Manifest) -> None:
-    loader = endless(manifest)
-    batches = iter(loader)
-    next(batches)
-    worker = Worker.start(manifest.root)
-    os.kill(worker.process.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"data worker was killed by SIGKILL"):
-        list(batches)  # what was made before it died is still good
-    loader.close()
-    assert stream(streamed(manifest), PLACES[:1]), "the next one starts another"
 
 
 def test_a_frozen_worker_is_noticed(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,8 +618,8 @@ def test_a_worker_keeps_nothing_of_what_it_has_delivered(tmp_path: Path) -> None
     assert manifest.length.sum() / 2**20 > 19 * budget_mib
     Worker.stop()
     split = streamed(manifest, budget_mib * 2**20)
-    split = replace(split, decoder=replace(split.decoder, resize=True))
-    share = TrainShare(order_of(manifest, batch_size=6), 0, 1, 1)
+    split = replace(split, decoder=replace(split.decoder, resize=DEFAULT_RESIZE))
+    share = TrainShare(order(manifest, batch_size=6), 0, 1, 1)
     where = iter([(epoch, batch) for epoch in range(2) for batch in range(len(share))])
     loader = StreamedTrainLoader(
         split, share, Augment(0), 0.0,
@@ -651,7 +660,7 @@ def test_a_task_leaves_the_settings_of_those_beside_it(
     s3: S3Server, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = layouts.scan(put(s3.url("beside"), files))["train"]
-    share = TrainShare(order_of(manifest), 0, 1, 1)
+    share = TrainShare(order(manifest), 0, 1, 1)
     places = iter(PLACES)
     loader = StreamedTrainLoader(
         streamed(manifest, budget_bytes=1), share, Augment(0), 0.0,
@@ -681,7 +690,30 @@ def test_no_root_is_shown_to_who_lists_processes() -> None:
     while b"lightship.data.streaming.worker" not in command:
         assert time.monotonic() < until
         command = Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
-    assert b"secret" not in command
+    assert b"very-secret" not in command
+    Worker.stop()
+
+
+def test_a_worker_has_the_secrets_of_its_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = (
+        "WANDB_API_KEY", "LIGHTSHIP_RENDEZVOUS_SECRET", "GITHUB_PAT", "DATABASE_URL", "PASSWORD",
+        "TORCHELASTIC_RUN_ID", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY",
+        "AZURE_STORAGE_KEY",
+    )  # fmt: skip
+    for name in secrets:
+        monkeypatch.setenv(name, "very-secret")
+    found = []
+    for root in ("/", "hf://datasets/a/b"):
+        worker = Worker.start(root)
+        environment, until = "", time.monotonic() + 30
+        while not environment:  # just after its exec
+            assert time.monotonic() < until
+            environment = Path(f"/proc/{worker.process.pid}/environ").read_text()
+        given = environment.split("\0")
+        found.append({line.partition("=")[0] for line in given if line.endswith("=very-secret")})
+        assert f"PATH={os.environ['PATH']}" in given
+    storages = {"AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_KEY"}
+    assert found == [storages, {*storages, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}]
     Worker.stop()
 
 
@@ -701,3 +733,26 @@ def test_a_worker_ends_with_its_owner(tmp_path: Path) -> None:
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < until, "it lives on"
         time.sleep(0.05)
+
+
+def test_the_cache_removes_only_its_own_files_and_follows_no_link(tmp_path: Path) -> None:
+    """Its folder may be one that others write to (LIGHTSHIP_CACHE)."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    own, others = "a" * 32, ["b" * 32, "notes.txt"]
+    for name in (own, *others):
+        (victim / name).write_bytes(bytes(4000))
+    (tmp_path / "cache" / "aa").mkdir(parents=True)
+    (tmp_path / "cache" / "aa" / own).write_bytes(bytes(4000))
+    (tmp_path / "cache" / "aa" / "notes.txt").write_bytes(bytes(4000))
+    (tmp_path / "cache" / "bb").symlink_to(victim)
+    cache = BlockCache(tmp_path / "cache", 5000, "x")
+    cache.store(storage.Span("memory://x", 0, 1000), bytes(1000))
+    assert sorted(path.name for path in victim.iterdir()) == sorted([own, *others])
+    assert [path.name for path in (tmp_path / "cache" / "aa").iterdir()] == ["notes.txt"]
+    (tmp_path / "cache" / ".clearing").unlink()
+    (tmp_path / "cache" / ".clearing").symlink_to(victim / "notes.txt")
+    for i in range(9):
+        cache.store(storage.Span("memory://x", i, 1000), bytes(1000))
+    assert (victim / "notes.txt").stat().st_size == 4000
+    assert cache.is_off

@@ -1,4 +1,4 @@
-"""Nets by name: what is built, which weights are taken, and how each mistake is told."""
+"""Nets by name: what is built, and how each mistake is told."""
 
 import sys
 
@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from lightship.errors import ConfigError
-from lightship.models.nets.build import build_net, check_training
+from lightship.models.nets.build import build_net, check_training, skeleton
 from lightship.models.nets.litcnn import litcnn
 
 
@@ -175,96 +175,19 @@ def test_what_an_own_net_lacks_is_not_taken_for_the_net() -> None:
         build_net("needs_absent:build", 3, 8)
 
 
-@pytest.fixture
-def stored_resnet(tmp_path):
-    torch.manual_seed(1)
-    state = torchvision.models.resnet18(num_classes=5).state_dict()
-    path = tmp_path / "resnet.pt"
-    torch.save(state, path)
-    return str(path), state
-
-
-def test_weights_of_the_same_classes_are_all_taken(stored_resnet) -> None:
-    url, state = stored_resnet
-    loaded = build_net("resnet18", 5, 32, weights=url).state_dict()
-    assert all(torch.equal(loaded[key], state[key]) for key in state)
-
-
-def test_weights_of_other_classes_leave_the_last_layer_new(stored_resnet) -> None:
-    url, state = stored_resnet
-    torch.manual_seed(2)
-    fresh = build_net("resnet18", 9, 32).state_dict()
-    torch.manual_seed(2)
-    loaded = build_net("resnet18", 9, 32, weights=url).state_dict()
-    for key in loaded:
-        expected = fresh if key.startswith("fc.") else state
-        assert torch.equal(loaded[key], expected[key])
-
-
-def test_weights_from_a_checkpoint_of_ours(tmp_path, stored_resnet) -> None:
-    _, state = stored_resnet
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {f"net.{key}": value for key, value in state.items()}}, path)
-    loaded = build_net("resnet18", 5, 32, weights=str(path)).state_dict()
-    assert torch.equal(loaded["conv1.weight"], state["conv1.weight"])
-
-
-def test_published_layouts_of_old_are_understood(tmp_path) -> None:
-    """As the published files: auxiliary heads, norm.1 in DenseNet, no BatchNorm counters."""
-    old = torchvision.models.densenet121(num_classes=5).state_dict()
-    spelled = {
-        key.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
-        for key, value in old.items()
-        if not key.endswith("num_batches_tracked")
-    }
-    assert spelled.keys() - old.keys()
-    torch.save(spelled, tmp_path / "densenet.pt")
-    loaded = build_net("densenet121", 5, 32, weights=str(tmp_path / "densenet.pt")).state_dict()
-    key = "features.denseblock1.denselayer1.conv2.weight"
-    assert torch.equal(loaded[key], old[key])
-
-    full = torchvision.models.googlenet(num_classes=5, aux_logits=True, init_weights=False)
-    torch.save(full.state_dict(), tmp_path / "googlenet.pt")
-    loaded = build_net("googlenet", 5, 64, weights=str(tmp_path / "googlenet.pt")).state_dict()
-    assert torch.equal(loaded["fc.weight"], full.state_dict()["fc.weight"])
-
-
-def test_weights_of_another_net_are_refused_by_key(stored_resnet) -> None:
-    url, _ = stored_resnet
-    with pytest.raises(ConfigError, match=r"layer1\.2\.conv1\.weight is missing.* more"):
-        build_net("resnet34", 5, 32, weights=url)
-    with pytest.raises(ConfigError, match=r"does not fit --model\.net resnet50: size mismatch"):
-        build_net("resnet50", 5, 32, weights=url)
-
-
-def test_weights_that_would_run_code_are_refused(tmp_path) -> None:
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    torch.save({"fc.weight": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(ConfigError, match="needs code to be unpickled"):
-        build_net("litcnn", 5, 32, weights=str(tmp_path / "trap.pt"))
-    assert not (tmp_path / "sprung").exists()
-
-
-def test_weights_that_are_no_state_dict(tmp_path) -> None:
-    (tmp_path / "text.pt").write_text("not weights")
-    with pytest.raises(ConfigError, match="not a PyTorch file"):
-        build_net("litcnn", 5, 32, weights=str(tmp_path / "text.pt"))
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ConfigError, match="holds a list, not a dictionary"):
-        build_net("litcnn", 5, 32, weights=str(tmp_path / "list.pt"))
-    with pytest.raises(ConfigError, match="no published weights"):
-        build_net("litcnn", 5, 32, weights="default")
-
-
-def test_default_weights_have_an_address_for_every_torchvision_net() -> None:
-    names = torchvision.models.list_models(module=torchvision.models)
-    assert len(names) > 50
-    for name in names:
-        assert torchvision.models.get_model_weights(name).DEFAULT.url.startswith("https://")
-
-
 def test_every_net_is_a_module() -> None:
     assert isinstance(build_net("litcnn", 2, 16), nn.Module)
+
+
+@pytest.mark.parametrize("name", ["litcnn", "speednet", "resnet18", "vit_b_32", "maxvit_t"])
+def test_a_skeleton_has_the_shapes_of_the_net_and_no_memory(name: str) -> None:
+    bare = skeleton(name, 7, 224)
+    assert bare is not None
+    assert {tensor.device.type for tensor in bare.values()} == {"meta"}
+    whole = build_net(name, 7, 224).state_dict()
+    assert {k: v.shape for k, v in bare.items()} == {k: v.shape for k, v in whole.items()}
+    skeleton("litcnn", 10**6, 4096)  # 16 TB if it were allocated
+
+
+def test_a_net_without_a_skeleton_says_so() -> None:
+    assert skeleton("regnet_y_400mf", 7, 224) is None

@@ -147,7 +147,7 @@ def test_resuming_changes_nothing(tmp_path, saver_first: bool) -> None:
     assert_same(start, steps[8])  # training weights, not the average
     assert_same(dict(resumed.state_dict()), dict(straight.state_dict()))
 
-    loaded = ImageClassifier.load_from_checkpoint(path, weights_only=True)
+    loaded = ImageClassifier.load_from_checkpoint(path, weights_only=True, trust=True)
     key = "net.4.weight"
     expected = closed_formula(steps[:9], key, 0.7)
     torch.testing.assert_close(loaded.state_dict()[key].double(), expected, rtol=1e-5, atol=1e-6)
@@ -164,7 +164,7 @@ def test_test_uses_the_average(tmp_path) -> None:
     (of_checkpoint,) = runner.test(
         module, BATCHES, verbose=False, ckpt_path=path, weights_only=True
     )
-    fresh = ImageClassifier.load_from_checkpoint(path, weights_only=True)
+    fresh = ImageClassifier.load_from_checkpoint(path, weights_only=True, trust=True)
     (of_fresh,) = trainer(tmp_path).test(fresh, BATCHES, verbose=False)
     assert of_checkpoint == of_fresh
     assert of_checkpoint["test/loss"] != after_fit["test/loss"]

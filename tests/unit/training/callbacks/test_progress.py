@@ -77,7 +77,9 @@ def test_a_number_is_told_once(tmp_path, monkeypatch):
     assert len(told) == len({line.partition(" loss ")[2][:6] for line in told}) >= 2
 
 
-@pytest.mark.parametrize(("monitor", "pick"), [("val/loss", min), ("val/acc", max)])
+@pytest.mark.parametrize(
+    ("monitor", "pick"), [("val/loss", min), ("val/acc", max), ("val/f1", max)]
+)
 def test_the_best_is_the_monitors(tmp_path, monkeypatch, monitor, pick):
     stream, clock = io.StringIO(), Clock(monkeypatch, step_s=3)
     table = MetricsCSV(str(tmp_path))
@@ -88,6 +90,7 @@ def test_the_best_is_the_monitors(tmp_path, monkeypatch, monitor, pick):
         line for line in stream.getvalue().splitlines() if "epoch 6/6" in line and "VAL" in line
     ]
     assert f"best {monitor[4:]} {best:.4f} (epoch " in last
+    assert f"  {monitor[4:]} {table.rows[-1][monitor]:.4f}  " in last
     assert "  train loss " in last
 
 

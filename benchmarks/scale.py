@@ -1,0 +1,90 @@
+"""What the manifest and the order of samples cost a rank, from 10^6 to 10^9 samples."""
+
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import scale_manifest
+from benchmarks.table import machine, print_table, run_json
+
+RUNS = int(os.environ.get("RUNS", "3"))
+BATCH = 1024
+SIZES = [int(float(size)) for size in os.environ.get("SIZES", "1e6 1e7 1e8 1e9").split()]
+MADE = [int(float(size)) for size in os.environ.get("MADE", "1e5 1e6 1e7").split()]
+_MAX_SORTED = 10**7  # of version 1: ten times as many take 10 GB
+
+
+def main() -> None:
+    """a rank's manifest and order: time and memory, by size (RUNS=n, SIZES="1e6 1e7", MADE=...)"""
+    print(f"{machine()}; n = {RUNS}, medians of processor time\n")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("SCALE_DIR")) as folder:
+        _ranks(Path(folder))
+    _makes()
+
+
+def _ranks(folder: Path) -> None:
+    """A rank that maps a table: its first batch, each batch, and the next epoch's first."""
+    rows = []
+    for size in SIZES:
+        table = folder / "table"
+        scale_manifest.write(table, size)
+        arms = [
+            (version, world_size)
+            for version in (2, 1)
+            for world_size in (1, 1024)
+            if version == 2 or size <= _MAX_SORTED
+        ]
+        found: dict[tuple[int, int], list[dict[str, Any]]] = {arm: [] for arm in arms}
+        for _ in range(RUNS):
+            for version, world_size in arms:
+                numbers = (str(number) for number in (world_size, version, BATCH))
+                result = run_json("benchmarks.scale_order", str(table), *numbers)
+                found[version, world_size].append(result)
+        for (version, world_size), results in found.items():
+            of = {key: statistics.median(each[key] for each in results) for key in results[0]}
+            quality = f"{of['quality']:.4f}" if "quality" in of else ""
+            rows.append([
+                f"{size:.0e}", f"{of['table_mb']:,.0f}", str(version), str(world_size),
+                f"{of['first_s']:.3f}", f"{of['batch_ms']:.2f}", f"{of['jump_ms']:.2f}",
+                f"{of['epoch_s']:.3f}", f"{of['own_mb']:.0f}", f"{of['peak_mb']:.0f}",
+                f"{of['pickled_bytes']:.0f}", quality,
+            ])  # fmt: skip
+        table.unlink()
+    print(
+        f"Ids and rows of a batch of {BATCH}, of a mapped table of packed shards. "
+        "Own: memory that is not the file's; peak: with its pages; both beyond the imports. "
+        "To the worker: bytes of the manifest that the worker is sent. Quality: entropy of a "
+        f"batch's classes, of {scale_manifest.CLASSES} sorted ones, over that of a full shuffle\n"
+    )
+    head = [
+        "samples",
+        "table MB",
+        "order",
+        "ranks",
+        "first batch s",
+        "batch ms",
+        "after a jump",
+        "next epoch s",
+    ]
+    print_table([*head, "own MB", "peak MB", "to the worker B", "quality"], rows)
+
+
+def _makes() -> None:
+    """What rank 0 does once, and each node once."""
+    rows = []
+    for size in MADE:
+        results = [run_json("benchmarks.scale_make", str(size)) for _ in range(RUNS)]
+        of = {key: statistics.median(each[key] for each in results) for key in results[0]}
+        rows.append([f"{size:.0e}", *(f"{of[key]:.2f}" for key in _STEPS), f"{of['peak_mb']:,.0f}"])
+    print("\nClass folders, a file a sample, names of 32 bytes. Seconds\n")
+    print_table(["samples", *_STEPS.values(), "peak MB"], rows)
+
+
+_STEPS = {
+    "hold_out_s": "rank 0: hold out 5 %",
+    "write_s": "rank 0: write the table",
+    "copy_s": "a node: check its copy",
+    "check_s": "rank 0: check an unknown table",
+}

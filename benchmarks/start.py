@@ -1,0 +1,151 @@
+"""Whole commands: seconds to the first line, to the first step and to the end, at two starts.
+
+CIFAR10=FOLDER RUNS=3 make bench TABLES=start      # real CIFAR-10 as class folders
+COUNT=3000 JOBS=digits,cifar10,s3 make bench TABLES=start
+"""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import stream_images, stream_peers
+from benchmarks.stream import CACHE, upload
+from benchmarks.table import machine, print_table, spread
+from tests.support.s3 import S3Server
+
+RUNS = int(os.environ.get("RUNS", "1"))
+COUNT = int(os.environ.get("COUNT", "3000"))
+JOBS = os.environ.get("JOBS", "digits,cifar10,s3").split(",")
+TUTORIAL_EPOCHS = 2
+_STEP = re.compile(r'"event": "(pace|train|val)"|^first step')
+"""The first line that follows a step: of lightship's JSON lines, or of a peer."""
+Times = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A command that is started twice: `command` makes it from (root, folder for its output)."""
+
+    job: str
+    name: str
+    command: Callable[[str, str], list[str]]
+
+
+def main() -> None:
+    """whole commands, interleaved: first line, first step, end; first start and second start"""
+    with _roots() as (roots, env):
+        arms = [arm for arm in ARMS if arm.job in roots]
+        results: dict[tuple[Arm, int], list[Times]] = {}
+        for run in range(RUNS):
+            with tempfile.TemporaryDirectory() as folder:
+                for start in (1, 2):
+                    for arm in arms:
+                        place = Path(folder, f"{ARMS.index(arm)}")
+                        own = env | {"LIGHTSHIP_CACHE": str(place / "cache")}
+                        command = arm.command(roots[arm.job], str(place / f"run{start}"))
+                        times = _timed(command, own)
+                        results.setdefault((arm, start), []).append(times)
+                        line = f"  run {run + 1}/{RUNS}  {arm.job}, {arm.name}, start {start}"
+                        print(f"{line}: {json.dumps(times)}", file=sys.stderr, flush=True)
+    print(f"{machine()}; n = {RUNS}; median (range)\n")
+    head = ["job", "arm", "start", "first line s", "first step s", "whole s", "CPU s", "accuracy"]
+    names = ("line", "step", "whole", "cpu")
+    rows = []
+    for (arm, start), runs in results.items():
+        cells = [spread([run[name] for run in runs if name in run] or [0.0], 1) for name in names]
+        accuracies = [run["accuracy"] for run in runs if "accuracy" in run]
+        cells.append(spread(accuracies, 3) if accuracies else "")
+        rows.append([arm.job, arm.name, str(start), *cells])
+    print_table(head, rows)
+    print(
+        "\nFirst step: the first line after it. The second start is another run on the same images,"
+    )
+    print("with the caches that the first one has left. CPU: of the process and all it waited for.")
+
+
+@contextlib.contextmanager
+def _roots() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    """Job -> root of its images, of those that can be run; and the environment."""
+    roots = {"digits": "digits"} if "digits" in JOBS else {}
+    env = dict(os.environ)
+    if "cifar10" in JOBS and (folder := os.environ.get("CIFAR10")):
+        roots["cifar10"] = folder
+    elif "cifar10" in JOBS:
+        print("cifar10: not run: set CIFAR10 to a folder with train/CLASS/IMAGE and test/CLASS/...")
+    if "s3" not in JOBS:
+        yield roots, env
+        return
+    with S3Server() as s3:
+        images = stream_images.image_folder(CACHE, COUNT, stream_peers.photographs())
+        roots["s3"] = upload(images, s3, s3.url("images"))
+        yield roots, env | s3.env
+
+
+def _timed(command: list[str], env: dict[str, str]) -> Times:
+    """Run a command; seconds from its start to its lines and its end."""
+    began_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    times: Times = {}
+    lines = []
+    process = subprocess.Popen(
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        now_s = time.perf_counter() - began_s
+        times.setdefault("line", now_s)
+        if _STEP.search(line):
+            times.setdefault("step", now_s)
+        if found := re.search(r'"test/acc": ([\d.]+)', line):
+            times["accuracy"] = float(found[1])
+    if process.wait():
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(lines)}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times["whole"] = time.perf_counter() - began_s
+    times["cpu"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return times
+
+
+def _lightship(*flags: str) -> Callable[[str, str], list[str]]:
+    def command(root: str, out: str) -> list[str]:
+        of_run = [f"--data.root={root}", f"--run.output={out}", "--run.log_format=json"]
+        return [sys.executable, "-m", "lightship", "fit", *flags, *of_run]
+
+    return command
+
+
+def _module(name: str, *flags: str) -> Callable[[str, str], list[str]]:
+    return lambda root, out: [sys.executable, "-m", f"benchmarks.{name}", root, *flags, out]
+
+
+ARMS = [
+    Arm("digits", "lightship --config digits", _lightship("--config=digits")),
+    Arm(
+        "cifar10",
+        "lightship --config cifar10, 70 steps",
+        _lightship("--config=cifar10", "--trainer.max_steps=70"),
+    ),
+    Arm("cifar10", "bare script, 70 steps", _module("start_bare", "70")),
+    Arm(
+        "cifar10",
+        "tutorial as written, 2 epochs",
+        _module("tutorial_as_written", "0", str(TUTORIAL_EPOCHS)),
+    ),
+    Arm(
+        "s3",
+        f"lightship, folder of {COUNT} images, 20 steps",
+        _lightship(
+            "--model.net=litcnn", "--data.image_size_px=64", "--data.crop_min_area=0.3",
+            "--data.global_batch_size=128", "--trainer.max_steps=20",
+        ),
+    ),
+]  # fmt: skip

@@ -1,0 +1,74 @@
+"""Whether training can be resumed from a checkpoint that may come from anywhere."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightship.errors import ConfigError
+
+_MAX_COUNT = 10**15
+
+
+def check_resumable(checkpoint: Mapping[str, Any]) -> None:
+    """Check the parts that hold counters and numbers, by which training would fail much later.
+
+    Weights and optimizer states are checked against model and optimizer where they are loaded.
+
+    Raises:
+        ConfigError: A counter, a number or a row of the metrics is none.
+    """
+    for name in ("epoch", "global_step"):
+        _refuse_unless(_is_count(checkpoint.get(name)), name)
+    for name in ("optimizer_states", "lr_schedulers"):
+        states = checkpoint.get(name) or [None]
+        is_right = isinstance(states, list) and all(isinstance(each, Mapping) for each in states)
+        _refuse_unless(is_right, name)
+    for name in ("loops", "lr_schedulers", "callbacks"):
+        for place, value in _leaves(checkpoint.get(name, {}), name):
+            _refuse_unless(_is_plain(value), place)
+    for place, value in _leaves(checkpoint["loops"], "loops"):
+        _refuse_unless(_is_count(value), place)
+    about = checkpoint["lightship"]
+    _refuse_unless(isinstance(about, Mapping), "lightship")
+    _refuse_unless(isinstance(about.get("should_stop"), bool), "lightship.should_stop")
+    rows = about.get("metrics")
+    _refuse_unless(isinstance(rows, list), "lightship.metrics")
+    for number, row in enumerate(rows or ()):
+        place = f"lightship.metrics[{number}]"
+        _refuse_unless(isinstance(row, Mapping) and row.keys() >= {"step", "time_s"}, place)
+        for name, value in row.items():  # NaN is a loss that is not finite
+            is_name = isinstance(name, str) and name.isprintable() and name[:1].isalnum()
+            is_right = is_name and type(value) in (int, float) and not abs(value) > 1e300
+            _refuse_unless(is_right, place)
+
+
+def _refuse_unless(is_right: bool, place: str) -> None:
+    if not is_right:
+        raise ConfigError(f"the checkpoint cannot be resumed from: {place} is not as it was saved")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, bool) or (type(value) is int and 0 <= value < _MAX_COUNT)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if not isinstance(value, int | str | None):
+        return False
+    return value is None or isinstance(value, bool | str) or abs(value) < _MAX_COUNT
+
+
+def _leaves(value: Any, place: str) -> list[tuple[str, Any]]:
+    """(place, value) of all that lies within dictionaries, lists and tuples."""
+    if isinstance(value, Mapping):
+        parts = [(f"{place}.{key}", part) for key, part in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+    else:
+        return [(place, value)]
+    return [leaf for name, part in parts for leaf in _leaves(part, name)]

@@ -1,0 +1,142 @@
+"""One pass over images that gives the features of a net's head, shared by all ranks."""
+
+import hashlib
+import json
+import logging
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+
+from lightship.console.display import Display
+from lightship.console.work import work_progress
+from lightship.data.batch import NOT_COUNTED
+from lightship.data.feature_store import FeatureStore, Rows
+from lightship.data.module import ImageData
+from lightship.distributed import comm
+from lightship.models.classifier import ImageClassifier
+from lightship.models.head import Head, evaluation_mode
+
+logger = logging.getLogger(__name__)
+_BATCH = 64  # of which ROWS is a multiple
+MAX_SAMPLES, MIN_PER_CLASS, MAX_TOTAL = 20_000, 50, 100_000
+
+
+def compute_features(
+    trainer: Trainer,
+    model: ImageClassifier,
+    head: Head,
+    split: str,
+    ids: np.ndarray,
+    folder_url: str,
+    display: Display,
+) -> Rows | None:
+    """The features of samples, without augmentation, in the fit's precision. Every rank; blocks.
+
+    Batches are the same for any number of ranks, which take turns. What is done is kept: a start
+    after a kill goes on after the last part that was written.
+
+    Args:
+        trainer: It is in a fit, and its model is on the device.
+        model: The model.
+        head: The last layer of the model's net.
+        split: Name of the split.
+        ids: [N] int64 samples, ascending.
+        folder_url: Where they are kept; see `FeatureStore`.
+        display: Shows progress, on rank 0.
+
+    Returns:
+        In the order of `ids`, on rank 0; None on the others.
+
+    Raises:
+        ConfigError: See `Head.check`.
+    """
+    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
+    store = comm.on_rank_0(
+        lambda: FeatureStore(folder_url, _key(trainer, model, head, split, ids), len(ids))
+    )
+    done, again = comm.broadcast_from_rank_0(lambda: store.load() if store else (0, ids[:0]))
+    # This start counts bad images itself, so it reads those again that an earlier one could not.
+    parts = [ids_in_batches(each, trainer.world_size) for each in (ids[again], ids[done:])]
+    batches = np.concatenate(parts)
+    loader = data.listed_dataloader(split, batches[trainer.global_rank :: trainer.world_size])
+    added = done - len(again)
+    with (
+        evaluation_mode(model.net),
+        trainer.precision_plugin.forward_context(),
+        work_progress(display, "images") as show,
+    ):
+        if len(batches):
+            for number, batch in enumerate(loader):
+                pixels = model.normalized(batch.images)
+                if number == 0:
+                    comm.on_every_rank(partial(head.check, pixels))
+                values = head.features(pixels).cpu().numpy()
+                mine = values, batch.labels.cpu().numpy(), batch.ids.cpu().numpy()
+                for rows, labels, row_ids in comm.gather_to_rank_0(mine):
+                    assert store is not None
+                    is_sample = row_ids != NOT_COUNTED
+                    store.append(Rows(rows[is_sample], labels[is_sample]))
+                    added += int(is_sample.sum())
+                    show(added, len(ids))
+    data.count_bad_samples()
+    return store.rows() if store else None
+
+
+def ids_in_batches(ids: np.ndarray, world_size: int) -> np.ndarray:
+    """Ids [N] in batches [K, B], padded with NOT_COUNTED; K is a multiple of `world_size`."""
+    rounds = -(-len(ids) // (_BATCH * world_size))
+    batches = np.full((rounds * world_size, _BATCH), NOT_COUNTED, dtype=np.int64)
+    batches.reshape(-1)[: len(ids)] = ids
+    return batches
+
+
+def balanced_ids(
+    labels: np.ndarray, max_samples: int = MAX_SAMPLES, min_per_class: int = MIN_PER_CLASS
+) -> np.ndarray:
+    """Ids of at most `max_samples` samples, or `min_per_class` of each class if that is more.
+
+    That is at most MAX_TOTAL, or one of each class if there are more classes. Large classes are cut
+    to one size; their samples are evenly spaced.
+
+    Args:
+        labels: [N] int64.
+        max_samples: Bound of all.
+        min_per_class: Samples of a class that are taken within MAX_TOTAL.
+
+    Returns:
+        [M] int64, ascending.
+    """
+    counts = np.bincount(labels)
+    enough = np.minimum(counts, min_per_class).sum()
+    bound = max(max_samples, min(int(enough), MAX_TOTAL))
+    low, high = 1, int(counts.max())
+    while low < high:  # the largest size that fits
+        middle = (low + high + 1) // 2
+        fits = np.minimum(counts, middle).sum() <= bound
+        low, high = (middle, high) if fits else (low, middle - 1)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    taken = [
+        each[np.linspace(0, len(each) - 1, min(len(each), low)).astype(np.int64)]
+        for each in by_class
+        if len(each)
+    ]
+    return np.sort(np.concatenate(taken))
+
+
+def _key(trainer: Trainer, model: ImageClassifier, head: Head, split: str, ids: np.ndarray) -> str:
+    """Hex digest of all that features depend on."""
+    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
+    names = ("net", "image_size_px", "interpolation", "eval_crop", "mean", "std", "channels_last")
+    about: dict[str, Any] = {name: model.hparams[name] for name in names}
+    about |= {"precision": str(trainer.precision), "split": data.manifests[split].fingerprint()}
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest.update(ids.astype("<i8").tobytes())
+    own = {id(each) for each in head.layer.parameters()}
+    for name, value in model.net.state_dict(keep_vars=True).items():
+        if id(value) not in own:
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
