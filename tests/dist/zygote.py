@@ -6,11 +6,13 @@ seconds of importing are spent once. An agent's workers are forked from the agen
     python -m tests.dist.zygote     # a JSON request a line in, the pid of its process a line out
 """
 
+import faulthandler
 import importlib
 import json
 import logging
 import os
 import select
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +34,8 @@ def command(arguments: list[str]) -> int:
     os.setsid()
     logging.getLogger("lightship").handlers.clear()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    stacks = Path(os.environ["TEST_FOLDER"], f"stacks-{os.getpid()}")
+    faulthandler.register(signal.SIGUSR2, stacks.open("w"))
     if "RANK" in os.environ:
         Path(os.environ["TEST_FOLDER"], f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
     else:  # what an agent does to its modules, its forks inherit
