@@ -63,7 +63,7 @@ class RunConfig:
     """Seed of initialisation, sample order and augmentation."""
     resume: Literal["auto", "never", "must"] = free("auto")
     """Resume from the newest valid checkpoint in run.output: if one exists (auto), never (fail if
-    run.output is not empty), or fail if none exists (must)."""
+    run.output has a checkpoint), or fail if none exists (must)."""
     tracking: Literal["auto", "offline", "none"] = free("auto")
     """Weights & Biases: online if an API key is found, else offline (auto); always offline; or
     disabled (none: wandb need not be installed)."""
@@ -97,7 +97,7 @@ class DataConfig:
     """Expected MD5 of the archive at data.root (known for cifar10 and cifar100)."""
     mode: Literal["auto", "resident", "streaming"] = free("auto")
     """Decode once and keep the set on the device (resident), read and decode continuously
-    (streaming), or choose by data.resident_gib and data.crop_min_area (auto)."""
+    (streaming), or choose by data.resident_gib, crop_min_area and sizes_px (auto)."""
     resident_gib: float = bounded(4.0, 0, None, "GiB", free=True)
     """Max decoded size kept on the device; a larger set is streamed."""
     cache_gib: float = bounded(0.0, 0, None, "GiB", free=True)
@@ -108,7 +108,8 @@ class DataConfig:
     prefetch_gib: float = bounded(2.0, 0.0625, None, "GiB", free=True)
     """Streaming: max memory per process for prefetched data. A lower value makes more requests."""
     global_batch_size: int = bounded(64, 1, 2**20, "images")
-    """Images per optimizer step, over all devices and accumulated batches."""
+    """Images per optimizer step, over all devices and accumulated batches; divisible by their
+    number. The last, incomplete batch of an epoch is dropped."""
     eval_batch_size: int = bounded(512, 1, 2**20, "images", free=True)
     """Images per device and evaluation step; metrics do not depend on it."""
     image_size_px: int | None = bounded(None, 1, MAX_IMAGE_SIZE_PX, "pixels")
@@ -195,14 +196,13 @@ class ModelConfig:
     """Layers that do not train: none, backbone (all but the last layer), or stages:N (the first N
     stages; of a ResNet 1 is the stem, 2 adds layer1). Their BatchNorm statistics stay too."""
     head_init: Literal["random", "features"] = "random"
-    """Initial last layer: random, or logistic regression on what the layers before it give for the
-    training images without augmentation (at most 20,000 of them, or 50 a class up to 100,000).
-    With many classes it is linear discriminant analysis."""
+    """Initial last layer: random, or fitted to the features of the training images without
+    augmentation (at most 20,000, or 50 per class up to 100,000) by logistic regression; with many
+    classes by linear discriminant analysis."""
     batch_norm: Literal["train", "frozen", "precise"] = "train"
-    """BatchNorm statistics: of each batch in training and a running average in evaluation (train);
-    those of model.weights, in training too, while scale and shift train (frozen: for fine-tuning,
-    whose batches are small and whose steps are few); or as train, but for evaluation computed anew
-    of 1,024 training images before each validation (precise)."""
+    """BatchNorm statistics. train: of each batch, a running average in evaluation. frozen: those of
+    model.weights, in training too; scale and shift still train (for fine-tuning on small batches).
+    precise: as train, but recomputed on 1,024 training images before each validation."""
     unfreeze_epoch: int | None = bounded(None, 1, None, "epochs")
     """Number of epochs after which the layers of model.freeze begin to train; null: never."""
     dropout: float | None = bounded(None, 0, 0.99)
@@ -214,13 +214,13 @@ class ModelConfig:
     """Training keeps the inputs of the net's blocks only, and computes them again for the backward
     pass: less memory, about a third more time, the same result. Not with model.compile."""
     loss: LossName = "cross_entropy"
-    """Training loss: cross-entropy, or focal loss (Lin et al. 2017), which counts images less that
-    are classified with confidence. The loss of evaluation is always cross-entropy."""
+    """Training loss: cross-entropy, or focal loss (Lin et al. 2017), which gives images that are
+    already classified with confidence less weight. Evaluation always uses cross-entropy."""
     focal_gamma: float = bounded(2.0, 0, 10)
     """Focal loss: exponent of its factor (1 - p)^gamma; 0 is cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weights of the classes in the training loss: 1, or balanced: N / (K n) for the n training
-    images of a class, of N in K classes (as scikit-learn's). Evaluation has none."""
+    """Weight of each class in the training loss: 1 (none), or inversely proportional to its number
+    of training images (balanced, as in scikit-learn). Evaluation is not weighted."""
     label_smoothing: float = bounded(0.0, 0, 0.99)
     """Label smoothing of the training loss."""
     ema_decay: float = bounded(0.0, 0, 0.99999)
@@ -250,14 +250,13 @@ class OptimConfig:
     """Weight decay of matrices and filters, not of biases and norms. muon-sgd: fraction by which
     all weights but the filters shrink in a step at the peak learning rate."""
     sgd_lr: float = bounded(0.05, 1e-9, 1e6)
-    """muon-sgd: peak learning rate of biases and norms, for the mean loss of the global batch."""
+    """muon-sgd: peak learning rate of biases and norms (the loss is averaged over the batch)."""
     head_lr: float = bounded(0.05, 1e-9, 1e6)
-    """muon-sgd: peak learning rate of the last layer, for the mean loss of the global batch."""
+    """muon-sgd: peak learning rate of the last layer (the loss is averaged over the batch)."""
     sgd_momentum: float = bounded(0.85, 0, 0.9999)
     """muon-sgd: Nesterov momentum of all parameters but the filters."""
     whitening_fraction: float = bounded(0.375, 0, 1)
-    """muon-sgd: fraction of all steps in which the bias of a frozen first layer (whitening) is
-    trained."""
+    """muon-sgd: the bias of a frozen first layer (whitening) trains for this fraction of steps."""
     layer_decay: float = bounded(1.0, 0.01, 1)
     """Each layer (block) has this factor of the learning rate of the layer after it; 1: all have
     the same. Common for fine-tuning: 0.65 to 0.9."""
