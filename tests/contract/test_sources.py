@@ -337,7 +337,78 @@ def test_refused_with_words_that_help(tmp_path, case):
     assert len(str(error.value).splitlines()) <= 2
 
 
-@pytest.mark.parametrize("form", ["local", "zip", "tar"])
+def tars(**members: tuple[str, ...]) -> Files:
+    """NAME.tar for each name, with images at these paths."""
+    return {f"{name}.tar": images.tarred(dict.fromkeys(paths, PNG))
+            for name, paths in members.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    {
+        "no class folders in val": (
+            tars(train=("train/cat/1.png", "train/dog/1.png"), val=("val/1.png", "val/2.png")),
+            ("val.tar", "no class folder", "val/1.png"),
+        ),
+        "folders in the classes": (
+            tars(train=("cat/a/1.png", "cat/b/1.png", "dog/c/1.png"), test=("cat/1.png",)),
+            ("test lacks dog",),
+        ),
+        "the same folders in the classes": (
+            tars(train=("cat/a/1.png", "dog/a/1.png", "cat/b/1.png"), test=("cat/1.png",)),
+            ("train.tar", "cat, dog hold the same folders"),
+        ),
+        "splits inside": (
+            tars(train=tuple(f"set/{split}/cat/1.png" for split in ("train", "val", "test"))),
+            ("train.tar", "the name says train", "set/test/ inside is test"),
+        ),
+        "another split inside": (
+            tars(train=("train/cat/1.png",), test=("train/cat/2.png",)),
+            ("test.tar", "the name says test", "train/ inside is train"),
+        ),
+        "another spelling": (
+            tars(train=("cat/1.png", "dog/1.png"), test=("Cat/1.png", "dog/1.png")),
+            ("test lacks cat", "train lacks Cat"),
+        ),
+        "no folder at all": (tars(train=("cat/1.png",), test=("1.png",)), ("no class folder",)),
+    }.values(),
+)
+def test_tars_of_a_split_are_refused_as_their_folders_are(tmp_path, files, words):
+    with pytest.raises(DataError) as error:
+        layouts.scan(put(str(tmp_path), files))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    {
+        "a class each": {
+            f"{split}/{name}.tar": images.tarred({f"{name}/1.png": PNG})
+            for split in ("train", "test") for name in ("cat", "dog")
+        },
+        "a part each, in a folder of its name": {
+            f"{split}-{i}.tar": images.tarred(
+                {f"{split}-{i}/{name}/1.png": PNG for name in ("cat", "dog")}
+            )
+            for split in ("train", "test") for i in range(2)
+        },
+        "folders in the classes": tars(
+            train=("x/cat/a/1.png", "x/cat/b/1.png", "x/dog/c/1.png", "x/README.md"),
+            test=("y/cat/1.png", "y/dog/1.png"),
+        ),
+    }.values(),
+)  # fmt: skip
+def test_the_class_is_the_upper_folder_in_tars_of_a_split(tmp_path, files):
+    manifests = layouts.scan(put(str(tmp_path), files))
+    assert set(manifests) == {"train", "test"}
+    for manifest in manifests.values():
+        names = [manifest.class_names[i] for i in manifest.label]
+        assert manifest.class_names == ["cat", "dog"]
+        assert sorted(set(names)) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("form", ["local", "zip", "tar", "tar of a split"])
 def test_an_empty_class_folder_is_refused(tmp_path, form):
     set_path = tmp_path / "set"
     put(str(set_path), FILES)
@@ -348,9 +419,11 @@ def test_an_empty_class_folder_is_refused(tmp_path, form):
         with zipfile.ZipFile(root, "w") as archive:
             for path in sorted(set_path.rglob("*")):
                 archive.write(path, path.relative_to(set_path))
-    elif form == "tar":
-        root = str(tmp_path / "x.tar")
-        subprocess.run(["tar", "cf", root, "-C", str(set_path), "."], check=True)
+    elif form.startswith("tar"):
+        name, what = ("x.tar", ".") if form == "tar" else ("train.tar", "train")
+        (tmp_path / "tars").mkdir()
+        root = str(tmp_path / "tars")
+        subprocess.run(["tar", "cf", f"{root}/{name}", "-C", str(set_path), what], check=True)
     with pytest.raises(DataError, match="train/dog/ has no image"):
         layouts.scan(root)
 

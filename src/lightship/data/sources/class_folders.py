@@ -26,12 +26,17 @@ class ClassFolders:
     """The folder that holds a split's class folders -> the split."""
 
 
-def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
+def read_class_folders(paths: Sequence[str], root: str, split: str = "train") -> ClassFolders:
     """Read `[TOP/]SPLIT/CLASS/.../IMAGE` or `[TOP/]CLASS/.../IMAGE`.
 
     TOP is any chain of single folders around the splits or classes, as archivers make them. SPLIT
     is a folder that is named train, val or test or has such a word in its name (`split_words`); it
     may stand twice (seg_train/seg_train/CLASS).
+
+    Args:
+        paths: Of the images.
+        root: What to call the root.
+        split: The split of all images if no folder is one.
 
     Raises:
         DataError: No image lies in a class folder, two folders name one split, or the folders can
@@ -57,8 +62,8 @@ def read_class_folders(paths: Sequence[str], root: str) -> ClassFolders:
         found.splits = dict(sorted(found.splits.items()))
     else:
         found = ClassFolders(
-            _of_folders(pieces, lambda p: ("train", p[cut]) if len(p) >= cut + 2 else None),
-            {top.rstrip("/"): "train"},
+            _of_folders(pieces, lambda p: (split, p[cut]) if len(p) >= cut + 2 else None),
+            {top.rstrip("/"): split},
         )
     if not any(found.assigned):
         raise _no_class_folder(paths, root)

@@ -7,16 +7,22 @@ from collections.abc import Sequence
 from lightship import storage
 from lightship.data.names import check_file_names, printable
 from lightship.data.sources.cifar import cifar_files, scan_cifar
-from lightship.data.sources.class_folders import check_no_empty_class, read_class_folders
-from lightship.data.sources.file_names import is_image, suffix
+from lightship.data.sources.class_folders import (
+    ClassFolders,
+    check_no_empty_class,
+    read_class_folders,
+)
+from lightship.data.sources.file_names import is_image, list_some, suffix
 from lightship.data.sources.parts import Found, Label, Part
-from lightship.data.sources.split_names import splits_of_files
+from lightship.data.sources.split_names import SPLITS, split_of_name, splits_of_files
 from lightship.data.sources.tar_labels import is_label
 from lightship.data.sources.tar_members import TarMembers, read_members
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)
 _SCAN_THREADS = 8
+_Tar = tuple[str, TarMembers, list[str]]
+"""A file, what it holds, and which of that are images."""
 
 
 def scan_tars(
@@ -138,18 +144,40 @@ def _find_class_folders(
     splits: list[str] | None,
     root: str,
 ) -> Found:
-    if splits:
-        parts = []
-        for i, paths in enumerate(map(sorted, images)):
-            if not all("/" in path for path in paths):
-                raise DataError(f"{root}: {files[i]} has images without a label or a class folder")
-            names: list[Label] = [path.split("/")[-2] for path in paths]
-            parts.append(_part(splits[i], files[i], shards[i], paths, names))
-        return Found(parts)
+    """Class folders as if the tars were unpacked: all into one folder, or those of each split."""
     check_file_names(sorted({path.rpartition("/")[0] for paths in images for path in paths}), root)
-    layout = read_class_folders([path for paths in images for path in paths], root)
-    folders = [folder.rstrip("/") for shard in shards for folder in shard.folders]
-    others = [path for shard in shards for path in shard.places if not is_image(path)]
+    tars = list(zip(files, shards, images, strict=True))
+    if splits is None:
+        return Found(_parts_of_class_folders(tars, None, root), class_folders=True)
+    parts: list[Part] = []
+    for split in dict.fromkeys(splits):
+        chosen = [tar for tar, named in zip(tars, splits, strict=True) if named == split]
+        if any(paths for _, _, paths in chosen):
+            parts += _parts_of_class_folders(chosen, split, root)
+    return Found(parts, class_folders=True)
+
+
+def _parts_of_class_folders(tars: Sequence[_Tar], split: str | None, root: str) -> list[Part]:
+    """The parts of tars that hold one set together.
+
+    Args:
+        tars: (file, what it holds, its images) of each.
+        split: The split that their names give to all of them, if they do.
+        root: What to call the root.
+    """
+    tops = [_own_folder(file, paths) if split else "" for file, _, paths in tars]
+    if split:
+        root = f"{root}: {list_some(file for file, _, _ in tars)}"
+    inside = [
+        p.removeprefix(top) for top, (_, _, paths) in zip(tops, tars, strict=True) for p in paths
+    ]
+    layout = read_class_folders(inside, root, split or "train")
+    if split:
+        _check_split(layout, split, root)
+    folders, others = [], []
+    for top, (_, shard, _) in zip(tops, tars, strict=True):
+        folders += [f"{folder}/".removeprefix(top).rstrip("/") for folder in shard.folders]
+        others += [path.removeprefix(top) for path in shard.places if not is_image(path)]
     check_no_empty_class(
         layout,
         others,
@@ -157,14 +185,31 @@ def _find_class_folders(
         root,
     )
     pairs = iter(layout.assigned)
-    pair_of = [dict(zip(paths, pairs)) for paths in images]  # noqa: B905 (pairs spans all shards)
+    pair_of = [dict(zip(paths, pairs)) for _, _, paths in tars]  # noqa: B905 (pairs spans all)
     parts = []
-    for split in layout.splits.values():
-        for i, shard in enumerate(shards):
-            chosen = sorted(p for p, pair in pair_of[i].items() if pair and pair[0] == split)
+    for one in layout.splits.values():
+        for i, (file, shard, _) in enumerate(tars):
+            chosen = sorted(p for p, pair in pair_of[i].items() if pair and pair[0] == one)
             names = [pair[1] for p in chosen if (pair := pair_of[i][p])]
-            parts.append(_part(split, files[i], shard, chosen, names))
-    return Found(parts, class_folders=True)
+            parts.append(_part(one, file, shard, chosen, names))
+    return parts
+
+
+def _own_folder(file: str, paths: Sequence[str]) -> str:
+    """`train-0/` for train-0.tar if all its images lie there: a part of a split, not a class."""
+    name = file.rpartition("/")[2].partition(".")[0]
+    is_part = name.lower() not in SPLITS and split_of_name(name) is not None
+    return f"{name}/" if is_part and all(path.startswith(f"{name}/") for path in paths) else ""
+
+
+def _check_split(layout: ClassFolders, split: str, root: str) -> None:
+    """Raise DataError for a folder that is another split than the names of its tars say."""
+    for folder, inner in layout.splits.items():
+        if inner != split:
+            raise DataError(
+                f"{root}: the name says {split}, but the folder {folder}/ inside is {inner}: make "
+                "a tar of each split, or if one tar holds all, give it alone as --data.root"
+            )
 
 
 def _part(
