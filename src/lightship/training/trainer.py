@@ -27,6 +27,7 @@ from lightship.models.metrics import LOGGED
 from lightship.training.callbacks.heartbeat import build_heartbeat
 from lightship.training.callbacks.progress import Progress, build_progress
 from lightship.training.fast_loop import ignore_signals, use_fast_loop
+from lightship.training.sync_batch_norm import SyncBatchNorm
 from lightship.training.xla import xla_arguments
 
 
@@ -55,7 +56,8 @@ def build_trainer(
     """Lightning's Trainer with the settings, and lightship's parts in place of its defaults.
 
     Raises:
-        ConfigError: Lightning does not support accelerator, devices or precision.
+        ConfigError: Lightning does not support accelerator, devices or precision, or torch
+            synchronized BatchNorm on the device.
     """
     asked = config.trainer
     parts = asked.accumulate_grad_batches
@@ -74,7 +76,6 @@ def build_trainer(
             limit_val_batches=asked.limit_val_batches or 1.0,
             limit_test_batches=asked.limit_test_batches or 1.0,
             deterministic=asked.deterministic,
-            sync_batchnorm=asked.sync_batchnorm,
             callbacks=[*build_heartbeat(), *callbacks],
             logger=[each for each in loggers if each is not None],
             enable_checkpointing=checkpoint_io is not None,
@@ -91,6 +92,10 @@ def build_trainer(
         reason = str(error).splitlines()[0]
         raise ConfigError(f"Lightning does not support {flags}: {reason}") from None
     if trainer.strategy.root_device.type == "cpu":
+        if any(isinstance(each, SyncBatchNorm) for each in placement["plugins"]):
+            raise ConfigError(
+                "--trainer.sync_batchnorm true needs GPUs: torch has none for CPUs; set it to false"
+            )
         keep_freed_memory()
     return use_fast_loop(ignore_signals(trainer))
 
@@ -115,8 +120,8 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
         # Otherwise Lightning reads SLURM's variables and checks them against devices.
         common["plugins"] = [*plugins, LightningEnvironment()]
         return {**common, "devices": 1 if asked.devices == "auto" else int(asked.devices)}
-    if asked.sync_batchnorm and not torch.cuda.is_available():
-        raise ConfigError("--trainer.sync_batchnorm true needs GPUs: torch has none for CPUs")
+    if asked.sync_batchnorm and checkpoint_io is not None:  # only a fit has one
+        plugins.append(SyncBatchNorm())
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     strategy = _DDP(
         cluster_environment=TorchElasticEnvironment(),

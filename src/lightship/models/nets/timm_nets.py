@@ -78,6 +78,14 @@ def _build(
     return timm.create_model(plain, num_classes=num_classes, **options)
 
 
+def synchronized_norm(kind: Any) -> Any:
+    """timm's SyncBatchNorm with an activation, for its BatchNorm with one; None for others."""
+    layers = sys.modules.get("timm.layers")  # a net with such layers has imported it
+    if layers is None or kind.forward is not layers.BatchNormAct2d.forward:
+        return None
+    return layers.SyncBatchNormAct
+
+
 def parameter_groups(net: Any, coarse: bool) -> list[list[str]]:
     """Names of the parameters by depth, as timm's `--layer-decay` has them.
 

@@ -16,6 +16,7 @@ from lightship.models.classifier import ImageClassifier
 from lightship.models.finetune import batch_norms
 from lightship.models.head import evaluation_mode
 from lightship.training.callbacks.ema import EMA
+from lightship.training.sync_batch_norm import without_sync
 
 SAMPLES = 1024
 _BATCH = 64
@@ -84,7 +85,8 @@ class PreciseBatchNorm(Callback):
             (layer.momentum, cast(Tensor, layer.num_batches_tracked).clone())
             for layer in self._layers
         ]
-        with evaluation_mode(model.net), trainer.precision_plugin.forward_context():
+        in_precision = trainer.precision_plugin.forward_context()
+        with evaluation_mode(model.net), without_sync(model.net), in_precision:
             for layer in self._layers:
                 layer.train()
                 layer.momentum = 1.0  # the running statistics are those of the batch
