@@ -11,6 +11,9 @@ from lightship import cli, storage
 from lightship.checkpoint.record import Commit
 from lightship.checkpoint.store import CheckpointStore
 from lightship.commands import fit as run
+from lightship.data.batch import Batch
+from lightship.models.classifier import ImageClassifier
+from lightship.training.callbacks.checkpointing import Checkpointing
 from lightship.training.callbacks.seeding import StepSeeding
 from tests.support.images import little_set, put
 from tests.support.runs import differences, flags_of_little_run, last_state, little_images
@@ -100,6 +103,49 @@ def test_every_save_point(case: str, tmp_path: Path) -> None:
         again = copy_of_run(often, commits[: index + 1], f"{tmp_path}/{index}")
         assert fit(root, again, *flags) == 0
         assert differences(expected, last_state(again)) == [], f"from {commit}"
+
+
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """Step -> the images that it was trained on, in order."""
+    steps: dict[int, list[int]] = {}
+    training_step = ImageClassifier.training_step
+
+    def recorded(self: ImageClassifier, batch: Batch, batch_idx: int) -> torch.Tensor:
+        steps.setdefault(self.trainer.global_step, []).extend(batch.ids.tolist())
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", recorded)
+    return steps
+
+
+@pytest.mark.usefixtures("keep_all")
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "older version"])
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (1, 3), (3, 1)])
+def test_other_parts_of_a_batch_neither_skip_nor_repeat_images(
+    trained_on, before: int, now: int, is_stored: bool, tmp_path: Path, monkeypatch
+) -> None:
+    if not is_stored:
+        save = Checkpointing.on_save_checkpoint
+
+        def save_as_before(self: Checkpointing, trainer, module, checkpoint: dict) -> None:
+            save(self, trainer, module, checkpoint)
+            del checkpoint["lightship"]["accumulate_grad_batches"]
+
+        monkeypatch.setattr(Checkpointing, "on_save_checkpoint", save_as_before)
+    root, often = little_images(str(tmp_path / "images")), f"{tmp_path}/often"
+    flags = ["--trainer.max_epochs=2"]
+    parts = f"--trainer.accumulate_grad_batches={before}"
+    assert fit(root, often, *flags, *EVERY_STEP, parts) == 0
+    expected = dict(trained_on)
+    assert sorted(expected) == list(range(8))
+    commits = store_of(often).commits()
+    for index, commit in enumerate(commits[: None if is_stored else 3]):
+        again = copy_of_run(often, commits[: index + 1], f"{tmp_path}/{index}")
+        trained_on.clear()
+        assert fit(root, again, *flags, f"--trainer.accumulate_grad_batches={now}") == 0
+        left = {step: ids for step, ids in expected.items() if step >= commit.step}
+        assert trained_on == left, f"from {commit}"
 
 
 @pytest.mark.usefixtures("keep_all")

@@ -33,6 +33,8 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
     about = checkpoint["lightship"]
     _refuse_unless(isinstance(about, Mapping), "lightship")
     _refuse_unless(isinstance(about.get("should_stop"), bool), "lightship.should_stop")
+    parts = about.get("accumulate_grad_batches", 1)  # which older versions did not store
+    _refuse_unless(_is_count(parts) and parts > 0, "lightship.accumulate_grad_batches")
     rows = about.get("metrics")
     _refuse_unless(isinstance(rows, list), "lightship.metrics")
     for number, row in enumerate(rows or ()):

@@ -65,12 +65,19 @@ class Checkpointing(Checkpoint):
     ) -> None:
         """Restore what Lightning does not: the metrics, and whether early stopping has fired.
 
+        Lightning restores its loops later, from what this leaves in `checkpoint`.
+
         Raises:
             ConfigError: See `check_resumable`.
         """
         check_resumable(checkpoint)
         kept = checkpoint["lightship"]
         self.table.load_rows(kept["metrics"])
+        _count_in_parts(
+            checkpoint["loops"]["fit_loop"],
+            trainer.accumulate_grad_batches,
+            kept.get("accumulate_grad_batches"),
+        )
         # Unless early stopping is off now. A longer patience: see EarlyStopping.on_fit_start.
         trainer.should_stop = kept["should_stop"] and bool(trainer.early_stopping_callbacks)
 
@@ -140,6 +147,7 @@ class Checkpointing(Checkpoint):
             "score": self._score,
             "metrics": self.table.rows,
             "should_stop": trainer.should_stop,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
         }
         checkpoint["epoch"] = _settle(checkpoint["loops"]["fit_loop"])
 
@@ -219,3 +227,27 @@ def _settle(fit_loop: dict[str, Any]) -> int:
                 ready=1, started=1, processed=0, completed=0
             )
     return epoch["current"]["completed"]
+
+
+def _count_in_parts(fit_loop: dict[str, Any], parts: int, parts_before: int | None) -> None:
+    """Convert the batch counters, and so the position in the epoch, to this start's parts a step.
+
+    Lightning counts the parts of global batches. A checkpoint is saved after whole steps.
+
+    Args:
+        fit_loop: State of Lightning's loop, as saved; changed in place.
+        parts: Parts of each step from now on (`accumulate_grad_batches`).
+        parts_before: Those of the start that saved it; None: an older version did not store them.
+    """
+    batch = fit_loop["epoch_loop.batch_progress"]
+    if parts_before is None:
+        progress = fit_loop["epoch_loop.automatic_optimization.optim_progress"]
+        steps = progress["optimizer"]["step"]["current"]["ready"]
+        parts_before = batch["current"]["ready"] // steps
+    if parts == parts_before:
+        return
+    for counts in (batch["total"], batch["current"]):
+        open_parts = counts["processed"] - counts["completed"]  # 1 within on_train_batch_end
+        for name in ("ready", "started", "processed"):
+            counts[name] = counts[name] // parts_before * parts
+        counts["completed"] = counts["processed"] - open_parts
