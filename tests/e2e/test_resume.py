@@ -188,6 +188,23 @@ def test_a_log_window_open_at_a_save_is_closed_with_all_its_steps(tmp_path: Path
     assert len(losses(again)) == 1
 
 
+def test_the_normalization_stays_when_images_are_damaged_between_two_starts(
+    tmp_path: Path, capsys
+) -> None:
+    """They are of the images that mean and deviation were computed of: all are."""
+    root, output = little_images(str(tmp_path / "images")), f"{tmp_path}/run"
+    flags = ["--data.mode=streaming", "--data.on_error=skip", "--data.max_bad_fraction=0.2"]
+    assert fit(root, output, *flags, "--trainer.max_steps=3") == 0
+    before = last_state(output)["hyper_parameters"]
+    (tmp_path / "images" / "train" / "bee" / "003.png").write_bytes(b"garbage")
+    capsys.readouterr()
+    assert fit(root, output, *flags, "--trainer.max_epochs=2") == 0
+    assert ", from step 3;" in capsys.readouterr().err
+    after = last_state(output)
+    assert after["global_step"] == 8
+    assert after["hyper_parameters"] == before
+
+
 def test_seeding_is_the_same_on_every_python(tmp_path: Path) -> None:
     """The numbers a step draws are part of what a resumed run repeats, also after an upgrade."""
 

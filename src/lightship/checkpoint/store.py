@@ -192,6 +192,12 @@ class CheckpointStore(CheckpointIO):
             return verified[1]
         return read_checkpoint(url, must_be_committed=url.startswith(f"{self.url}/"))
 
+    def peek(self, url: str) -> dict[str, Any]:
+        """`load_checkpoint`, which the next one of the same URL will not read again. Blocks."""
+        checkpoint = self.load_checkpoint(url)
+        self._verified = url, checkpoint
+        return checkpoint
+
     def _verify(self, commit: Commit) -> None:
         """Load and verify into `_verified`, so that choosing and loading read once."""
         url = self.url_of(commit)

@@ -25,6 +25,7 @@ from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, LightshipError, in_one_line
 from lightship.models.classifier import ImageClassifier
 from lightship.models.finetune import batch_norms
+from lightship.models.hyper_parameters import complete
 from lightship.models.losses import balanced_weights, weights_line
 from lightship.models.nets.build import check_training
 from lightship.models.nets.recompute import recompute_blocks
@@ -70,7 +71,8 @@ def fit(command: Command) -> None:
             return
         start = comm.broadcast_from_rank_0(partial(folder.open, command.ckpt_path))
         data = _load_data(config, folder.at("data"), scanned, resumes=start.url is not None)
-        model = _build_model(config, data, weights, is_new=start.url is None)
+        mean_std = _pixel_statistics(data, start, store)
+        model = _build_model(config, data, weights, mean_std, is_new=start.url is None)
 
         environment = environment_facts() if comm.is_rank_0() else {}
         tracker = comm.on_rank_0(partial(_start_tracking, folder, environment, at_exit))
@@ -179,19 +181,41 @@ def _load_data(config: Config, cache_url: str, scanned: Scanned | None, resumes:
     return data
 
 
+def _pixel_statistics(
+    data: ImageData, start: Start, store: CheckpointStore
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, those of a resumed model as it was trained.
+
+    Every rank; blocks. The images may no longer give the same: some may be lost or damaged since.
+    """
+    asked = data.config
+    if start.url is None or asked.normalize != "auto" or (asked.mean and asked.std):
+        return data.pixel_statistics()
+    mean, std = comm.broadcast_from_rank_0(partial(_kept_statistics, store, start.url))
+    return asked.mean or mean, asked.std or std
+
+
+def _kept_statistics(store: CheckpointStore, url: str) -> tuple[list[float], list[float]]:
+    kept = complete(ImageClassifier, store.peek(url).get("hyper_parameters"))
+    return kept["mean"], kept["std"]
+
+
 def _build_model(
-    config: Config, data: ImageData, weights: Callable[[], Weights] | None, is_new: bool
+    config: Config,
+    data: ImageData,
+    weights: Callable[[], Weights] | None,
+    mean_std: tuple[list[float], list[float]],
+    is_new: bool,
 ) -> ImageClassifier:
     """The model of the settings; a new one starts from weights or images, if there are any."""
     torch.manual_seed(config.run.seed)
-    mean, std = data.pixel_statistics()
     resize = resize_of(config.data) or DEFAULT_RESIZE
     model = ImageClassifier(
         net=config.model.net,
         class_names=data.class_names,
         image_size_px=data.image_size_px,
-        mean=mean,
-        std=std,
+        mean=mean_std[0],
+        std=mean_std[1],
         interpolation=resize.interpolation,
         eval_crop=resize.crop,
         label_smoothing=config.model.label_smoothing,
