@@ -17,7 +17,7 @@ from lightship.checkpoint.store import CheckpointStore
 from tests.support.images import little_set, put
 from tests.support.s3 import free_ports
 
-BOUND_S = 180.0
+BOUND_S = 120.0
 """Of every wait here: far above what is waited for, on a machine that does other things too."""
 QUICK_RENDEZVOUS = (
     "keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=60,last_call_timeout=2,"
@@ -99,6 +99,7 @@ class Job:
             "PET_NNODES": nodes,
             "PET_NPROC_PER_NODE": "1",
             "PET_RDZV_ENDPOINT": f"localhost:{self.port}",
+            "PET_RDZV_ID": self.folder.parent.name,
             "PET_LOCAL_ADDR": "localhost",
             "PET_RDZV_CONF": QUICK_RENDEZVOUS,
         }
@@ -117,9 +118,15 @@ class Job:
     def at_step(self, step: int) -> None:
         """Wait until a checkpoint of `step` or later is there."""
         try:
-            until(lambda: self.committed() >= step, f"step {step} in {self.folder}")
+            until(lambda: self.committed() >= step or self.is_over, f"step {step}")
+            assert self.committed() >= step, f"all have ended before step {step}"
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.state()}") from None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no agent runs any more."""
+        return all(agent.status_path.exists() for agent in self.agents)
 
     def state(self) -> str:
         """What the agents have said, and where each process is that still runs."""
@@ -127,7 +134,9 @@ class Job:
         for pid in filter(is_alive, stacks.values()):
             os.kill(pid, signal.SIGUSR2)
         time.sleep(1)
-        paths = [each.log_path for each in self.agents] + [p for p in stacks if is_alive(stacks[p])]
+        paths = [path for each in self.agents for path in (each.log_path, each.status_path)]
+        paths = [path for path in paths if path.exists()]
+        paths += [path for path in stacks if is_alive(stacks[path])]
         return "\n".join(f"{path.name}:\n{path.read_text()}" for path in paths)
 
     def checkpoint(self) -> dict[str, Any]:

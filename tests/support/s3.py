@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import json
+import os
+import random
 import shutil
 import signal
 import socket
@@ -31,12 +33,21 @@ def weed_binary() -> Path | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on just now."""
+    """Ports of 127.0.0.1 that nobody listens on just now.
+
+    Neither the system nor another test process chooses one of them before they are used: they are
+    below those of outgoing connections, and each test process has a thousand of its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw8").removeprefix("gw"))
+    candidates = random.SystemRandom().sample(range(20_000, 21_000), 1_000)
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        found: list[int] = []
+        while len(found) < count:
+            port = candidates.pop() + 1_000 * worker
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+        return found
 
 
 class S3Server:

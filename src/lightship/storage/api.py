@@ -204,7 +204,10 @@ def remove(url: str) -> None:
 
 
 def check_writable(url: str, flag: str = "--run.output") -> None:
-    """Writes, reads back and removes a probe under `url`, within `Limits.probe_s`.
+    """Writes, reads back and removes a probe under `url`.
+
+    Within `Limits.probe_s` where a wrong address would only show by silence; on a local disk, which
+    may be busy, within the time of every other write.
 
     Raises:
         ConfigError: It fails; names `flag`, the URL and the reason.
@@ -212,7 +215,9 @@ def check_writable(url: str, flag: str = "--run.output") -> None:
     """
     probe_url, data = join(url, f".{uuid.uuid4().hex}.probe"), uuid.uuid4().bytes
     try:
-        deadline = Deadline(probe_url, total_s=Limits.now().probe_s)
+        limits = Limits.now()
+        total_s = limits.probe_s if is_remote(url) else limits.total_s
+        deadline = Deadline(probe_url, total_s=total_s)
         call(probe_url, "write", data, deadline=deadline)
         found = read_bytes(probe_url)
         call(probe_url, "remove", deadline=deadline)

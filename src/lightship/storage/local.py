@@ -148,6 +148,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary_path
         _fsync(temporary_path)
         os.replace(temporary_path, path)
+    except FileNotFoundError as error:
+        if str(error.filename) == str(temporary_path) and path.parent.is_dir():
+            # A later start of the run has tidied up. Written again: its caller then sees who owns
+            # the run.
+            raise OSError(errno.ESTALE, "removed while it was written", str(path)) from error
+        raise
     except BaseException:
         temporary_path.unlink(missing_ok=True)
         raise

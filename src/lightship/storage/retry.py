@@ -33,7 +33,7 @@ class Limits:
     total_s: float = 120.0
     """Max time without progress in which a failing call is tried again."""
     probe_s: float = 15.0
-    """Max time of `check_writable`."""
+    """Max time of `check_writable` for a remote output."""
     attempts: int = 24
     backoff_s: float = 0.1
     backoff_cap_s: float = 8.0

@@ -1,6 +1,7 @@
 """What is read and removed where anybody may have put anything."""
 
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from lightship import storage
 from lightship.errors import ConfigError
+from lightship.storage import local
+from lightship.storage.retry import Limits
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -78,6 +81,40 @@ def test_temporary_files_are_known_by_their_whole_name(tmp_path: Path) -> None:
     assert (tmp_path / "below" / ours).exists()
     storage.remove_folder(str(tmp_path / "below"))
     assert (tmp_path / "below").exists(), "it holds a file"
+
+
+def test_a_file_whose_temporary_another_start_removes_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, removed = local._fsync, []
+
+    def late(path: Path) -> None:
+        if not removed:
+            removed.append(path)
+            storage.remove_temporaries(str(tmp_path))
+        fsync(path)
+
+    monkeypatch.setattr(local, "_fsync", late)
+    storage.write_bytes(str(tmp_path / "file"), b"content")
+    assert removed
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_busy_disk_has_the_time_of_any_other_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start must not end because the disk is slower than a wrong address is silent."""
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "60")
+    monkeypatch.setattr(Limits, "probe_s", 0.2)
+    fsync = local._fsync
+
+    def slow(path: Path) -> None:
+        time.sleep(1.5)  # beyond the grace that a deadline has
+        fsync(path)
+
+    monkeypatch.setattr(local, "_fsync", slow)
+    storage.check_writable(str(tmp_path / "run"))
 
 
 def test_a_folder_goes_with_the_empty_folders_in_it(tmp_path: Path) -> None:
