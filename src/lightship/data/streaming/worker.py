@@ -6,6 +6,7 @@ own threads, side by side.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -106,6 +107,10 @@ def _work(connection: Connection, handed: Sequence[int], data: bytes) -> None:
         _send_failure(connection, Failed(error.exit_name, str(error)))
     except BaseException:
         _send_failure(connection, Failed(None, traceback.format_exc()))
+    finally:
+        # An error in a future and its traceback hold each other, and all that its frames see: the
+        # shared memory too. This process makes too little garbage to be cleared by itself.
+        gc.collect()
 
 
 def _send_failure(connection: Connection, failure: Failed) -> None:
@@ -140,6 +145,7 @@ def _make_batches(
         finally:
             outbox.put(None)
             wait([delivery])
+            decoder.close()
             fetcher.close()
     delivery.result()
 
@@ -212,12 +218,14 @@ class _Decoder:
     """
 
     def __init__(self, task: Task, decoding: np.ndarray) -> None:
-        self.task = task
-        self._unused, self._thread = iter(decoding), threading.local()
-        self.pool = ThreadPoolExecutor(task.threads, "lightship-decode", self._start_thread)
+        self.task, self._thread = task, threading.local()
+        # Not a method: the pool and its threads would hold this object, which holds them.
+        start = partial(_take_row, self._thread, iter(decoding))
+        self.pool = ThreadPoolExecutor(task.threads, "lightship-decode", start)
 
-    def _start_thread(self) -> None:
-        self._thread.decoding = next(self._unused)
+    def close(self) -> None:
+        """Decode no more, and have the threads end, which keep the shared memory. Does not wait."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def begin(self, fetched: FetchedBatch, out: np.ndarray) -> "list[Future[dict[int, DataError]]]":
         """Decode into `out` [B, S, S, 3] what comes, as it comes; blocks until all has come.
@@ -279,6 +287,11 @@ class _Decoder:
         if task.flip:
             flips = task.flip.mirrored(ids, fetched.epoch).tolist()
         return boxes, flips
+
+
+def _take_row(thread: threading.local, unused: Iterator[np.ndarray]) -> None:
+    """Give a new thread its row of `SharedSlots.decoding`."""
+    thread.decoding = next(unused)
 
 
 def _in_pieces(samples: Iterator[tuple[int, Raw]]) -> Iterator[list[tuple[int, Raw]]]:

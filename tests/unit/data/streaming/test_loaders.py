@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -633,6 +634,51 @@ def test_a_worker_keeps_nothing_of_what_it_has_delivered(tmp_path: Path) -> None
     more_mib = resident_mib(pid, "VmHWM") - before_mib
     loader.close()
     assert more_mib < 2.5 * budget_mib, "beside the budget: decoding, and what malloc keeps"
+
+
+def held(pid: int) -> tuple[int, int, int]:
+    """Threads, file descriptors and mappings of shared memory of a process."""
+    process = Path(f"/proc/{pid}")
+    mapped = process.joinpath("maps").read_text().count("lightship-batches")
+    threads, descriptors = (len(os.listdir(process / name)) for name in ("task", "fd"))
+    return threads, descriptors, mapped
+
+
+def wait_until_held(pid: int, most: tuple[float, ...]) -> None:
+    """Its threads end a moment after a task has."""
+    until = time.monotonic() + 20
+    while any(now > bound for now, bound in zip(held(pid), most, strict=True)):
+        assert time.monotonic() < until, f"{held(pid)} is held, more than {most}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("batches", [1, 5], ids=["left early", "to its end"])
+def test_a_worker_keeps_nothing_of_a_task_that_has_ended(
+    manifest: Manifest, batches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pass of a validation is a task of the same worker."""
+    monkeypatch.setenv("LIGHTSHIP_CACHE", str(tmp_path / "cache"))
+    Worker.stop()
+    split, share = streamed(manifest, cache_bytes=2**30), EvalShare(len(manifest), 24, 0, 1)
+    assert len(share) == 5
+
+    def evaluate() -> None:
+        passing = iter(StreamedEvalLoader(split, share))
+        for _ in range(batches):
+            next(passing)
+        passing.close()  # type: ignore[attr-defined]
+
+    evaluate()
+    ours, pid = os.getpid(), Worker.start("").process.pid
+    wait_until_held(pid, (math.inf, math.inf, 0))
+    first = held(pid)
+    here = held(ours)
+    for _ in range(5):
+        evaluate()
+    wait_until_held(pid, first)
+    wait_until_held(ours, here)
+    assert Worker.start("").process.pid == pid
+    Worker.stop()
 
 
 def test_relative_paths_are_seen_from_where_the_process_is_now(
