@@ -2,7 +2,8 @@
 
 Source: timm's train.py (not in its package) with the flags that its documentation and hub give for
 fine-tuning: --opt adamw --lr 5e-5 --weight-decay 0.05 --layer-decay 0.75 --sched cosine
---warmup-epochs 1 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --smoothing 0.1, batch 16.
+--warmup-epochs 1 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --smoothing 0.1, batch 16. The magnitude
+is bounded by 9 (mmax9): above, timm asks for images of 0 bits, which Pillow 13 refuses.
 """
 
 import sys
@@ -27,7 +28,7 @@ def main(root: str, weights: str, seed: int, epochs: int) -> None:
     config = resolve_data_config({}, model=timm.create_model(NET))
     shown = create_transform(**config)
     augmented = create_transform(
-        **config, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25
+        **config, is_training=True, auto_augment="rand-m9-mstd0.5-mmax9-inc1", re_prob=0.25
     )
     train = DataLoader(
         Images(samples["train"], augmented), batch_size=16, shuffle=True, drop_last=True,
