@@ -88,5 +88,5 @@ def _is_prediction(url: str, path: str) -> bool:
         with storage.open_binary(file_url) as file:
             line = file.readline(_HEAD_BYTES).decode()
         columns = json.loads(line) if path.lower().endswith(".jsonl") else next(csv.reader([line]))
-        return tuple(columns) == PREDICTION_COLUMNS
+        return isinstance(columns, list | dict) and tuple(columns) == PREDICTION_COLUMNS
     return False

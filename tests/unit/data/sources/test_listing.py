@@ -154,6 +154,18 @@ def test_predictions_are_not_called_unread(tmp_path, ending, caplog):
     assert caplog.messages == [line]
 
 
+@pytest.mark.parametrize("line", ["5", "1.5", "null", "true", '"path"', "[]", "{}", "{", ""])
+def test_any_json_may_lie_beside_the_images(tmp_path, line):
+    put(str(tmp_path), {**FILES, "notes.jsonl": line.encode()})
+    assert layouts.scan(str(tmp_path))["train"].not_read == "1 .jsonl file"
+
+
+@pytest.mark.parametrize("line", ["", "\0", '"', '"a\n'])
+def test_any_csv_may_lie_beside_the_images(tmp_path, line):
+    put(str(tmp_path), {**FILES, "notes.csv": line.encode()})
+    assert layouts.scan(str(tmp_path))["train"].not_read == "1 .csv file"
+
+
 SYSTEM = [
     "lost+found",
     "$RECYCLE.BIN",
