@@ -11,13 +11,13 @@ try:  # private, and not in every build of Pillow
 except ImportError:
     AvifDecoder = None
 
-_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
 _BYTES_PER_PIXEL = 20
 
 
 def is_avif(data: bytes | memoryview) -> bool:
     """Whether a file begins as an AVIF does."""
-    return bytes(data[4:8]) == b"ftyp" and bytes(data[8:12]) in _BRANDS
+    return bytes(data[4:8]) == b"ftyp" and bytes(data[8:12]) in BRANDS
 
 
 def read_avif(data: bytes | memoryview) -> Source:

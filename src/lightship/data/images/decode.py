@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from lightship.data.images import (
     webp,
 )
 from lightship.data.images.bands import Box, by_bands
+from lightship.data.images.formats import extension_of
 from lightship.data.images.limits import DEFAULT_LIMITS, ImageLimits
 from lightship.data.images.orientation import orientation_of, upright
 from lightship.data.images.source import Source
@@ -28,6 +30,11 @@ Image.MAX_IMAGE_PIXELS = None  # ImageLimits are checked instead, and name their
 warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no file; errors do
 _TRANSPARENT = ("LA", "PA", "RGBA", "La", "RGBa")
 _MAX_REASON = 200
+_READERS: dict[str, Callable[[bytes | memoryview], Source]] = {
+    "png": png.read_png, "gif": gif.read_gif, "webp": webp.read_webp, "avif": avif.read_avif,
+    "bmp": bitmaps.read_bmp, "pbm": bitmaps.read_portable, "pgm": bitmaps.read_portable,
+    "ppm": bitmaps.read_portable,
+}  # fmt: skip
 
 
 def decode(
@@ -99,22 +106,8 @@ def _decode_image(
 
 def _source(data: bytes | memoryview, limits: ImageLimits) -> Source:
     """What Pillow is to decode, of any format but JPEG."""
-    head = bytes(data[:12])
-    if head.startswith(png.SIGNATURE):
-        return png.read_png(data)
-    if head.startswith(gif.SIGNATURES):
-        return gif.read_gif(data)
-    if head.startswith(tiff.SIGNATURES):
-        return tiff.read_tiff(data, limits)
-    if webp.is_webp(data):
-        return webp.read_webp(data)
-    if avif.is_avif(data):
-        return avif.read_avif(data)
-    if head.startswith(b"BM"):
-        return bitmaps.read_bmp(data)
-    if head[:1] == b"P" and head[1:2].isdigit():
-        return bitmaps.read_portable(data)
-    raise DataError(f"no image ({len(data)} bytes that begin {head[:8]!r})")
+    extension = extension_of(data)
+    return tiff.read_tiff(data, limits) if extension == "tif" else _READERS[extension](data)
 
 
 def _decode_with_pillow(source: Source, limits: ImageLimits) -> np.ndarray:

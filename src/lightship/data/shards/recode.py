@@ -8,33 +8,13 @@ from PIL import Image
 
 from lightship.data.images import memory
 from lightship.data.images.decode import decode
+from lightship.data.images.formats import extension_of
 from lightship.data.images.limits import DEFAULT_LIMITS, ImageLimits
 from lightship.data.images.resize import OVERSAMPLING, scale_short_side
 from lightship.errors import DataError
 
 SCALED_JPEG_QUALITY = 90
 _MAX_JPEG_PX = 65_500
-_MAGIC = {
-    b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png", b"GIF8": "gif", b"BM": "bmp",
-    b"II*\0": "tif", b"MM\0*": "tif", b"P1": "pbm", b"P2": "pgm", b"P3": "ppm", b"P4": "pbm",
-    b"P5": "pgm", b"P6": "ppm",
-}  # fmt: skip
-
-
-def extension_of(data: bytes) -> str:
-    """The extension that an image's first bytes call for, whatever its file was called.
-
-    Raises:
-        DataError: They are those of no image that is read; does not name the sample.
-    """
-    for magic, extension in _MAGIC.items():
-        if data.startswith(magic):
-            return extension
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
-        return "avif"
-    raise DataError(f"no image ({len(data)} bytes that begin {data[:8]!r})")
 
 
 @memory.held()
