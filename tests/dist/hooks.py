@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from lightship.commands import fit as run
+from lightship.commands import predict
 from lightship.commands.base import Command
 from lightship.data.batch import Batch
 from lightship.distributed import comm
@@ -46,6 +48,18 @@ def _note_batches(method: str, file_name: str) -> None:
 def plain() -> None:
     """Note each training step in TEST_FOLDER/ids."""
     _note_batches("training_step", "ids")
+
+
+def _kill_agent(*_: Any) -> None:
+    """End this worker's agent, and the worker with it."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def killed_at_the_end() -> None:
+    """As `plain`; what rank 0 does alone, after the others, ends it and its agent."""
+    plain()
+    run._finish = predict._finish = _kill_agent
 
 
 class CountCollectives(Callback):

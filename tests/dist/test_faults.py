@@ -251,6 +251,30 @@ def test_a_lost_host_ends_the_others(job, reference, measured) -> None:
     same(run, reference)
 
 
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_no_node_ends_with_0_before_the_last_write(job, images, reference, command: str) -> None:
+    """Rank 0's node dies when all else is done: a node that had ended with 0 would not come back.
+
+    The other would wait for it in vain.
+    """
+    run, flags = job(), ()
+    if command == "predict":
+        run.output = reference.output
+        flags = (f"--data.root={images}/test", f"--predictions={run.folder / 'table.csv'}")
+    options = {"command": command, "PET_MAX_RESTARTS": "0"}
+    agents = [
+        run.start_node(*flags, hook="killed_at_the_end", **options),
+        run.start_node(*flags, hook="killed_at_the_end", **options),
+    ]
+    assert sorted(ended(*agents)) == [-signal.SIGKILL, 75], [agent.said for agent in agents]
+    again = run.start("--trainer.devices=2", *flags, command=command)
+    assert again.wait() == 0, again.said
+    if command == "fit":
+        same(run, reference)
+    else:
+        assert (run.folder / "table.csv").read_text().count("\n") == 6
+
+
 def test_a_frozen_host_ends_the_others(job, reference, measured) -> None:
     """Its connections stay open, and nothing comes over them."""
     run = job("--trainer.timeout_s=3")

@@ -43,10 +43,9 @@ def _evaluate(command: Command, split: str) -> None:
             f"{_few(model.class_names)}"
         )
     numbers = evaluate(config, data, model, split, progress)
-    if not comm.is_rank_0():
-        return
     url = output.at("report", f"{split}.json")
-    storage.write_bytes(url, strict_json.dumps(numbers).encode())
+    content = strict_json.dumps(numbers).encode()
+    comm.on_rank_0(lambda: storage.write_bytes(url, content))
     logger.info(f"{numbers_line(numbers, split)}; {storage.redact(url)}")
 
 

@@ -98,8 +98,8 @@ def fit(command: Command) -> None:
             final={**_numbers(trainer.global_step, best, metrics), **results},
             environment=environment, starts=starts,
         )  # fmt: skip
-        if report is not None:
-            _finish(folder, report, best, split, tracker, progress)
+        # No rank may end with 0 before the run is complete: it would not be started again.
+        comm.on_rank_0(partial(_finish, folder, report, best, split, tracker, progress))
 
 
 @contextmanager
@@ -314,13 +314,14 @@ def _numbers(steps: int, best: Commit, metrics: MetricsCSV) -> dict[str, float]:
 
 def _finish(
     folder: RunFolder,
-    report: ReportData,
+    report: ReportData | None,
     best: Commit,
     split: str | None,
     tracker: Tracker | None,
     progress: Progress,
 ) -> None:
     """Write the report, log the results and mark the run as complete. Rank 0; blocks."""
+    assert report is not None, "rank 0 has it"
     store, numbers = folder.checkpoints, report.final
     store.check_fence()
     write_report(folder.url, report)

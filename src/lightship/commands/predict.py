@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,8 @@ def _predict(command: Command) -> None:
     todo = [number for number in range(division.num_parts) if number not in done]
     if todo:
         _make_parts(parts, todo, model, config, manifest, trainer, progress)
-    if comm.is_rank_0():
-        rows, unreadable, not_finite = _make_table(url, parts, config.data)
-        parts.remove()
-        not_read = f"; not read: {manifest.not_read}" if manifest.not_read else ""
-        said = f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}"
-        logger.info(said + _without_class(not_finite) + not_read)
+    # No rank may end with 0 before the table is there: it would not be started again.
+    comm.on_rank_0(partial(_finish, url, parts, config.data, manifest.not_read))
 
 
 def _batch_size(config: Config, trainer: Trainer, num_images: int) -> int:
@@ -148,6 +145,15 @@ def _make_parts(
         )
         trainer.predict(model, datamodule=data, return_predictions=False)
     comm.barrier()  # now all parts of all ranks are durable
+
+
+def _finish(url: str, parts: Parts, config: DataConfig, not_read: str) -> None:
+    """Write the table, remove the parts and log the result. Rank 0; blocks."""
+    rows, unreadable, not_finite = _make_table(url, parts, config)
+    parts.remove()
+    rest = f"; not read: {not_read}" if not_read else ""
+    said = f"done: {rows} predictions: {storage.redact(url)}{_left_out(unreadable)}"
+    logger.info(said + _without_class(not_finite) + rest)
 
 
 def _make_table(

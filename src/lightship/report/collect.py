@@ -26,14 +26,16 @@ def collect_report(
     """
     mistakes = find_mistakes(model, data, split) if split else {}
     skipped = comm.gather_to_rank_0(data.skipped)
-    if not comm.is_rank_0():
-        return None
-    return ReportData(
-        class_names=model.class_names,
-        predictions=_examples(model, data, split, num_examples) if split and num_examples else [],
-        skipped=sorted({line for each in skipped for line in each}),
-        **mistakes,
-        **about,
+    return comm.on_rank_0(
+        lambda: ReportData(
+            class_names=model.class_names,
+            predictions=_examples(model, data, split, num_examples)
+            if split and num_examples
+            else [],
+            skipped=sorted({line for each in skipped for line in each}),
+            **mistakes,
+            **about,
+        )
     )
 
 
