@@ -118,6 +118,17 @@ def test_flags_and_variables_exist(name: str) -> None:
         assert variable in sources, variable
 
 
+def test_the_settings_page_has_every_flag_and_variable() -> None:
+    text = settings_page.text()
+    sources = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    internal = {"LIGHTSHIP_AGENT_PID", "LIGHTSHIP_ARGUMENTS"}
+    variables = {name for each in sources for name in re.findall(r"\bLIGHTSHIP_[A-Z0-9_]+", each)}
+    assert {name for name in variables - internal if f"`{name}`" not in text} == set()
+    flags = re.findall(r'"--([a-z_]+)"', inspect.getsource(parser))
+    assert "ckpt_path" in flags
+    assert {name for name in flags if f"`--{name}" not in text} == set()
+
+
 def test_the_settings_page_is_generated() -> None:
     assert settings_page.PAGE.read_text() == settings_page.text(), "run `make docs`"
 

@@ -13,6 +13,8 @@ from lightship.cli.parser import SECTIONS
 from lightship.config import Config, PackConfig, identity
 
 PAGE = Path(__file__).parents[2] / "docs/settings.md"
+_TAIL = Path(__file__).with_name("settings_tail.md")
+"""What no setting says: flags of single commands, environment variables."""
 _HEAD = """# Settings
 
 Generated from `src/lightship/config.py` by `make docs`; `lightship fit --help` prints the same.
@@ -36,6 +38,7 @@ def text() -> str:
         "## lightship pack\n\n`lightship pack SRC DST` has flags of its own.\n\n"
         f"{_table(PackConfig, '', set())}"
     )
+    parts.append(_TAIL.read_text())
     return "\n".join(parts)
 
 
