@@ -19,7 +19,8 @@ class EMA(Callback):
     The decay rises as min(decay, (1 + n) / (10 + n)) with n the steps done before, so that early
     averages are not mostly the initial weights (`num_updates` of TensorFlow's
     ExponentialMovingAverage); it depends on the step alone, so resuming needs no other state.
-    Integer buffers are not averaged.
+    Integer buffers are not averaged. Averages of bfloat16 and float16 are float32: in their own
+    precision an update is less than half of the last digit, and lost.
 
     Within a fit, validation uses the average. A checkpoint's `state_dict` is the average; the
     training weights are saved beside it and restored on resume. After the fit the module holds the
@@ -54,7 +55,7 @@ class EMA(Callback):
         loaded = self._average or current
         # A new tensor in the weight's own memory format: the fast multi-tensor path needs it.
         self._average = {
-            name: torch.empty_like(weight).copy_(loaded[name]) for name, weight in current.items()
+            name: _empty_average(weight).copy_(loaded[name]) for name, weight in current.items()
         }
         dtypes = {weight.dtype for weight in current.values()}
         self._by_dtype = [
@@ -75,7 +76,11 @@ class EMA(Callback):
     def _update(self, steps_done: int) -> None:
         decay = min(self.decay, (1 + steps_done) / (10 + steps_done))
         for averages, weights in self._by_dtype:
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+            ends = weights
+            if weights[0].dtype != averages[0].dtype:  # lerp takes one type of both
+                ends = [torch.empty_like(average) for average in averages]
+                torch._foreach_copy_(ends, weights)
+            torch._foreach_lerp_(averages, ends, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Swap in the average; keep the training weights."""
@@ -91,7 +96,10 @@ class EMA(Callback):
             current = _floating(pl_module)
             for name, _ in pl_module.named_buffers():
                 if name in current:
-                    self._average[name].copy_(current[name])
+                    average, held = self._average[name], current[name]
+                    # What did not change is a rounding of the average.
+                    changed = held != average.to(held.dtype)
+                    average.copy_(torch.where(changed, held, average))
             _copy(self._training, current)
             self._training = None
 
@@ -127,6 +135,10 @@ def _floating(module: LightningModule) -> dict[str, Tensor]:
     """The module's own floating-point parameters and buffers (not copies) by state_dict name."""
     state = module.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def _empty_average(weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """The moving average: its value, where it is used and saved, and that resuming changes nothing."""
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +94,69 @@ def test_value_is_the_closed_formula(tmp_path, parts: int) -> None:
             assert not torch.equal(value, seen.steps[-1][key])
         else:
             assert torch.equal(value, seen.steps[-1][key])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_average_of_weights_in_half_precision_follows_them(dtype: torch.dtype) -> None:
+    """A weight and a buffer go from 1 to 2 in 5,000 steps; each is far less than a digit of both.
+
+    With validations, which put the average into the module and take it back.
+    """
+    module: Any = nn.BatchNorm1d(3).to(dtype)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    runner: Any = SimpleNamespace(optimizers=[optimizer], global_step=0)
+    average, steps = EMA(0.999), 5000
+    nn.init.ones_(module.weight)
+    average.on_fit_start(runner, module)
+    expected = 1.0
+    for step in range(steps):
+        value = 1 + step / steps
+        nn.init.constant_(module.weight, value)
+        nn.init.constant_(module.running_mean, value)
+        runner.global_step = step
+        optimizer.step()
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected += (1 - decay) * (value - expected)
+        average.on_validation_start(runner, module)
+        average.on_validation_end(runner, module)
+    assert module.weight[0].item() == pytest.approx(2, rel=0.01)
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    average.on_save_checkpoint(runner, module, checkpoint)
+    for name in ("weight", "running_mean"):
+        kept = checkpoint["state_dict"][name]
+        assert kept.dtype == torch.float32
+        assert kept.tolist() == pytest.approx([expected] * 3, rel=1e-3), name
+        assert checkpoint["ema_training_weights"][name].dtype == dtype
+    average.on_fit_end(runner, module)
+    assert module.weight.dtype == dtype
+    assert module.weight.tolist() == pytest.approx([expected] * 3, rel=0.01)
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_resuming_in_half_precision(tmp_path, is_older: bool) -> None:
+    """Exact; also from a checkpoint of an older version, whose average is bfloat16."""
+    path = tmp_path / "middle.ckpt"
+
+    def run(ckpt_path=None) -> tuple[list[dict], ImageClassifier]:
+        seen, module = WeightsAfterSteps(), batch_norm_classifier()
+        callbacks = [EMA(0.7), SaveAt(8, path), seen]
+        runner = trainer(tmp_path, callbacks=callbacks, max_epochs=2, precision="bf16-true")
+        runner.fit(module, BATCHES, ckpt_path=ckpt_path)
+        return seen.steps, module
+
+    steps, straight = run()
+    if is_older:
+        checkpoint = torch.load(path, weights_only=True)
+        for name, value in checkpoint["ema_training_weights"].items():
+            checkpoint["state_dict"][name] = checkpoint["state_dict"][name].to(value.dtype)
+        torch.save(checkpoint, path)
+    (start,), resumed = run(path)
+    assert_same(start, steps[8])
+    if not is_older:
+        assert_same(dict(resumed.state_dict()), dict(straight.state_dict()))
+    for key, value in straight.state_dict().items():
+        assert value.dtype in (torch.bfloat16, torch.int64)
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0.02, atol=0.01)
 
 
 def test_validation_sees_the_average_and_training_goes_on_without_it(tmp_path) -> None:
