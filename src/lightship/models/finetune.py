@@ -70,11 +70,12 @@ def batch_norms(net: nn.Module) -> list[_BatchNorm]:
 
 
 def _whole_modules(net: nn.Module, names: Collection[str]) -> Iterable[nn.Module]:
-    """The modules all of whose parameters are among `names`."""
+    """The modules of parameters among `names`, and of none else but what the net froze itself."""
     chosen = set(names)
     for prefix, part in net.named_modules(remove_duplicate=False):
-        own = [f"{prefix}.{name}".lstrip(".") for name, _ in part.named_parameters()]
-        if own and chosen.issuperset(own):
+        own = {f"{prefix}.{name}".lstrip("."): each for name, each in part.named_parameters()}
+        others = [each for name, each in own.items() if name not in chosen]
+        if len(others) < len(own) and not any(each.requires_grad for each in others):
             yield part
 
 

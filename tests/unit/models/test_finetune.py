@@ -9,6 +9,7 @@ from torch import nn
 
 from lightship.errors import ConfigError
 from lightship.models.finetune import frozen_parameters, lr_scales, rates_line, set_frozen
+from lightship.models.nets.speednet import speednet
 from lightship.models.nets.structure import head_parameters, layers
 from lightship.models.optim.build import build_optimizer
 from tests.support.own_nets import twenty_blocks
@@ -135,6 +136,28 @@ def test_a_frozen_layer_keeps_weights_statistics_and_drops_nothing() -> None:
     assert set_frozen(net, names, False)
     assert all(part.training for part in net.modules())
     assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "stages:2"])
+def test_a_layer_whose_scale_the_net_fixes_is_frozen_too(freeze: str) -> None:
+    net = speednet(4, 12)
+    frozen, images = frozen_parameters(net, "speednet", freeze), torch.randn(4, 3, 12, 12)
+    trained = {name for name, each in net.named_parameters() if each.requires_grad}
+    norms = {name: part for name, part in net.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    layers_of = {name.rpartition(".")[0] for name in frozen}
+    assert set_frozen(net, frozen, True)
+    assert {name for name, part in norms.items() if not part.training} == layers_of & set(norms)
+    assert (layers_of >= set(norms)) == (freeze == "backbone")
+    assert net.head.training
+    before = copy.deepcopy(net.state_dict())
+    net(images)
+    changed = {
+        key for key, value in net.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert {key.rpartition(".")[0] for key in changed} == set(norms) - layers_of
+    assert set_frozen(net, frozen, False)
+    assert all(part.training for part in net.modules())
+    assert {name for name, each in net.named_parameters() if each.requires_grad} == trained
 
 
 def test_the_line_of_rates() -> None:
