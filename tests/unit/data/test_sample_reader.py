@@ -2,6 +2,9 @@
 
 import dataclasses
 import gzip
+import os
+import resource
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +16,7 @@ from lightship import storage
 from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
 from lightship.data.sample_decoder import decode_all
-from lightship.data.sources import layouts
+from lightship.data.sources import gzip_file, layouts
 from lightship.errors import ConfigError, DataError
 from tests.support.images import bad_folder, encoded, little_set, parquet, put, tarred, zipped
 
@@ -122,6 +125,23 @@ def test_a_damaged_gzip_makes_all_its_samples_bad(tmp_path):
     for damaged in (whole[: len(whole) // 2], gzip.compress(b"short")):
         (tmp_path / "x.tgz").write_bytes(damaged)
         assert all(isinstance(data, DataError) for data in bytes_of(manifest))
+
+
+def test_a_full_temporary_folder_is_no_fault_of_the_data(tmp_path, monkeypatch):
+    put(str(tmp_path), {"x.tgz": tarred(little_set(("train",)), gzipped=True)})
+    manifest = layouts.scan(str(tmp_path))["train"]
+    monkeypatch.setattr(gzip_file, "_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bounds = resource.getrlimit(resource.RLIMIT_FSIZE)
+    are_open = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, bounds[1]))
+    try:
+        with pytest.raises(ConfigError, match=rf"{tmp_path} cannot hold x\.tgz .*\d bytes.*TMPDIR"):
+            bytes_of(manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
+    assert len(os.listdir("/proc/self/fd")) == are_open
+    assert len(bytes_of(manifest)) == len(manifest)
 
 
 def test_checksums_are_compared(tmp_path):

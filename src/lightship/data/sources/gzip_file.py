@@ -1,17 +1,17 @@
 """Gzipped files, unpacked as a whole: gzip cannot be read from the middle."""
 
+import contextlib
 import gzip
 import os
-import shutil
 import tempfile
 import zlib
 from typing import Any
 
 from lightship import storage
-from lightship.errors import DataError
+from lightship.errors import ConfigError, DataError
 from lightship.storage.bounds import check_unpacked
 
-_IN_MEMORY_BYTES = 2**28
+_IN_MEMORY_BYTES, _PIECE_BYTES = 2**28, 2**20
 
 
 class Gunzipped:
@@ -36,6 +36,10 @@ class Gunzipped:
         check_unpacked(self._file.tell(), self.packed_bytes, self.name)
         return data
 
+    def tell(self) -> int:
+        """How many bytes are unpacked."""
+        return self._file.tell()
+
     def seek(self, at: int) -> int:
         """Go to the byte `at`, or the end if that comes first."""
         check_unpacked(at, self.packed_bytes, self.name)
@@ -47,16 +51,32 @@ class Unpacked:
 
     Raises:
         DataError: It is damaged, or unpacks to far more than images do.
+        ConfigError: The temporary file cannot be written.
     """
 
     def __init__(self, url: str):
         self.plain = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 (kept open)
+        with contextlib.ExitStack() as unless_done:
+            unless_done.callback(self.close)
+            try:
+                with storage.open_binary(url) as packed:
+                    source = Gunzipped(packed, storage.base_name(url))
+                    while data := source.read(_PIECE_BYTES):
+                        self._write(data, source)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise DataError(f"a damaged gzip file ({error})") from error
+            unless_done.pop_all()
+
+    def _write(self, data: bytes, source: Gunzipped) -> None:
         try:
-            with storage.open_binary(url) as packed:
-                source: Any = Gunzipped(packed, storage.base_name(url))
-                shutil.copyfileobj(source, self.plain, 2**20)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"a damaged gzip file ({error})") from error
+            self.plain.write(data)
+            self.plain.flush()  # here, not in `read` or `close`
+        except OSError as error:
+            raise ConfigError(
+                f"{tempfile.tempdir} cannot hold {source.name} unpacked ({error}): it has "
+                f"{source.packed_bytes} bytes packed and {source.tell()} or more unpacked; TMPDIR "
+                "names another place"
+            ) from error
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the unpacked file. Raises DataError if it is shorter."""
@@ -68,4 +88,5 @@ class Unpacked:
 
     def close(self) -> None:
         """Free the memory or the temporary file."""
-        self.plain.close()
+        with contextlib.suppress(OSError):  # what could not be written is tried once more
+            self.plain.close()
