@@ -3,18 +3,20 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import stat
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lightship.errors import DataError
 from lightship.storage.backend import PIECE_BYTES, FileInfo, Selection, Source, wrong_length
-from lightship.storage.retry import Deadline, Limits
+from lightship.storage.retry import Deadline, Limits, with_retries
 
 _TEMPORARY = ".lightship-tmp"
 _OWN_STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
@@ -75,7 +77,7 @@ class Local:
         return data
 
     def open(self, deadline: Deadline, path: str) -> BinaryIO:
-        return open(path, "rb", opener=_open_file)
+        return io.BufferedReader(_File(path, "rb", opener=_open_file))
 
     def write(self, deadline: Deadline, path: str, source: Source) -> None:
         with whole_file(Path(path)) as temporary_path, temporary_path.open("wb") as out:
@@ -87,6 +89,21 @@ class Local:
 
     def remove(self, deadline: Deadline, path: str) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+class _File(io.FileIO):
+    """A file of which reads that fail are tried again: see errors.py for what fails for good.
+
+    An error of a disk or of a network mount (EIO, ESTALE) is no damage of what is read.
+    """
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what comes first, at most what fits in."""
+        try:
+            return os.readv(self.fileno(), [buffer])
+        except OSError:
+            again = partial(os.readv, self.fileno(), [buffer])
+            return with_retries(again, Deadline(str(self.name)))
 
 
 def _open_file(path: str, flags: int) -> int:

@@ -108,7 +108,7 @@ def read_span(backend: Backend, path: str, span: Span) -> Data:
 def open_binary(url: str) -> BinaryIO:
     """The file, read-only and seekable.
 
-    Remote reads have deadlines and retries; those of a local handle are the kernel's.
+    Reads that fail are tried again until a deadline. A local one that hangs is the kernel's.
     """
     backend, path = resolve(url)
     if isinstance(backend, Local | Archive):

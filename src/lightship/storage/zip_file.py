@@ -78,6 +78,8 @@ class ZipFile:
             raise
         except (zipfile.BadZipFile, ValueError, struct.error, EOFError, NotImplementedError,
                 OverflowError, MemoryError) as error:  # fmt: skip
+            if isinstance(error.__context__, LightshipError):  # which zipfile takes for damage
+                raise error.__context__ from None
             raise DataError(f"{name} is not a whole zip: {error}") from error
         infos = self._zip.infolist()
         size_bytes = stream.seek(0, os.SEEK_END)

@@ -1,7 +1,9 @@
 """Bytes of samples: in the order asked for, checked, by few requests."""
 
 import dataclasses
+import errno
 import gzip
+import math
 import os
 import resource
 import tempfile
@@ -17,6 +19,7 @@ from lightship.data import sample_reader
 from lightship.data.manifest import Manifest
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import gzip_file, layouts
+from lightship.data.sources.tar_members import read_members
 from lightship.errors import ConfigError, DataError
 from tests.support.images import bad_folder, encoded, little_set, parquet, put, tarred, zipped
 
@@ -142,6 +145,63 @@ def test_a_full_temporary_folder_is_no_fault_of_the_data(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
     assert len(os.listdir("/proc/self/fd")) == are_open
     assert len(bytes_of(manifest)) == len(manifest)
+
+
+def failing_mount(monkeypatch, times: float, number: int = errno.EIO) -> list[int]:
+    """Let so many reads of open local files fail, as on a network mount; they are listed."""
+    readv, failed = os.readv, list[int]()
+
+    def read(descriptor, buffers):
+        if len(failed) < times:
+            failed.append(descriptor)
+            raise OSError(number, os.strerror(number))
+        return readv(descriptor, buffers)
+
+    monkeypatch.setattr(os, "readv", read)
+    return failed
+
+
+CONTAINERS = {
+    "x.tar": lambda: tarred(little_set(("train",))),
+    "x.tgz": lambda: tarred(little_set(("train",)), gzipped=True),
+    "x.zip": lambda: zipped(little_set(("train",))),
+    "x.parquet": lambda: min(parquet(little_set(("train",)), per_file=99).values()),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_reads_that_fail_on_a_mount_are_tried_again(tmp_path, monkeypatch, name):
+    put(str(tmp_path), {name: CONTAINERS[name]()})
+    root = str(tmp_path / name)
+    whole = bytes_of(layouts.scan(root)["train"])
+    storage.registry._BACKENDS.clear()  # an open zip has read its directory
+    failed = failing_mount(monkeypatch, 2, errno.ESTALE)
+    manifest = layouts.scan(root)["train"]
+    assert len(failed) == 2
+    if name in ("x.tgz", "x.parquet"):
+        failed.clear()
+    assert bytes_of(manifest) == whole
+    assert len(failed) == 2
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_mount_that_stays_away_is_no_damage(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "0.3")
+    put(str(tmp_path), {name: CONTAINERS[name]()})
+    manifest = layouts.scan(str(tmp_path / name))["train"]
+    storage.registry._BACKENDS.clear()
+    failing_mount(monkeypatch, math.inf)
+    with pytest.raises(storage.StorageTimeout, match="Input/output error"):
+        layouts.scan(str(tmp_path / name))
+    if name != "x.tar":  # whose samples are read without it
+        with pytest.raises(storage.StorageTimeout, match="Input/output error"):
+            bytes_of(manifest)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(monkeypatch):
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "0.3")
+    with pytest.raises(storage.StorageTimeout, match="Input/output error"):
+        read_members("/proc/self/mem", False, "x.tar")  # whose first page gives EIO
 
 
 def test_checksums_are_compared(tmp_path):
