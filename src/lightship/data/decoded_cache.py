@@ -156,7 +156,7 @@ def key_of(manifest: Manifest, settings: Sequence[object]) -> str | None:
         return None
     versions = [VERSION, *map(metadata.version, _DECODERS)]
     digest = hashlib.sha256(json.dumps([manifest.fingerprint(), versions, settings]).encode())
-    if (manifest.crc32 < 0).any():
+    if not manifest.is_checked:
         if storage.is_remote(manifest.root):
             return None
         try:

@@ -59,6 +59,9 @@ class Manifest:
     predictions. They are no part of the fingerprint."""
     max_sample_bytes: int = 2**30
     """A larger sample is unreadable (`--data.max_sample_mib`); not saved."""
+    scan_id: str = ""
+    """Of the scan that found the samples, the same whenever its run starts again; empty: not known.
+    Not saved, and no part of the fingerprint."""
     not_read: str = ""
     """What else lies at the root and no reader takes, in words (`24 .heic files`)."""
     mapped: MappedSplit | None = field(default=None, repr=False, compare=False)
@@ -122,6 +125,14 @@ class Manifest:
         is_unlabelled = self.label < 0
         return int(np.argmax(is_unlabelled)) if is_unlabelled.any() else None
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether each sample has a checksum, by which its content is known."""
+        crc32 = self.crc32
+        if crc32.dtype.kind == "u":  # as a mapped column without -1: no pass over it
+            return True
+        return int((crc32 if crc32.strides[0] else crc32[:1]).min(initial=0)) >= 0
+
     def blocks(self) -> Blocks:
         """Neighbouring samples that are read together: about 4 MiB each, or row groups.
 
@@ -168,6 +179,16 @@ class Manifest:
             members=None if self.members is None else [self.members[i] for i in ids.tolist()],
             **{column: getattr(self, column)[ids] for column in NUMBERS[1:]},
         )
+
+    def content_key(self) -> str | None:
+        """What tells the samples' bytes from others under the same names; None: nothing does.
+
+        Without checksums that is the scan: an object may be overwritten by one of the same length,
+        and its bytes are then those of this run, from its first epoch to its last restart.
+        """
+        if self.is_checked:
+            return self.fingerprint()
+        return f"{self.fingerprint()} {self.scan_id}" if self.scan_id else None
 
     def fingerprint(self) -> str:
         """Hex digest of all but `root`: equal where the same samples come in the same order."""

@@ -16,7 +16,7 @@ from lightship.data.manifest_table import check_table, open_table, write_table
 from lightship.data.sources import layouts, roots
 from lightship.data.table_cache import Table
 from lightship.distributed import comm
-from lightship.errors import DataError
+from lightship.errors import ConfigError, DataError
 from lightship.redaction import canonical
 
 logger = logging.getLogger(__name__)
@@ -138,8 +138,27 @@ def _write_and_upload(splits: Mapping[str, Manifest], url: str | None) -> Table:
 
 def _on_every_rank(config: DataConfig, find: Callable[[], Table]) -> dict[str, Manifest]:
     """The splits of the table that rank 0 finds, mapped from one copy a node."""
-    columns = table_cache.copy_to_node(comm.broadcast_from_rank_0(find))
-    return _at_local_root(config, open_table(columns))
+
+    def find_and_name() -> tuple[Table, str]:
+        table = find()
+        needs_id = config.cache_gib and storage.is_remote(config.root)
+        return table, _scan_id(table) if needs_id else ""
+
+    table, scan_id = comm.broadcast_from_rank_0(find_and_name)
+    columns = table_cache.copy_to_node(table)
+    return _at_local_root(config, open_table(columns), scan_id)
+
+
+def _scan_id(table: Table) -> str:
+    """`Manifest.scan_id`: where the table lies, and since when. Rank 0; blocks."""
+    if table.url is None:
+        return ""
+    try:
+        made_s = storage.modified_s(table.url)
+    except ConfigError as error:  # a file system that does not know
+        logger.warning(f"images without checksums are not cached (--data.cache_gib): {error}")
+        return ""
+    return hashlib.sha256(f"{canonical(table.url)}\n{made_s}".encode()).hexdigest()[:32]
 
 
 def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manifest:
@@ -161,10 +180,12 @@ def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manife
     return _on_every_rank(config, find)["predict"]
 
 
-def _at_local_root(config: DataConfig, splits: dict[str, Manifest]) -> dict[str, Manifest]:
+def _at_local_root(
+    config: DataConfig, splits: dict[str, Manifest], scan_id: str
+) -> dict[str, Manifest]:
     """The same tables on every node, with the path where this node keeps a downloaded archive."""
     root = comm.local_rank_0_first(partial(roots.resolve_root, config.root, config.root_md5))
     return {
-        split: dataclasses.replace(table, root=root).within(config.max_sample_mib)
+        split: dataclasses.replace(table, root=root, scan_id=scan_id).within(config.max_sample_mib)
         for split, table in splits.items()
     }

@@ -35,7 +35,7 @@ class BlockCache:
     Args:
         folder: Local folder; made if missing.
         max_bytes: Bound of all files, of all ranks of the node.
-        of: Identifies the data set and its version (`Manifest.fingerprint`).
+        of: Identifies the data set and its version (`Manifest.content_key`).
     """
 
     def __init__(self, folder: Path, max_bytes: int, of: str) -> None:

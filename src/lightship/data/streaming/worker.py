@@ -152,8 +152,7 @@ def _make_batches(
 
 def _fetcher(task: Task) -> Fetcher:
     cache = None
-    if task.cache_bytes:
-        of = task.manifest.fingerprint()
+    if task.cache_bytes and (of := task.manifest.content_key()) is not None:
         cache = BlockCache(storage.cache_path("blocks"), task.cache_bytes, of)
     return Fetcher(
         task.manifest,

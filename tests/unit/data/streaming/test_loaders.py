@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from lightship import storage
+from lightship.config import DataConfig
 from lightship.data import manifest as manifests
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
@@ -33,6 +34,7 @@ from lightship.data.sample_reader import checked
 from lightship.data.shares import EvalShare, TrainShare
 from lightship.data.size_schedule import SizeSchedule
 from lightship.data.sources import layouts
+from lightship.data.splits import load_splits
 from lightship.data.streaming import cache as cache_module
 from lightship.data.streaming.cache import BlockCache, CachedReads
 from lightship.data.streaming.loaders import StreamedEvalLoader, StreamedSplit, StreamedTrainLoader
@@ -372,7 +374,7 @@ class TestBlockCache:
     @pytest.fixture
     def remote(self, s3: S3Server, files: Files) -> Manifest:
         root = put(s3.url("cached"), webdataset(files, shard_size=50))
-        return layouts.scan(root)["train"]
+        return replace(layouts.scan(root)["train"], scan_id="a run's")
 
     @pytest.fixture(autouse=True)
     def of_this_test(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -406,6 +408,32 @@ class TestBlockCache:
             again, gets = self.reads(s3, split, PLACES, rank=rank, world_size=2)
             assert gets == 0, "whatever part of the blocks a rank needs"
             assert again[1, 2] == first[1, 2][12 * rank : 12 * rank + 12]
+
+    def test_objects_without_checksums_are_cached_for_their_run_alone(
+        self, s3: S3Server, of_this_test: Path, tmp_path: Path
+    ) -> None:
+        """Another run may come after one was overwritten, by one of the same length."""
+        content = little_set(("train",), per_class=40, image_format="bmp")
+        assert len(set(map(len, content.values()))) == 1
+        root = put(s3.url("overwritten"), content)
+        config = DataConfig(root=root, val_fraction=0, cache_gib=1)
+
+        def batches(output: str | None) -> tuple[Pixels, int]:
+            train = load_splits(config, output and str(tmp_path / output), "train")["train"]
+            return self.reads(s3, streamed(train, cache_bytes=2**30), PLACES)
+
+        first, gets = batches("run")
+        self.stored(of_this_test, gets)
+        names = sorted(content)
+        content.update(zip(names, [content[name] for name in reversed(names)], strict=True))
+        put(root, content)
+        assert batches("run") == (first, 0), "a restart goes on with the same bytes"
+        again, gets = batches("another")
+        assert again == resident(layouts.scan(root)["train"], PLACES) != first
+        assert gets > 0
+        uncached = batches(None)
+        assert uncached == batches(None), "beside no run they are read each time"
+        assert uncached[1] > gets
 
     def test_damage_is_noticed_and_read_anew(
         self, s3: S3Server, remote: Manifest, of_this_test: Path
