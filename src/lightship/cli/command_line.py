@@ -32,6 +32,8 @@ _FROM_THE_START = ("fit", "doctor")
 """Commands that need no existing run at run.output."""
 _OF_A_RUN = (None, "best", "last")
 """Values of --ckpt_path that name a checkpoint of the run."""
+_GIVEN = "given"
+"""Key of a namespace for the settings that the flags and --config files hold."""
 _OF_ANOTHER_ROOT = {"data.root_md5": None}
 """Settings that belong to a root: another root resets them."""
 _Sections = Mapping[str, Mapping[str, Any]]
@@ -102,17 +104,18 @@ def _parsed(
         if own is not None:
             _set_defaults(parser, own, "config.yaml of --run.output", ConfigError)
         table: size_table.Table = ()
+        given: set[str] = set()
         for source in sources:
-            table = _apply_config(parser, source, table)
+            table, fields = _apply_config(parser, source, table)
+            given |= fields
         if _gives_root(flags):
             parser.set_defaults(_OF_ANOTHER_ROOT)
         # jsonargparse reserves the name; the parser has it only for the help.
         flags = with_brackets([flag for flag in flags if flag != "--print_config"])
         namespace = parser.parse_args(flags)
-        if table:
-            given = vars(parser.parse_args(flags, defaults=False).as_flat())
-            table = size_table.without_settings(table, given)
-        namespace[size_table.KEY] = table
+        flagged = vars(parser.parse_args(flags, defaults=False).as_flat()).keys()
+        namespace[size_table.KEY] = size_table.without_settings(table, flagged)
+        namespace[_GIVEN] = frozenset(given | flagged)
         return namespace
     except ArgumentError as error:
         raise UsageError(explain(str(error), parser)) from None
@@ -187,7 +190,9 @@ def overview() -> str:
     )
 
 
-def _apply_config(parser: ArgumentParser, source: str, table: size_table.Table) -> size_table.Table:
+def _apply_config(
+    parser: ArgumentParser, source: str, table: size_table.Table
+) -> tuple[size_table.Table, set[str]]:
     """Set a config's values as the parser's defaults, so that flags override them.
 
     Args:
@@ -196,7 +201,8 @@ def _apply_config(parser: ArgumentParser, source: str, table: size_table.Table) 
         table: Of the configs before.
 
     Returns:
-        The table of this config; without one that before, less the settings of this config.
+        The table of this config; without one that before, less the settings of this config. And
+        the names of these settings.
     """
     shown = f"--config {redact(source)}"
     try:
@@ -217,7 +223,7 @@ def _apply_config(parser: ArgumentParser, source: str, table: size_table.Table) 
             raise UsageError(f"{shown}: {section} must hold fields, as in '{section}:'")
     _set_defaults(parser, content, shown)
     fields = {f"{section}.{name}" for section in content for name in content[section]}
-    return own_table or size_table.without_settings(table, fields)
+    return own_table or size_table.without_settings(table, fields), fields
 
 
 def _table(parser: ArgumentParser, rows: Any, where: str) -> size_table.Table:
@@ -317,6 +323,7 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
         namespace.get("export"),
         format=kind,
         wrong=wrong,
+        given=namespace[_GIVEN],
         by_train_images=namespace[size_table.KEY],
         is_on_its_data=own is not None
         and config.is_same_root(str(own["data"]["root"]), settings.data.root),

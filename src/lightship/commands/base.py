@@ -21,6 +21,8 @@ class Command:
         is_on_its_data: Whether data.root is that of the run at run.output.
         named_net: model.net of the command line and its --config files, not of the run's own file:
             the only import path that is called without model.trust.
+        given: Settings (`section.field`) of the command line and its --config files, not of the
+            run's own file.
         by_train_images: Settings that a fit chooses by the number of training images.
         only_prints_config: Whether to print the settings and exit.
     """
@@ -34,6 +36,7 @@ class Command:
     wrong: str = ""
     is_on_its_data: bool = False
     named_net: str = ""
+    given: frozenset[str] = frozenset()
     by_train_images: size_table.Table = ()
     only_prints_config: bool = False
 

@@ -26,7 +26,11 @@ from lightship.distributed import comm
 
 logger = logging.getLogger(__name__)
 _STATISTICS_IMAGES, _STATISTICS_AT_ONCE = 1024, 128
-IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+FIXED_STATISTICS = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "none": ([0.0] * 3, [1.0] * 3),
+}
+"""data.normalize -> mean and deviation of each channel, where they are not of the images."""
 
 
 class ImageData(LightningDataModule):
@@ -149,10 +153,8 @@ class ImageData(LightningDataModule):
         return mean, std
 
     def _statistics(self) -> tuple[list[float], list[float]]:
-        if self.config.normalize == "imagenet":
-            return IMAGENET_MEAN, IMAGENET_STD
-        if self.config.normalize == "none":
-            return [0.0] * 3, [1.0] * 3
+        if self.config.normalize in FIXED_STATISTICS:
+            return FIXED_STATISTICS[self.config.normalize]
         train = self.prepare("train")
         ids = train.spread(_STATISTICS_IMAGES)
         parts = -(-len(ids) // _STATISTICS_AT_ONCE)
