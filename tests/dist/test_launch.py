@@ -91,6 +91,35 @@ def test_nodes_that_do_not_come(job, conf: str, line: str) -> None:
         ),
         ({"PET_NPROC_PER_NODE": "gpus"}, "PET_NPROC_PER_NODE is 'gpus'"),
         ({"PET_NPROC_PER_NODE": "0", "PET_NNODES": "2"}, "PET_NPROC_PER_NODE is 0"),
+        *(
+            (
+                {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": endpoint},
+                f"PET_RDZV_ENDPOINT is '{endpoint}'; it must be HOST:PORT with a port from 1 to",
+            )
+            for endpoint in ("node-0:abc", "localhost:99999", "/node-0:29400")
+        ),
+        (
+            {"PET_NNODES": "2", "PET_MASTER_ADDR": "node-0/", "PET_MASTER_PORT": "29400"},
+            "PET_MASTER_ADDR:PET_MASTER_PORT is 'node-0/:29400'",
+        ),
+        (
+            {
+                "PET_NNODES": "2",
+                "PET_RDZV_BACKEND": "static",
+                "PET_NODE_RANK": "0",
+                "PET_RDZV_ENDPOINT": "localhost",
+            },
+            "PET_RDZV_ENDPOINT is 'localhost'; it must be HOST:PORT",
+        ),
+        *(
+            ({"PET_RDZV_CONF": conf}, f"PET_RDZV_CONF has {conf}; it must be a whole number from 1")
+            for conf in ("join_timeout=10m", "read_timeout=x", "keep_alive_interval=0")
+        ),
+        ({"PET_RDZV_CONF": "is_host=perhaps"}, "is_host=perhaps; it must be true or false"),
+        (
+            {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "localhost", "PET_RDZV_BACKEND": "foo"},
+            "PET_RDZV_BACKEND is 'foo'; it must be c10d or another",
+        ),
     ],
 )
 def test_a_wrong_environment(job, environment: dict[str, str], line: str) -> None:
@@ -98,6 +127,7 @@ def test_a_wrong_environment(job, environment: dict[str, str], line: str) -> Non
     agent = job().start(f"--trainer.devices={devices}", **environment)
     assert agent.wait() == 78, agent.said
     assert line in agent.said
+    assert "Traceback" not in agent.said
 
 
 def test_one_image_a_device_and_batchnorm(job) -> None:

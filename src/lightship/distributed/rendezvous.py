@@ -34,6 +34,12 @@ from lightship.errors import ConfigError, TimeoutExpired
 
 logger = logging.getLogger(__name__)
 _PORT = 29400
+_NUMBERS = (
+    "close_timeout", "heartbeat_timeout", "join_timeout", "keep_alive_interval",
+    "keep_alive_max_attempt", "last_call_timeout", "read_timeout", "timeout",
+)  # fmt: skip
+"""Of PET_RDZV_CONF."""
+_MAX_NUMBER = 10**8
 MAX_RESTARTS = 3
 """Default of PET_MAX_RESTARTS where work resumes; torchrun's own 0 suits scripts that cannot."""
 
@@ -83,16 +89,44 @@ def launch_settings(processes: int, log_path: Path, is_resumable: bool) -> Launc
         raise ConfigError(f"a PET_* variable is wrong: {error}") from None
     if is_host is not None and settings.rdzv_backend == "c10d":
         settings.rdzv_configs.setdefault("is_host", is_host)
+    _check(settings)
     return settings
 
 
-def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
-    """Connect to the rendezvous. Blocks until its host is up, for join_timeout at most.
+def _check(settings: LaunchConfig) -> None:
+    """Raise ConfigError for values that torch reads only when the rendezvous is opened."""
+    given = _parameters(settings)
+    for name in _NUMBERS:
+        value = str(given.get(name, 1))
+        if not value.isdecimal() or not 0 < int(value) <= _MAX_NUMBER:
+            raise ConfigError(
+                f"PET_RDZV_CONF has {name}={value}; it must be a whole number from 1 to "
+                f"{_MAX_NUMBER}"
+            )
+    try:
+        given.get_as_bool("is_host")
+    except ValueError:
+        raise ConfigError(
+            f"PET_RDZV_CONF has is_host={given.get('is_host')}; it must be true or false"
+        ) from None
+    is_address = given.backend in ("c10d", "static") and given.get("store_type") != "file"
+    if settings.max_nodes == 1 or not is_address:
+        return
+    try:
+        default = -1 if given.backend == "static" else _PORT
+        _, port = parse_rendezvous_endpoint(given.endpoint, default)
+    except ValueError:
+        port = -1
+    if port < 1:
+        is_endpoint = "PET_RDZV_ENDPOINT" in os.environ
+        names = "PET_RDZV_ENDPOINT" if is_endpoint else "PET_MASTER_ADDR:PET_MASTER_PORT"
+        raise ConfigError(
+            f"{names} is '{given.endpoint}'; it must be HOST:PORT with a port from 1 to 65535"
+        )
 
-    Raises:
-        TimeoutExpired: The host did not come up.
-    """
-    parameters = RendezvousParameters(
+
+def _parameters(settings: LaunchConfig) -> RendezvousParameters:
+    return RendezvousParameters(
         backend=settings.rdzv_backend,
         endpoint=settings.rdzv_endpoint,
         run_id=settings.run_id,
@@ -101,6 +135,16 @@ def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
         local_addr=settings.local_addr,
         **settings.rdzv_configs,
     )
+
+
+def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
+    """Connect to the rendezvous. Blocks until its host is up, for join_timeout at most.
+
+    Raises:
+        TimeoutExpired: The host did not come up.
+        ConfigError: There is no such kind of rendezvous.
+    """
+    parameters = _parameters(settings)
     wait_s = parameters.get_as_int("join_timeout", 600) or 600
     until = time.monotonic() + wait_s
     open_handler = _opener(settings, parameters)
@@ -128,7 +172,7 @@ def _opener(
     if settings.rdzv_backend == "static":
         return partial(_open_static, parameters)
     if settings.rdzv_backend != "c10d":
-        return partial(get_rendezvous_handler, parameters)
+        return partial(_open_registered, parameters)
     if settings.max_nodes == 1:
         return partial(_open_on_one_node, parameters)
     secret = run_secret()
@@ -177,6 +221,17 @@ def _tcp_store(parameters: RendezvousParameters) -> dist.Store:
         return dist.TCPStore(host, port, is_master=False, timeout=timeout)
     except (OSError, RuntimeError, ValueError) as error:
         raise RendezvousConnectionError(f"cannot connect to {parameters.endpoint}") from error
+
+
+def _open_registered(parameters: RendezvousParameters) -> RendezvousHandler:
+    """A rendezvous that is torch's own or registered with it. Raises ConfigError."""
+    try:
+        return get_rendezvous_handler(parameters)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"PET_RDZV_BACKEND is '{parameters.backend}'; it must be c10d or another that is "
+            f"installed: {error}"
+        ) from None
 
 
 def _open_static(parameters: RendezvousParameters) -> RendezvousHandler:
