@@ -136,7 +136,7 @@ def key_of_split(config: DataConfig, manifest: Manifest, size_px: int) -> str | 
     if not config.decoded_cache_gib or manifest.size_bytes < CACHED_BYTES:
         return None
     limits = {**asdict(ImageLimits.of(config)), "flags": None, "memory_bytes": None}
-    return key_of(manifest, [size_px, resize_of(config), limits])
+    return key_of(manifest, [size_px, resize_of(config), limits, manifest.max_sample_bytes])
 
 
 def key_of(manifest: Manifest, settings: Sequence[object]) -> str | None:

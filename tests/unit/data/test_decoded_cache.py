@@ -13,6 +13,7 @@ from lightship.data import decoded_cache, image_split
 from lightship.data.decoded_cache import DecodedCache, key_of
 from lightship.data.image_split import ImageSplit
 from lightship.data.sources import layouts
+from lightship.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 5, 3), np.uint8)
 BYTES = PIXELS.nbytes + 64
@@ -110,7 +111,8 @@ def test_a_split_is_decoded_once_for_each_content(
     manifest = layouts.scan(str(tmp_path / "images"))["train"]
 
     def colours(manifest=manifest, **settings) -> np.ndarray:
-        split = ImageSplit(DataConfig(**settings), "train", manifest, None)
+        config = DataConfig(**settings)
+        split = ImageSplit(config, "train", manifest, config.image_size_px)
         assert split.decoded is not None
         return split.decoded.numpy()[:, 0, 0].copy()
 
@@ -127,8 +129,11 @@ def test_a_split_is_decoded_once_for_each_content(
     assert decoded == [1, 1]
     colours(image_size_px=4)
     assert decoded == [1, 1, 1]
-    colours(decoded_cache_gib=0)
+    with pytest.raises(DataError, match=r"has \d+ bytes, more than max_sample_mib"):
+        colours(manifest.within(1e-5), image_size_px=4)
     assert decoded == [1] * 4
+    colours(decoded_cache_gib=0)
+    assert decoded == [1] * 5
 
 
 def test_what_has_no_sign_of_its_content_is_not_cached(tmp_path: Path) -> None:
