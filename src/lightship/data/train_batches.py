@@ -20,7 +20,12 @@ def build_augment(config: DataConfig, seed: int) -> Augment:
 
 
 def check_batches(config: DataConfig, share: TrainShare, image_size_px: int | None) -> None:
-    """Check that the augmentation suits the size of batches and images (None: not known).
+    """Check that the augmentation suits the size of batches and images.
+
+    Args:
+        config: The data section.
+        share: The rank's batches.
+        image_size_px: Side of the images, without `sizes_px` also in training; None: not known.
 
     Raises:
         ConfigError: It does not.
@@ -31,8 +36,10 @@ def check_batches(config: DataConfig, share: TrainShare, image_size_px: int | No
             f"mixup and cutmix mix pairs: the device's batch is {per_device} "
             "(--data.global_batch_size / devices / parts); it must be even"
         )
-    if image_size_px and config.crop_padding_px >= image_size_px:
+    smallest_px = min(config.sizes_px) if config.sizes_px else image_size_px
+    if smallest_px and config.crop_padding_px >= smallest_px:
+        where = " (the least of --data.sizes_px)" if config.sizes_px else ""
         raise ConfigError(
             f"--data.crop_padding_px is {config.crop_padding_px}; it must be less than the "
-            f"image's {image_size_px} px"
+            f"image's {smallest_px} px{where}"
         )

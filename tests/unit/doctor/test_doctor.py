@@ -436,6 +436,11 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         lambda lab: lab.finding("configuration", "--data.global_batch_size=33",
                                 "--data.mixup_alpha=0.2"),
         "fail", "must be even", "change the named flag"),
+    "padding as large as the smallest images": (
+        lambda lab: lab.finding("configuration", "--data.sizes_px=4,32", "--data.image_size_px=32",
+                                "--data.crop_padding_px=4"),
+        "fail", "crop_padding_px is 4; .* less than the image's 4 px .*--data.sizes_px",
+        "change the named flag"),
     "precision unknown to Lightning": (
         lambda lab: lab.finding("configuration", "--trainer.precision=17"), "fail",
         "--trainer.precision 17", "change the named flag"),
