@@ -97,5 +97,5 @@ def _real_images(config: Config, model: ImageClassifier) -> tuple[Tensor, str]:
     )
     good = torch.from_numpy(images[~np.isin(ids, list(bad.reasons))]).permute(0, 3, 1, 2)
     if len(good) < 2:
-        raise DataError(f"only one image of {split} at --data.root {shown}")
+        raise DataError(f"fewer than two images of {split} can be read at --data.root {shown}")
     return good, f"{len(good)} images of {split} at {shown}"

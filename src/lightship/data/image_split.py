@@ -89,11 +89,10 @@ class ImageSplit:
     ) -> tuple[np.ndarray, BadSamples]:
         """([K, S, S, 3] uint8 of `ids`, or of all, black where bad; the bad ones). Blocks."""
         if self._is_for_worker(ids):
-            count = len(self.manifest) if ids is None else len(ids)
-            bad = BadSamples(self.manifest, count, max_bad_fraction)
+            bad = BadSamples(self.manifest, len(self.manifest), max_bad_fraction)
             split = replace(self._streamed(_CPU), bad=bad)
             if ids is None:
-                return read_all(split, np.arange(count)), bad
+                return read_all(split, np.arange(len(self.manifest))), bad
             each, places = np.unique(ids, return_inverse=True)
             return read_all(split, each)[places], bad
         return decode_all(

@@ -87,19 +87,19 @@ def decode_all(
         image_size_px: Make squares of this side (`fit_square`); None: all must have one size.
         resize: How; None: images must have that side instead.
         threads: Decoding threads.
-        max_bad_fraction: Largest share of N that may be bad and is left black; None: raise at the
-            first.
+        max_bad_fraction: Largest share of the split that may be bad and is left black; None: raise
+            at the first.
         limits: What decoding an image may cost.
 
     Returns:
         ([N, H, W, 3] uint8 in the order of `ids`; those that could not be read).
 
     Raises:
-        DataError: A bad sample, too many or all, or images of two sizes.
+        DataError: A bad sample, too many or all of the split, or images of two sizes.
     """
     ids = np.arange(len(manifest)) if ids is None else np.asarray(ids, dtype=np.int64)
     order = np.lexsort((manifest.offset[ids], manifest.file_index[ids]))
-    result = _Result(manifest, ids, max_bad_fraction)
+    result = _Result(manifest, ids, max_bad_fraction, image_size_px or 0)
     decoder = SampleDecoder(manifest, image_size_px, resize, limits)
     pool = ThreadPoolExecutor(threads)
     waiting: deque[tuple[list[int], Future[list[np.ndarray | DataError]]]] = deque()
@@ -127,10 +127,11 @@ class _Result:
         manifest: Manifest,
         ids: np.ndarray,
         max_bad_fraction: float | None,
+        size_px: int,
     ):
         self.manifest, self.ids = manifest, ids
-        self.bad = BadSamples(manifest, len(ids), max_bad_fraction)
-        self.images = np.zeros((0, 0, 0, 3), dtype=np.uint8)
+        self.bad = BadSamples(manifest, len(manifest), max_bad_fraction)
+        self.images = np.zeros((len(ids), size_px, size_px, 3), dtype=np.uint8)
         self.first = ""
 
     def put(self, place: int, image: np.ndarray | DataError) -> None:

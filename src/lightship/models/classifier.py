@@ -16,7 +16,7 @@ from lightship.checkpoint.loading import MODEL_KEYS, load_ckpt_path
 from lightship.config import OptimConfig
 from lightship.data.batch import NOT_COUNTED, Batch
 from lightship.data.images.resize import Resize
-from lightship.errors import ConfigError
+from lightship.errors import ConfigError, DataError
 from lightship.models.finetune import (
     freeze_statistics,
     frozen_parameters,
@@ -232,8 +232,13 @@ class ImageClassifier(LightningModule):
 
         Args:
             images: [N, 3, S, S] uint8, the same on every rank.
+
+        Raises:
+            DataError: The net needs images, and there are none.
         """
         if self.wants_images:
+            if not len(images):
+                raise DataError("no image that the net can start from can be read (--data.root)")
             normalised = torch.addcmul(self._shift, images.float(), self._scale)
             self.net.init_from_images(normalised)  # type: ignore[operator]
 

@@ -42,6 +42,8 @@ def collect_report(
 def _examples(model: ImageClassifier, data: ImageData, split: str, count: int) -> list[Shown]:
     """Predictions for `count` images spread evenly over the split."""
     images, labels, ids = data.examples(split, count)
+    if not len(images):
+        return []
     probabilities = model.probabilities(images)
     names, manifest = model.class_names, data.manifests[split]
     return [

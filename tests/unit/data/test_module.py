@@ -124,6 +124,21 @@ def test_no_image_that_can_be_read(tmp_path: Path, mode: str) -> None:
         ready(root, mode=mode, on_error="skip", max_bad_fraction=1.0)
 
 
+@pytest.mark.parametrize("mode", ["resident", "streaming", "streaming without the worker"])
+def test_examples_may_all_be_bad(tmp_path: Path, mode: str, monkeypatch) -> None:
+    """As long as the split has others."""
+    if "without" in mode:
+        monkeypatch.setattr(ImageSplit, "_is_for_worker", lambda self, ids: False)
+    root = folder(tmp_path, train=[png(20, 20)] * 6, val=[b"no image", *[png(20, 20)] * 3])
+    skip = {"on_error": "skip", "max_bad_fraction": 0.3}
+    data = ready(root, "train", "val", mode=mode.partition(" ")[0], image_size_px=20, **skip)
+    images, labels, ids = data.examples("val", 1)
+    assert images.shape == (0, 3, 20, 20)
+    assert labels.shape == ids.shape == (0,)
+    assert data.images("val", np.array([0])) == {}
+    assert list(data.images("val", np.array([0, 2]))) == [2]
+
+
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_the_bound_of_an_images_size_is_kept_in_every_mode(tmp_path: Path, mode: str) -> None:
     root = folder(tmp_path, train=[png(20, 20)] * 5 + [png(60, 60)])

@@ -99,6 +99,8 @@ class FrozenBackbone(Callback):
 
 def _reason_here(trainer: Trainer, model: ImageClassifier, head: Head, images: torch.Tensor) -> str:
     """Why features cannot be used, as this rank finds on some images; empty if they can."""
+    if not len(images):
+        return "no image to try them on can be read"
     with evaluation_mode(model.net), trainer.precision_plugin.forward_context():
         pixels = model.normalized(images)
         try:
