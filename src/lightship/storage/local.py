@@ -163,14 +163,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary_path = path.parent / f".{uuid.uuid4().hex}{_TEMPORARY}"
     try:
         yield temporary_path
-        _fsync(temporary_path)
-        os.replace(temporary_path, path)
-    except FileNotFoundError as error:
-        if str(error.filename) == str(temporary_path) and path.parent.is_dir():
-            # A later start of the run has tidied up. Written again: its caller then sees who owns
-            # the run.
-            raise OSError(errno.ESTALE, "removed while it was written", str(path)) from error
-        raise
+        _make_durable(temporary_path, path)
     except BaseException:
         temporary_path.unlink(missing_ok=True)
         raise
@@ -180,6 +173,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         # A bucket mounted as a folder cannot sync folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
+
+
+def _make_durable(temporary_path: Path, path: Path) -> None:
+    """Flush a file that is written, and give it its name."""
+    try:
+        _fsync(temporary_path)
+        os.replace(temporary_path, path)
+    except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            raise
+        # A later start of the run has tidied up. The write is tried again; its caller then sees
+        # who owns the run.
+        raise OSError(errno.ESTALE, "removed while it was written", str(path)) from error
 
 
 def remove_temporaries(folder: Path) -> None:
