@@ -48,6 +48,14 @@ def workers(folder: Path) -> set[int]:
     return found
 
 
+def wait_for_workers_end(folder: Path) -> None:
+    """They see the end of their run, and finish the image that they are decoding."""
+    until = time.monotonic() + 20
+    while workers(folder):
+        assert time.monotonic() < until, "a worker outlived its run"
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_streamed_is_resident_bit_for_bit(
     where: str, images: str, resident, tmp_path: Path, request: pytest.FixtureRequest
@@ -66,10 +74,7 @@ def test_killed_and_started_again_until_it_is_done(images: str, resident, tmp_pa
     numbers = random.Random(5)
     for kind in ("random", "in a write", "random"):
         kill_once(job, kind, numbers)
-        until = time.monotonic() + 30
-        while workers(tmp_path):
-            assert time.monotonic() < until, "a worker outlived its run"
-            time.sleep(0.05)
+        wait_for_workers_end(tmp_path)
     assert_as_if_never_killed(job, *resident)
 
 
@@ -80,7 +85,7 @@ def test_told_to_stop(images: str, resident, tmp_path: Path) -> None:
         assert workers(tmp_path)
         child.signal(signal.SIGTERM)
         assert child.wait(60) == 143, child.output
-        assert not workers(tmp_path)
+        wait_for_workers_end(tmp_path)
         assert "Traceback" not in child.output
         newest = job.newest()
         assert newest is not None
