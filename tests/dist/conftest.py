@@ -157,6 +157,10 @@ class Job:
     def numbers(self) -> dict[str, float]:
         return json.loads((self.output / "DONE").read_text())
 
+    def fast_steps(self, rank: int) -> list[int]:
+        """Steps that a rank has taken without Lightning's loop."""
+        return [int(line) for line in (self.folder / f"fast-{rank}").read_text().split()]
+
     def batches(self) -> dict[int, list[int]]:
         """Sorted ids of every global batch by step; every time a step was done, the same."""
         parts: dict[tuple[int, int, int], list[int]] = {}

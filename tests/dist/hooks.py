@@ -19,6 +19,7 @@ from lightship.distributed import comm
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
 from lightship.models.head import Head
+from lightship.training import fast_loop
 
 
 def _note_batches(method: str, file_name: str) -> None:
@@ -46,8 +47,20 @@ def _note_batches(method: str, file_name: str) -> None:
 
 
 def plain() -> None:
-    """Note each training step in TEST_FOLDER/ids."""
+    """Note each training step in TEST_FOLDER/ids, and those of the fast loop in fast-RANK."""
     _note_batches("training_step", "ids")
+    _note_fast_steps()
+
+
+def _note_fast_steps() -> None:
+    theirs, folder = fast_loop._Steps._take_one, os.environ["TEST_FOLDER"]
+
+    def noted(self: fast_loop._Steps) -> bool:
+        with Path(folder, f"fast-{self.trainer.global_rank}").open("a") as file:
+            file.write(f"{self.trainer.global_step}\n")
+        return theirs(self)
+
+    fast_loop._Steps._take_one = noted
 
 
 def _kill_agent(*_: Any) -> None:

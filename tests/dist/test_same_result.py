@@ -94,6 +94,10 @@ def test_a_run_ends_like_that_of_one_process(job: Callable[..., Job], reference:
     assert reference.numbers()["test/num_samples"] == 5
 
 
+def test_every_rank_takes_fast_steps(reference: Job) -> None:
+    assert [reference.fast_steps(rank) for rank in range(2)] == [[*range(20)]] * 2
+
+
 @pytest.mark.parametrize(("first", "then"), [("1", "2"), ("2", "1")])
 def test_a_run_goes_on_at_another_size(
     job: Callable[..., Job], reference: Job, first: str, then: str

@@ -8,7 +8,8 @@ runs.
 
 `supports_fast_loop = True` is a promise: of a module, to override no hook of a training step but
 `training_step` (which takes a batch and its index), to optimize automatically and to log nothing
-through Lightning there; of a data module, that its one loader yields batches on the device.
+through Lightning there; of a data module, that its one loader yields batches on the device; of a
+strategy, to take a step as `SingleDeviceStrategy` or `DDPStrategy` does.
 """
 
 import logging
@@ -111,7 +112,7 @@ def _is_supported(trainer: Any) -> bool:
     return (
         getattr(trainer.lightning_module, "supports_fast_loop", False)
         and getattr(data, "supports_fast_loop", False)
-        and type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
+        and _is_plain(trainer.strategy)
         and type(precision) in (Precision, MixedPrecision, HalfPrecision)
         and getattr(precision, "scaler", None) is None
         and isinstance(trainer.profiler, PassThroughProfiler)
@@ -125,6 +126,12 @@ def _is_supported(trainer: Any) -> bool:
         and trainer.check_val_every_n_epoch is not None
         and not trainer.fast_dev_run
     )
+
+
+def _is_plain(strategy: Any) -> bool:
+    """Whether no subclass adds to a step, as XLA's do."""
+    is_promised = getattr(strategy, "supports_fast_loop", False)
+    return is_promised or type(strategy) in (SingleDeviceStrategy, DDPStrategy)
 
 
 def _overrides(callback: Callback, name: str) -> bool:

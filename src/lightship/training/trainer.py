@@ -136,6 +136,8 @@ def _placement(config: Config, checkpoint_io: CheckpointIO | None) -> dict[str, 
 class _DDP(DDPStrategy):
     """Lightning's, without the pickles that it sends between ranks."""
 
+    supports_fast_loop = True
+
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Rank 0's plain value on every rank. Every rank; blocks."""
         assert src == 0, src
