@@ -432,22 +432,17 @@ def is_same_root(one: str, other: str) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def check(config: Config) -> None:
-    """Raise ConfigError, naming value, bound and flag, for settings invalid on any machine."""
+def check(config: Config, starts_anew: bool = True) -> None:
+    """Raise ConfigError, naming value, bound and flag, for settings invalid on any machine.
+
+    Args:
+        config: The settings.
+        starts_anew: Whether a model is trained that does not come from a checkpoint.
+    """
     for section in dataclasses.fields(config):
         check_ranges(getattr(config, section.name), f"--{section.name}.")
     data, trainer = config.data, config.trainer
-    if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        raise ConfigError(
-            "--trainer.max_epochs and --trainer.max_steps are both -1 (no limit): the run would "
-            "never end; set one of them"
-        )
-    for name in ("max_epochs", "max_steps"):
-        if getattr(trainer, name) == 0:
-            raise ConfigError(
-                f"--trainer.{name} is 0, which trains nothing; it must be at least 1, or -1 (no "
-                "limit). To evaluate a trained run: lightship validate or lightship test"
-            )
+    _check_length(trainer)
     if data.global_batch_size % trainer.accumulate_grad_batches:
         raise ConfigError(
             f"--data.global_batch_size {data.global_batch_size} is not divisible by "
@@ -470,7 +465,7 @@ def check(config: Config) -> None:
             )
     if config.model.weights is None:
         check_resized(data)
-    _check_fine_tuning(config)
+    _check_fine_tuning(config, starts_anew)
     _check_sizes(config)
     if config.model.loss != "focal" and config.model.focal_gamma != ModelConfig.focal_gamma:
         raise ConfigError(
@@ -493,6 +488,20 @@ def check(config: Config) -> None:
         )
 
 
+def _check_length(trainer: TrainerConfig) -> None:
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ConfigError(
+            "--trainer.max_epochs and --trainer.max_steps are both -1 (no limit): the run would "
+            "never end; set one of them"
+        )
+    for name in ("max_epochs", "max_steps"):
+        if getattr(trainer, name) == 0:
+            raise ConfigError(
+                f"--trainer.{name} is 0, which trains nothing; it must be at least 1, or -1 (no "
+                "limit). To evaluate a trained run: lightship validate or lightship test"
+            )
+
+
 def _check_sizes(config: Config) -> None:
     sizes = config.data.sizes_px
     if sizes is None:
@@ -512,20 +521,26 @@ def _check_sizes(config: Config) -> None:
         )
 
 
-def _check_fine_tuning(config: Config) -> None:
+def _check_fine_tuning(config: Config, starts_anew: bool) -> None:
     model, optim = config.model, config.optim
+    is_random = model.weights is None and is_published(model.net)
     if not FREEZE.fullmatch(model.freeze):
         raise ConfigError(
             f"--model.freeze is '{model.freeze}'; it must be none, backbone or stages:N"
         )
     if model.unfreeze_epoch is not None and model.freeze == "none":
         raise ConfigError("--model.unfreeze_epoch needs --model.freeze backbone or stages:N")
-    if model.head_init == "features" and model.weights is None and is_published(model.net):
+    if model.freeze != "none" and is_random and starts_anew:
+        raise ConfigError(
+            f"--model.freeze {model.freeze} needs --model.weights: {model.net} starts from random "
+            "weights, which frozen layers would keep; set none to train all layers"
+        )
+    if model.head_init == "features" and is_random:
         raise ConfigError(
             f"--model.head_init features needs --model.weights: {model.net} starts from random "
             "weights, whose features say little"
         )
-    if model.batch_norm == "frozen" and model.weights is None and is_published(model.net):
+    if model.batch_norm == "frozen" and is_random:
         raise ConfigError(
             f"--model.batch_norm frozen needs --model.weights: {model.net} starts without "
             "statistics"

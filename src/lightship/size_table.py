@@ -128,7 +128,7 @@ def assign_earlier(config: Config, settings: Mapping[str, Any], run_url: str) ->
     """
     assign(config, settings)
     try:
-        check_config(config)
+        check_config(config, starts_anew=False)
     except LightshipError as error:
         raise ConfigError(f"config.yaml of --run.output {redact(run_url)}: {error}") from None
 

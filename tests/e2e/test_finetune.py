@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lightship import config
 from lightship.checkpoint.store import CheckpointStore
 from lightship.cli import main
 from lightship.commands import fit
@@ -295,6 +296,10 @@ def test_a_frozen_backbone_computes_features_once(
             ["--model.head_init=features", "--model.net=tests.support.own_nets:branching"],
             "needs a net that ends with one Linear or 1x1 Conv2d layer with a bias",
         ),
+        (
+            ["--model.freeze=backbone", "--model.net=resnet18"],
+            "--model.freeze backbone needs --model.weights: resnet18 starts from random weights",
+        ),
         (["--model.freeze=stages:21"], "has 20 stages before its head (block0, block1,"),
         (["--model.unfreeze_epoch=1"], "--model.unfreeze_epoch needs --model.freeze"),
         (
@@ -312,6 +317,27 @@ def test_wrong_settings(
     assert main(["fit", *common, *flags]) == 78
     captured = capsys.readouterr()
     assert message in captured.out + captured.err
+
+
+def test_a_run_whose_frozen_layers_are_random_is_still_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older version trained it; and a checkpoint has weights for the frozen layers."""
+    net, frozen = ["--model.net=litcnn", "--data.image_size_px=16"], ["--model.freeze=backbone"]
+    net += ["--trainer.max_epochs=1"]
+    with monkeypatch.context() as before:
+        before.setattr(config, "_check_fine_tuning", lambda *_: None)
+        run(tmp_path, "old", *net, *frozen)
+    output = f"--run.output={tmp_path / 'old'}"
+    for command in ("test", "validate", "predict", "export"):
+        assert main([command, output, "--run.tracking=none"]) == 0, command
+    run(tmp_path, "old", *net, *frozen, "--ckpt_path=last")  # it resumes from what it has
+    trained = run(tmp_path, "trained", *net)["state_dict"]
+    store = CheckpointStore(str(tmp_path / "trained" / "checkpoints"))
+    further = [*net, *frozen, f"--model.weights={store.url_of(store.newest())}"]
+    state = run(tmp_path, "further", *further)["state_dict"]
+    kept = [name for name in trained if torch.equal(trained[name], state[name])]
+    assert 0 < len(kept) < len(trained)
 
 
 def test_what_a_fit_chose_stays_when_its_command_runs_again(

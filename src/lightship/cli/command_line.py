@@ -286,10 +286,11 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
     settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
     given_root, settings.data.root = settings.data.root, config.plain_root(settings.data.root)
     wrong = ""
+    starts_anew = name in _FROM_THE_START and namespace.get("ckpt_path") is None
     try:
         for row in namespace[size_table.KEY]:
-            config.check(size_table.with_settings(settings, row.settings))
-        config.check(settings)
+            config.check(size_table.with_settings(settings, row.settings), starts_anew)
+        config.check(settings, starts_anew)
         _check_complete(name, settings)
         if name == "validate" and own is not None:
             _check_split(settings, own)
