@@ -17,12 +17,13 @@ from lightship.data.manifest import split_validation
 from lightship.data.sources import layouts
 
 RUNS = int(os.environ.get("RUNS", "1"))
+SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split(",") if seed] or range(RUNS)
 EPOCHS = int(os.environ.get("EPOCHS", "0"))
 ARMS = [name for name in os.environ.get("ARMS", "").split(",") if name]
 
 
 def main() -> None:
-    """fine-tuning on TrashNet (TRASHNET=FOLDER, WEIGHTS=lite0 as .safetensors; ARMS=timm,...)"""
+    """fine-tuning on TrashNet (TRASHNET=FOLDER, WEIGHTS=lite0 as .safetensors; ARMS=, SEEDS=)"""
     root, weights = os.environ.get("TRASHNET"), os.environ.get("WEIGHTS")
     if not root or not weights:
         print("not run: set TRASHNET to a folder with train/CLASS/IMAGE and test/CLASS/IMAGE, and "
@@ -39,11 +40,11 @@ def main() -> None:
     }
     chosen = {title: arm for key, (title, *arm) in arms.items() if not ARMS or key in ARMS}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
-    for seed in range(RUNS):
+    for seed in SEEDS:
         for name, arm in chosen.items():
             results[name].append(_measure(arm, root, weights, seed))
-            print(f"  run {seed + 1}/{RUNS}  {name}: {results[name][-1]}", file=sys.stderr)
-    print(f"{machine()}; n = {RUNS}; median (range)\n")
+            print(f"  seed {seed}  {name}: {results[name][-1]}", file=sys.stderr, flush=True)
+    print(f"{machine()}; n = {len(SEEDS)}; median (range)\n")
     head = ["arm", "test accuracy", "macro F1", "training s", "whole command s", "CPU s"]
     rows = [
         [

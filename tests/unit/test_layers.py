@@ -70,7 +70,7 @@ OPTIONAL |= {"onnxscript", "onnxruntime", "timm", "huggingface_hub"}
 LOCAL_IMPORTS = {
     "a wrong command line is refused without torch and fsspec": {
         "cli/__init__.py": """
-            lightship.commands.dispatch.run lightship.storage.parallel.calls_in_flight
+            lightship.commands.dispatch.run
         """,
         "cli/command_line.py": "lightship.run.config_file lightship.storage",
     },

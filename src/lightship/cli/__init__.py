@@ -1,5 +1,6 @@
 """The entry point: parses the command line and runs the command. Imports no torch."""
 
+import atexit
 import logging
 import os
 import sys
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the process's exit code (see errors.py)."""
     arguments = restore(sys.argv[1:]) if argv is None else list(argv)
     learn(*arguments)
+    finished: list[int] = []
     if argv is None:
+        atexit.register(_end_at_once, finished)  # before all others: called after them
         streams.set_up()
         streams.show_foreign_text(_asks_for_json(arguments))
         sys.argv[1:] = map(redact, arguments)  # libraries record it: W&B, torch
@@ -62,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log_format = error.log_format if command is None else command.log_format
         _tell(error, log_format == "json" if log_format else _asks_for_json(arguments))
         code = error.exit_code
-    if argv is None and command is not None:
-        _leave_calls_behind(code)
+    finished.append(code)
     return code
 
 
@@ -79,14 +81,17 @@ def _announce(command: Command | PackCommand) -> None:
         )
 
 
-def _leave_calls_behind(code: int) -> None:
-    """Exit at once if abandoned calls to storage, or checks, still run.
+def _end_at_once(finished: Sequence[int]) -> None:
+    """End the process, the last call at its exit: what Python would do next is of no use.
 
-    At a regular exit Python unwinds their threads; within native code that aborts the process.
+    It frees the modules of torch and Lightning one by one, which takes a second, and unwinds the
+    threads of abandoned calls to storage, or checks: within native code that aborts the process.
+
+    Args:
+        finished: The exit code; empty where an exception is on its way, for which Python has one.
     """
-    from lightship.storage.parallel import calls_in_flight  # heavy, as above
-
-    if calls_in_flight():
+    for code in finished:
+        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

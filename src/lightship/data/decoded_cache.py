@@ -159,9 +159,11 @@ def key_of(manifest: Manifest, settings: Sequence[object]) -> str | None:
     if not manifest.is_checked:
         if storage.is_remote(manifest.root):
             return None
+        root = os.fspath(storage.local_path(manifest.root))  # once: it takes longer than a stat
         try:
             for number in np.unique(manifest.file_index).tolist():
-                status = os.stat(storage.local_path(manifest.url(number)))
+                name = manifest.files[number].strip("/")
+                status = os.stat(os.path.join(root, name) if name else root)
                 facts = status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
                 digest.update(f"{facts}\n".encode())
         except OSError:

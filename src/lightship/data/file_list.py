@@ -56,7 +56,11 @@ class FileList(Sequence[str]):
     def __getitem__(self, place: int | slice) -> str | list[str]:
         """A name, or several as a list."""
         if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+            first, last, step = place.indices(len(self))
+            if step != 1 or first >= last:
+                return [self[i] for i in range(first, last, step)]
+            begin, end = int(self.starts[first]), int(self.starts[last]) - 1
+            return bytes(self.text[begin:end]).decode("utf-8", "surrogatepass").split("\0")
         i = operator.index(place)
         if not -len(self) <= i < len(self):
             raise IndexError(f"there are {len(self)} files, and no number {i}")

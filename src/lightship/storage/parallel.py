@@ -15,7 +15,6 @@ from lightship.storage.retry import Deadline
 
 T = TypeVar("T")
 R = TypeVar("R")
-_running: "set[Future[Any]]" = set()
 _GRACE_S = 1.0
 """Wait this much longer, so that the deadline within a call can name the cause."""
 
@@ -116,12 +115,8 @@ class Executor:
             if self._waiting and self._idle:
                 self._turn.notify()  # there may be room for one more
         if future.set_running_or_notify_cancel():
-            _running.add(future)
             try:
-                try:
-                    result = call()
-                finally:
-                    _running.discard(future)  # before its owner knows, who may end the process
+                result = call()
             except BaseException as error:  # the future's owner gets it
                 if self.stop_on_error:
                     self.close()
@@ -140,11 +135,6 @@ class Executor:
             return False
         total_bytes = self._bytes + self._waiting[0][2]
         return not self._bytes or self.max_bytes is None or total_bytes <= self.max_bytes
-
-
-def calls_in_flight() -> int:
-    """Calls that run now, by all executors of this process."""
-    return len(_running)
 
 
 def parallel_map(

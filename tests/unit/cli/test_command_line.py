@@ -283,3 +283,31 @@ raise SystemExit(cli.main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["fit", "--print_config"], 0), (["fit", "--nonsense"], 2)]
+)
+def test_the_process_ends_without_freeing_what_it_imported(arguments: list[str], code: int) -> None:
+    """But not before its threads have ended and what others registered for its exit was called."""
+    script = f"""
+import atexit, sys, threading
+from lightship.cli import command_line, main
+
+class Module:
+    def __del__(self):
+        print("freed")
+
+def parse(arguments):
+    atexit.register(print, "handler")
+    threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
+    return command_line.parse(arguments)
+
+module = Module()
+main.__globals__["parse"] = parse
+sys.argv = ["lightship", *{arguments}]
+raise SystemExit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-2:] == ["thread", "handler"]

@@ -11,7 +11,6 @@ import pytest
 from lightship.storage import StorageTimeout
 from lightship.storage.parallel import (
     Executor,
-    calls_in_flight,
     in_daemon,
     parallel_map,
     run_within,
@@ -138,21 +137,3 @@ def test_a_call_that_hangs_does_not_keep_the_process() -> None:
 def test_in_daemon_gives_the_result_and_ends_its_thread() -> None:
     assert in_daemon(lambda: 7, name="seven").result() == 7
     until(lambda: "seven" not in {thread.name for thread in threading.enumerate()})
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_call_is_not_in_flight_once_its_owner_knows_the_result(fails: bool) -> None:
-    """The owner may end the process then, which must not take the call for one given up."""
-    before, gate, seen = calls_in_flight(), threading.Event(), []
-
-    def call() -> None:
-        gate.wait()
-        if fails:
-            raise ValueError
-
-    future = in_daemon(call)
-    future.add_done_callback(lambda _: seen.append(calls_in_flight()))
-    until(lambda: calls_in_flight() == before + 1)
-    gate.set()
-    until(lambda: seen)
-    assert seen == [before]
