@@ -422,14 +422,19 @@ def plain_root(root: str) -> str:
 
 
 def is_same_root(one: str, other: str) -> bool:
-    """Whether two values of data.root name one place, with whatever credentials.
+    """Whether two values of data.root name one place, with whatever credentials."""
+    return place_of(one) == place_of(other)
 
-    Relative paths are from the working directory.
+
+def place_of(root: str) -> str:
+    """The place that a value of data.root names, without credentials.
+
+    Of a path that is this machine's real one; relative paths are from the working directory.
     """
-    one, other = (canonical(plain_root(root)).rstrip("/") for root in (one, other))
-    if one == other or "://" in one + other or "::" in one + other or {one, other} & {*NAMED_SETS}:
-        return one == other
-    return os.path.realpath(one) == os.path.realpath(other)
+    place = canonical(plain_root(root))
+    if "://" in place or "::" in place or place in NAMED_SETS:
+        return place.rstrip("/")
+    return os.path.realpath(place)
 
 
 def check(config: Config, starts_anew: bool = True) -> None:

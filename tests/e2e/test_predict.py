@@ -287,6 +287,72 @@ def test_other_images_start_anew(
     assert not Path(f"{table}.parts").exists()
 
 
+def bitmaps(seed: int) -> Files:
+    """Two parts of images: the same names and sizes for any seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (1030, 4, 4, 3), dtype=np.uint8)
+    return {f"{i:04d}.bmp": encoded(image, "bmp") for i, image in enumerate(pixels)}
+
+
+def stop_after_the_first_part(said: list[str], table: str) -> None:
+    """A prediction that meets an image it may not skip in its second part."""
+    assert cli.main(said) == 65
+    deadline = time.monotonic() + 20
+    while not list(Path(f"{table}.parts").glob("000000-*")):
+        assert time.monotonic() < deadline, "the first part is written in the background"
+        time.sleep(0.01)
+
+
+def test_images_of_another_root_start_anew(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where they have the same names and sizes, as those of a camera."""
+    first, second = bitmaps(1), bitmaps(2)
+    first["1029.bmp"] = bytes(len(first["1029.bmp"]))
+    put(str(tmp_path / "day1" / "images"), first)
+    put(str(tmp_path / "day2" / "images"), second)
+    table = f"{tmp_path}/t.jsonl"
+    said = ["predict", f"--run.output={run}", "--data.root=images", f"--predictions={table}"]
+    monkeypatch.chdir(tmp_path / "day1")
+    stop_after_the_first_part(said, table)
+    monkeypatch.chdir(tmp_path / "day2")
+    assert cli.main(said) == 0
+    assert rows_of(table) == predict(run, "images", f"{tmp_path}/new.jsonl")
+
+
+@pytest.fixture
+def two_large(run: str, tmp_path: Path) -> tuple[list[str], str]:
+    """A prediction of two parts with an image each that is too large, and its table."""
+    files = bitmaps(1)
+    files |= {f"{i}.bmp": encoded(np.zeros((80, 80, 3), np.uint8), "bmp") for i in ("0005", "1029")}
+    root, table = put(str(tmp_path / "images"), files), f"{tmp_path}/t.jsonl"
+    said = ["predict", f"--run.output={run}", f"--data.root={root}", f"--predictions={table}"]
+    skip = ["--data.on_error=skip", "--data.max_bad_fraction=0.001"]
+    stop_after_the_first_part([*said, *skip, "--data.max_sample_mib=0.01"], table)
+    return said, table
+
+
+def test_what_can_be_read_now_is_predicted(
+    two_large: tuple[list[str], str], run: str, tmp_path: Path
+) -> None:
+    said, table = two_large
+    assert cli.main(said) == 0
+    assert rows_of(table) == predict(run, f"{tmp_path}/images", f"{tmp_path}/new.jsonl")
+
+
+def test_what_still_cannot_be_read_loses_no_part(
+    two_large: tuple[list[str], str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    said, table = two_large
+    said.append("--data.max_sample_mib=0.015")
+    capfd.readouterr()
+    assert cli.main(said) == 65
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "0005.bmp has 19254 bytes, more than max_sample_mib 0.015 allows" in error
+    assert cli.main([*said, "--data.on_error=skip"]) == 0
+    assert "; 1024 are done" in capfd.readouterr().err
+    assert len(rows_of(table)) == 1028
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "told"),
     [

@@ -15,10 +15,10 @@ from lightning.pytorch import Trainer
 from lightship import devices, storage
 from lightship.commands.base import Command
 from lightship.commands.loading import build_model, load_checkpoint
-from lightship.config import Config, DataConfig
+from lightship.config import Config, DataConfig, place_of
 from lightship.console.work import work_progress
 from lightship.data.batch import NOT_COUNTED
-from lightship.data.manifest import Manifest
+from lightship.data.module import ImageData
 from lightship.data.splits import load_unlabelled
 from lightship.distributed import comm
 from lightship.distributed.signals import Phase, StopRequest
@@ -60,18 +60,22 @@ def _predict(command: Command) -> None:
 
     division = Division(len(manifest), _batch_size(config, trainer, len(manifest)))
     plan = {
+        # Cameras give other images the same names and sizes.
+        "data.root": comm.broadcast_from_rank_0(partial(place_of, config.data.root)),
         "images": manifest.fingerprint(),
         "model": _fingerprint(checkpoint["hyper_parameters"], model),
         "precision": trainer.precision,
     }
     parts = Parts(url, plan, division)
-    done = comm.broadcast_from_rank_0(parts.open)
+    found = comm.broadcast_from_rank_0(parts.open)
+    data = build_data(config, {"predict": manifest})
+    done = found.keys() - _readable_now(found, data, trainer)
     told = f"{len(manifest)} images of {storage.redact(config.data.root)} to {storage.redact(url)}"
     kept = sum(len(division.ids(number)) for number in done)
     logger.info(f"predicting {told}" + (f"; {kept} are done" if kept else ""))
     todo = [number for number in range(division.num_parts) if number not in done]
     if todo:
-        _make_parts(parts, todo, model, config, manifest, trainer, progress)
+        _make_parts(parts, todo, model, data, trainer, progress)
     # No rank may end with 0 before the table is there: it would not be started again.
     comm.on_rank_0(partial(_finish, url, parts, config.data, manifest.not_read))
 
@@ -95,12 +99,35 @@ def _fingerprint(hyper_parameters: dict[str, Any], model: ImageClassifier) -> st
     return digest.hexdigest()[:32]
 
 
+def _readable_now(done: dict[int, list[int]], data: ImageData, trainer: Trainer) -> set[int]:
+    """The parts with an image that could not be read and now can. Every rank; blocks.
+
+    The limits of an image, or its permissions, may have changed since. The ranks share the images,
+    and read nothing else: parts may have a bad image each, and a restart must not lose them.
+
+    Raises:
+        DataError: An image cannot be read, and may not be skipped.
+    """
+    doubtful = [number for number, ids in done.items() if ids]
+    if not doubtful:
+        return set()
+    data.prepare("predict")
+    mine = doubtful[trainer.global_rank :: trainer.world_size]
+
+    def read() -> list[int]:
+        return [number for number in mine if data.images("predict", np.array(done[number]))]
+
+    readable = {number for each in comm.all_gather(comm.on_every_rank(read)) for number in each}
+    if readable:
+        logger.info(f"{len(readable)} parts have images that can be read now: predicted again")
+    return readable
+
+
 def _make_parts(
     parts: Parts,
     todo: list[int],
     model: ImageClassifier,
-    config: Config,
-    manifest: Manifest,
+    data: ImageData,
     trainer: Trainer,
     progress: Progress,
 ) -> None:
@@ -115,10 +142,10 @@ def _make_parts(
     for row, number in zip(ids, mine, strict=True):
         if number is not None:
             row[: len(division.ids(number))] = division.ids(number)
-    batches = ids.reshape(-1, division.batch_size)
-    data = build_data(config, {"predict": manifest}, batches)
+    data.predict_batches = ids.reshape(-1, division.batch_size)
     data.prepare("predict")
 
+    manifest = data.manifests["predict"]
     sizes = [sum(len(division.ids(n)) for n in each if n is not None) for each in rounds]
     before = [len(manifest) - sum(sizes[number:]) for number in range(len(rounds) + 1)]
     with work_progress(progress.display, "images") as show:

@@ -43,7 +43,10 @@ class ImageData(LightningDataModule):
         manifests: Split -> its samples (see splits.py); those without labels are `predict`.
         seed: The run's seed (order, augmentation).
         accumulate: Parts each device's share of a global batch is cut into.
-        predict_batches: [K, B] int64 ids of the split `predict`: this rank's batches.
+
+    Attributes:
+        predict_batches: [K, B] int64 ids of the split `predict`: this rank's batches; set before a
+            prediction.
     """
 
     supports_fast_loop = True  # a promise: see training/fast_loop.py
@@ -54,12 +57,11 @@ class ImageData(LightningDataModule):
         manifests: Mapping[str, Manifest],
         seed: int,
         accumulate: int,
-        predict_batches: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.config, self.manifests = config, manifests
         self.seed, self.accumulate = seed, accumulate
-        self._predict_batches = predict_batches
+        self.predict_batches: np.ndarray | None = None
         self._splits: dict[str, ImageSplit] = {}
         self._on_device: dict[str, ResidentSplit | StreamedSplit] = {}
         self._features: dict[str, ResidentSplit] = {}
@@ -237,8 +239,8 @@ class ImageData(LightningDataModule):
 
     def predict_dataloader(self) -> ResidentEvalLoader | StreamedEvalLoader:
         """The batches of `predict_batches`."""
-        assert self._predict_batches is not None
-        return self._loader("predict", ListedShare(self._predict_batches))
+        assert self.predict_batches is not None
+        return self._loader("predict", ListedShare(self.predict_batches))
 
     def listed_dataloader(
         self, split: str, batches: np.ndarray

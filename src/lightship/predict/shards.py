@@ -108,8 +108,11 @@ class Parts:
         self._key = hashlib.sha256(text.encode()).hexdigest()[:12]
         storage.refuse_link(self.url)
 
-    def open(self) -> set[int]:
-        """The numbers of the parts that are there and whole; all others are removed. Rank 0.
+    def open(self) -> dict[int, list[int]]:
+        """The parts that are there and whole; all others are removed. Rank 0.
+
+        Returns:
+            Number of a part -> ids of its images that could not be read.
 
         Raises:
             NewerVersion: A newer version of lightship wrote them; nothing is removed.
@@ -142,26 +145,26 @@ class Parts:
         is_own = re.compile(rf"[0-9]{{6,9}}-[0-9a-f]{{12}}\.jsonl|{re.escape(_PLAN)}").fullmatch
         return {file.path: file.size_bytes for file in listed if is_own(file.path)}
 
-    def _whole(self, sizes: Mapping[int, int]) -> set[int]:
-        """Those parts, of these sizes, that can be read; the others are removed with a line."""
-        numbers = {
+    def _whole(self, sizes: Mapping[int, int]) -> dict[int, list[int]]:
+        """`open`'s, of the parts of these sizes; what cannot be read is removed with a line."""
+        numbers = [
             number
-            for number, size_bytes in sizes.items()
+            for number, size_bytes in sorted(sizes.items())
             if size_bytes <= _MAX_ROW_BYTES * len(self.division.ids(number))
-        }
-        damaged = sorted(sizes.keys() - numbers) + [
-            number
-            for number, rows in self._read_parts(sorted(numbers))
-            if rows is None or len(rows) != len(self.division.ids(number))
         ]
-        if damaged:
+        whole = {
+            number: [i for i, row in zip(ids, rows, strict=True) if isinstance(row, Unreadable)]
+            for number, rows in self._read_parts(numbers)
+            if rows is not None and len(rows) == len(ids := self.division.ids(number))
+        }
+        if damaged := sorted(sizes.keys() - whole):
             names, url = [self._name(number) for number in damaged], storage.redact(self.url)
             logger.warning(
                 f"{len(names)} parts in {url} are damaged and predicted again: "
                 f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
             )
             self._remove(names)
-        return numbers - set(damaged)
+        return whole
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
         """Write a part whole. Any rank, each its own."""

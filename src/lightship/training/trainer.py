@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -39,12 +38,10 @@ def start_progress(config: Config) -> Progress:
     return build_progress(config.run.log_format, config.trainer.monitor)
 
 
-def build_data(
-    config: Config, manifests: Mapping[str, Manifest], predict_batches: np.ndarray | None = None
-) -> ImageData:
+def build_data(config: Config, manifests: Mapping[str, Manifest]) -> ImageData:
     """The images of these splits, not read yet (see `ImageData`)."""
     parts = config.trainer.accumulate_grad_batches
-    return ImageData(config.data, manifests, config.run.seed, parts, predict_batches)
+    return ImageData(config.data, manifests, config.run.seed, parts)
 
 
 def build_trainer(

@@ -60,7 +60,7 @@ def test_too_many_unreadable(tmp_path: Path, on_error: str, fraction: float, tol
     with pytest.raises(DataError, match=f"^11 of 1024 images cannot be read.*{told}"):
         _make_table(f"{url}.csv", parts, config)
     assert not Path(f"{url}.csv").exists()
-    assert parts.open() == {0}, "the parts stay"
+    assert parts.open().keys() == {0}, "the parts stay"
 
 
 def test_unreadable_are_left_out(tmp_path: Path) -> None:
