@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,54 @@ def test_nodes_that_do_not_come(job, conf: str, line: str) -> None:
     )  # fmt: skip
     assert agent.wait() == 74, agent.said
     assert line in agent.said
+
+
+_RANK_0 = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+_STATIC = {"PET_RDZV_BACKEND": "static", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "localhost"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "port", "line"),
+    [
+        (_RANK_0, "MASTER_PORT", "MASTER_ADDR:MASTER_PORT must be free on the node of rank 0:"),
+        (
+            {**_STATIC, "PET_NNODES": "2"},
+            "PET_MASTER_PORT",
+            "PET_MASTER_ADDR:PET_MASTER_PORT must be free on node 0:",
+        ),
+    ],
+    ids=["by hand", "static rendezvous"],
+)
+def test_a_taken_port(job, environment: dict[str, str], port: str, line: str) -> None:
+    with socket.create_server(("", 0)) as taken:
+        number = taken.getsockname()[1]
+        agent = job().start(**environment, **{port: str(number)})
+        assert agent.wait() == 74, agent.said
+    assert f":{number} (Address already in use); {line}" in agent.said
+    assert "Traceback" not in agent.said
+    assert agent.said.count("lightship: ") == 1
+
+
+@pytest.mark.parametrize("is_freed", [True, False])
+def test_a_taken_port_of_the_rendezvous_is_tried_again(job, is_freed: bool) -> None:
+    """The last start's agent may still listen there."""
+    run = job()
+    conf = "is_host=1,last_call_timeout=1,join_timeout=" + ("60" if is_freed else "3")
+    with socket.create_server(("", run.port)) as taken:
+        host = run.start_node(nodes="1:2", PET_RDZV_CONF=conf)
+        if is_freed:
+            until(lambda: host.log_path.exists() and "no secret" in host.said, "the agent")
+        else:
+            assert host.wait() == 74, host.said
+        taken.close()
+    if is_freed:
+        assert host.wait() == 0, host.said
+        return
+    assert f"localhost:{run.port} (Address already in use); PET_RDZV_ENDPOINT must be free on" in (
+        host.said
+    )
+    assert "not free within 3 s (join_timeout in PET_RDZV_CONF)" in host.said
+    assert "MASTER_PORT" not in host.said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar, cast
 
@@ -22,6 +21,7 @@ import torch.distributed as dist
 
 from lightship.console import log
 from lightship.distributed import messages
+from lightship.distributed.bounded import NoAnswer, call_within
 from lightship.distributed.store import open_store
 from lightship.errors import LightshipError, PeerLost, TimeoutExpired
 from lightship.redaction import redact
@@ -360,19 +360,9 @@ def _silent_ranks() -> list[int]:
 
 def _query_store(query: Callable[[dist.Store], T], timeout_s: float) -> T | None:
     """`query`'s result; None if the store is gone or frozen (torch's call then never returns)."""
-    results: SimpleQueue[T | None] = SimpleQueue()
-
-    def call() -> None:
-        result = None
-        with contextlib.suppress(RuntimeError):  # gone
-            result = query(_store) if _store is not None else None
-        results.put(result)
-
-    Thread(target=call, daemon=True).start()
-    try:
-        return results.get(timeout=timeout_s)
-    except Empty:
-        return None
+    with contextlib.suppress(RuntimeError, NoAnswer):  # gone, frozen
+        return call_within(timeout_s, lambda: query(_store) if _store is not None else None)
+    return None
 
 
 def write_error_file(error: BaseException) -> None:

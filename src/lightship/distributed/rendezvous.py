@@ -8,9 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed import run as torchrun
@@ -28,10 +26,12 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
+from lightship.distributed.bounded import NoAnswer, call_within
 from lightship.distributed.rendezvous_state import SECRET, SECRET_FILE, SignedState, run_secret
 from lightship.distributed.store import addresses_of, is_local, loopback, serve
-from lightship.errors import ConfigError, TimeoutExpired
+from lightship.errors import ConfigError, TimeoutExpired, in_one_line
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _PORT = 29400
 _NUMBERS = (
@@ -118,11 +118,29 @@ def _check(settings: LaunchConfig) -> None:
     except ValueError:
         port = -1
     if port < 1:
-        is_endpoint = "PET_RDZV_ENDPOINT" in os.environ
-        names = "PET_RDZV_ENDPOINT" if is_endpoint else "PET_MASTER_ADDR:PET_MASTER_PORT"
         raise ConfigError(
-            f"{names} is '{given.endpoint}'; it must be HOST:PORT with a port from 1 to 65535"
+            f"{_endpoint_variables()} is '{given.endpoint}'; it must be HOST:PORT with a port from "
+            "1 to 65535"
         )
+
+
+def _endpoint_variables() -> str:
+    """The variables that set where the nodes meet."""
+    is_endpoint = "PET_RDZV_ENDPOINT" in os.environ
+    return "PET_RDZV_ENDPOINT" if is_endpoint else "PET_MASTER_ADDR:PET_MASTER_PORT"
+
+
+def _remedy() -> str:
+    """What helps where the port at which the nodes meet is taken."""
+    return (
+        f"{_endpoint_variables()} must be free on node 0: end what listens there, or set another "
+        "port, the same on all nodes"
+    )
+
+
+def answer_s(settings: LaunchConfig) -> float:
+    """Seconds within which the rendezvous' host and the other nodes answer, or are lost."""
+    return 2.0 * (_parameters(settings).get_as_int("read_timeout", 60) or 60)
 
 
 def _parameters(settings: LaunchConfig) -> RendezvousParameters:
@@ -151,17 +169,24 @@ def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
     while True:
         try:
             handler = open_handler()
-        except RendezvousConnectionError:
+        except RendezvousConnectionError as error:
             if time.monotonic() > until:
+                within = f"within {wait_s} s (join_timeout in PET_RDZV_CONF)"
+                if isinstance(error.__cause__, TimeoutExpired):  # this is node 0
+                    raise TimeoutExpired(f"{error.__cause__}; not free {within}") from None
                 raise TimeoutExpired(
                     f"cannot connect to {settings.rdzv_endpoint} (PET_RDZV_ENDPOINT): node 0 did "
-                    f"not start within {wait_s} s (join_timeout in PET_RDZV_CONF)"
+                    f"not start {within}"
                 ) from None
             time.sleep(1)
             continue
-        answer_s = 2 * (parameters.get_as_int("read_timeout", 60) or 60)
-        _bound(handler, "num_nodes_waiting", answer_s)
-        _bound(handler, "next_rendezvous", wait_s + answer_s)
+        silent_s = answer_s(settings)
+        for name, bound_s in (
+            ("num_nodes_waiting", silent_s),
+            ("next_rendezvous", wait_s + silent_s),
+            ("shutdown", silent_s),
+        ):
+            setattr(handler, name, partial(ask, bound_s, getattr(handler, name)))
         return handler
 
 
@@ -206,7 +231,7 @@ def _tcp_store(parameters: RendezvousParameters) -> dist.Store:
     """The store that all nodes use, served here if this is node 0.
 
     Raises:
-        RendezvousConnectionError: Nothing listens there yet.
+        RendezvousConnectionError: Nothing listens there yet, or its port is taken.
     """
     host, port = parse_rendezvous_endpoint(parameters.endpoint, _PORT)
     timeout = timedelta(seconds=parameters.get_as_int("read_timeout", 60) or 60)
@@ -214,7 +239,7 @@ def _tcp_store(parameters: RendezvousParameters) -> dist.Store:
     try:
         if is_host or (is_host is None and any(map(is_local, addresses_of(host)))):
             try:
-                return serve(host, port, timeout)
+                return serve(host, port, timeout, _remedy())
             except OSError:  # taken: by another agent on this machine?
                 if is_host:
                     raise
@@ -239,34 +264,20 @@ def _open_static(parameters: RendezvousParameters) -> RendezvousHandler:
     handler: Any = get_rendezvous_handler(parameters)
     if parameters.config.get("rank") == 0:
         host, port = parse_rendezvous_endpoint(parameters.endpoint, -1)
-        handler._store = serve(host, port, timedelta(seconds=600), parameters.max_nodes)
+        timeout = timedelta(seconds=600)
+        handler._store = serve(host, port, timeout, _remedy(), parameters.max_nodes)
     return handler
 
 
-def _bound(handler: RendezvousHandler, name: str, bound_s: float) -> None:
-    """Bound a call of the rendezvous; when time is up it fails as if the host were gone.
+def ask(bound_s: float, call: Callable[[], T]) -> T:
+    """The result of a call of the rendezvous or its store, within `bound_s`. Blocks.
 
-    Torch's client waits without bound for a host that is frozen or cut off: after its time-out it
-    cancels the request, and waits for the answer to that.
+    Raises:
+        RendezvousConnectionError: The host, or a node that the call waits for, is gone or frozen.
     """
-    call = getattr(handler, name)
-
-    def bounded() -> Any:
-        answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-
-        def ask() -> None:
-            try:
-                answers.put((call(), None))
-            except BaseException as error:
-                answers.put((None, error))
-
-        Thread(target=ask, daemon=True).start()
-        try:
-            answer, error = answers.get(timeout=bound_s)
-        except Empty:
-            raise RendezvousConnectionError(f"no answer within {bound_s:.0f} s") from None
-        if error is not None:
-            raise error
-        return answer
-
-    setattr(handler, name, bounded)
+    try:
+        return call_within(bound_s, call)
+    except NoAnswer as error:
+        raise RendezvousConnectionError(str(error)) from None
+    except dist.DistError as error:
+        raise RendezvousConnectionError(in_one_line(error)) from None

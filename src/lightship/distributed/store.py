@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from lightship.errors import TimeoutExpired
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,6 +25,10 @@ def open_store(timeout_s: float) -> tuple[dist.Store, int, int]:
 
     Returns:
         (the store, rank, world size)
+
+    Raises:
+        TimeoutExpired: The port is taken.
+        DistError: The others have not come.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     is_one_node = world_size == int(os.environ["LOCAL_WORLD_SIZE"])
@@ -35,24 +41,41 @@ def open_store(timeout_s: float) -> tuple[dist.Store, int, int]:
     if is_one_node:
         host = loopback()
     if rank == 0:
-        return serve(host, port, timeout, world_size), rank, world_size
+        return serve(host, port, timeout, _remedy(), world_size), rank, world_size
     return dist.TCPStore(host, port, world_size, False, timeout), rank, world_size
 
 
-def serve(host: str, port: int, timeout: timedelta, clients: int | None = None) -> dist.TCPStore:
+def _remedy() -> str:
+    """What helps where the port of the workers' store is taken."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "another process has just taken it; the next start chooses another port"
+    return (
+        "MASTER_ADDR:MASTER_PORT must be free on the node of rank 0: end what listens there, or "
+        "set another MASTER_PORT, the same for all ranks"
+    )
+
+
+def serve(
+    host: str, port: int, timeout: timedelta, remedy: str, clients: int | None = None
+) -> dist.TCPStore:
     """A store at the address that `host` names on this node. Blocks until `clients` have come.
 
     Args:
         host: A name or address by which all clients reach this node.
         port: To listen on.
         timeout: Of each call.
+        remedy: What helps if the port is taken, for the error.
         clients: To wait for, this process included; None: wait for none.
 
     Raises:
-        OSError: The port is taken.
+        TimeoutExpired: This process cannot listen there; the port may be free at the next start.
         DistError: The clients have not come.
     """
-    listener = listen(host, port)
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
+        raise TimeoutExpired(f"cannot listen at {host}:{port} ({why}); {remedy}") from error
     return dist.TCPStore(
         host, port, clients, True, timeout, clients is not None,
         multi_tenant=True, master_listen_fd=listener.detach(),

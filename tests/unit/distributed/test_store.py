@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from lightship.distributed import store
+from lightship.errors import TimeoutExpired
 from tests.support.s3 import free_ports
 
 TIMEOUT = timedelta(seconds=20)
@@ -16,7 +17,7 @@ TIMEOUT = timedelta(seconds=20)
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
 def test_a_store_listens_at_the_address_of_its_name(host: str) -> None:
     (port,) = free_ports(1)
-    served = store.serve(host, port, TIMEOUT)
+    served = store.serve(host, port, TIMEOUT, "")
     dist.TCPStore(host, port, is_master=False, timeout=TIMEOUT).set("key", "value")
     assert served.get("key") == b"value"
     elsewhere = "127.0.0.2" if host != "127.0.0.2" else "127.0.0.1"
@@ -25,8 +26,12 @@ def test_a_store_listens_at_the_address_of_its_name(host: str) -> None:
 
 
 def test_a_taken_port_is_an_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        store.serve("127.0.0.1", taken.getsockname()[1], TIMEOUT)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TimeoutExpired) as error:
+            store.serve("127.0.0.1", port, TIMEOUT, "set another")
+    text = f"cannot listen at 127.0.0.1:{port} (Address already in use); set another"
+    assert (str(error.value), error.value.exit_code) == (text, 74)
 
 
 @pytest.mark.parametrize(
