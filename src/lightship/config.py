@@ -437,12 +437,13 @@ def place_of(root: str) -> str:
     return os.path.realpath(place)
 
 
-def check(config: Config, starts_anew: bool = True) -> None:
+def check(config: Config, starts_anew: bool = True, trains: bool = True) -> None:
     """Raise ConfigError, naming value, bound and flag, for settings invalid on any machine.
 
     Args:
         config: The settings.
         starts_anew: Whether a model is trained that does not come from a checkpoint.
+        trains: Whether a model is trained.
     """
     for section in dataclasses.fields(config):
         check_ranges(getattr(config, section.name), f"--{section.name}.")
@@ -476,11 +477,8 @@ def check(config: Config, starts_anew: bool = True) -> None:
         raise ConfigError(
             f"--model.focal_gamma {config.model.focal_gamma:g} needs --model.loss focal"
         )
-    if data.crop_min_area and data.mode == "resident":
-        raise ConfigError(
-            f"--data.crop_min_area {data.crop_min_area:g} crops the original images, which "
-            "--data.mode resident does not keep; set streaming or auto"
-        )
+    if trains and data.mode == "resident":
+        _check_resident(data)
     if config.model.grad_checkpointing and config.model.compile != "none":
         raise ConfigError(
             f"--model.grad_checkpointing true does not work with --model.compile "
@@ -507,23 +505,33 @@ def _check_length(trainer: TrainerConfig) -> None:
             )
 
 
+def _check_resident(data: DataConfig) -> None:
+    """Raise ConfigError for settings of training that need the original images."""
+    kept = "the original images, which --data.mode resident does not keep; set streaming or auto"
+    if data.crop_min_area:
+        raise ConfigError(f"--data.crop_min_area {data.crop_min_area:g} crops {kept}")
+    if data.sizes_px:
+        raise ConfigError(
+            f"--data.sizes_px is {_listed(data.sizes_px)}: each size is made of {kept}"
+        )
+
+
 def _check_sizes(config: Config) -> None:
     sizes = config.data.sizes_px
     if sizes is None:
         return
-    shown = f"--data.sizes_px is {','.join(map(str, sizes))}"
+    shown = f"--data.sizes_px is {_listed(sizes)}"
     if not sizes or not all(1 <= size <= MAX_IMAGE_SIZE_PX for size in sizes):
         raise ConfigError(f"{shown}; it must be sizes of 1 to {MAX_IMAGE_SIZE_PX} pixels")
-    if config.data.mode == "resident":
-        raise ConfigError(
-            f"{shown}: each size is made of the original images, which --data.mode resident does "
-            "not keep; set streaming or auto"
-        )
     if not 1 <= config.trainer.max_epochs < 10**6:
         raise ConfigError(
             f"{shown}: sizes follow the epochs, so --trainer.max_epochs "
             f"({config.trainer.max_epochs}) must be 1 to 999999"
         )
+
+
+def _listed(values: list[int]) -> str:
+    return ",".join(map(str, values))
 
 
 def _check_fine_tuning(config: Config, starts_anew: bool) -> None:

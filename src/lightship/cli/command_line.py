@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,17 @@ _OF_A_RUN = (None, "best", "last")
 """Values of --ckpt_path that name a checkpoint of the run."""
 _GIVEN = "given"
 """Key of a namespace for the settings that the flags and --config files hold."""
-_OF_ANOTHER_ROOT = {"data.root_md5": None}
-"""Settings that belong to a root: another root resets them."""
+_FLAGGED = "flagged"
+"""Likewise, for those of the flags alone."""
+_OF_TRAINING = {
+    "model.weights": "takes its weights from a checkpoint: leave it out. For another checkpoint: "
+    "--ckpt_path",
+    "model.compile": "does not compile the net: leave it out",
+}
+"""Settings that a command on a model would ignore -> what it does instead."""
+_MD5 = "data.root_md5"
+_NUMBER_OR_TEXT = {"devices"}
+"""Fields whose text may be a number, which YAML reads as such."""
 _Sections = Mapping[str, Mapping[str, Any]]
 """Section -> field -> value, as a config file has them."""
 
@@ -104,18 +113,20 @@ def _parsed(
         if own is not None:
             _set_defaults(parser, own, "config.yaml of --run.output", ConfigError)
         table: size_table.Table = ()
-        given: set[str] = set()
+        layers = []
         for source in sources:
-            table, fields = _apply_config(parser, source, table)
-            given |= fields
-        if _gives_root(flags):
-            parser.set_defaults(_OF_ANOTHER_ROOT)
+            table, values = _apply_config(parser, source, table)
+            layers.append(values)
         # jsonargparse reserves the name; the parser has it only for the help.
         flags = with_brackets([flag for flag in flags if flag != "--print_config"])
         namespace = parser.parse_args(flags)
-        flagged = vars(parser.parse_args(flags, defaults=False).as_flat()).keys()
-        namespace[size_table.KEY] = size_table.without_settings(table, flagged)
-        namespace[_GIVEN] = frozenset(given | flagged)
+        flagged = vars(parser.parse_args(flags, defaults=False).as_flat())
+        layers.append(flagged)
+        if _is_of_another_root([*([_flat(own)] if own else []), *layers], namespace.data.root):
+            namespace.data.root_md5 = None
+        namespace[size_table.KEY] = size_table.without_settings(table, flagged.keys())
+        namespace[_GIVEN] = frozenset().union(*layers)
+        namespace[_FLAGGED] = frozenset(flagged)
         return namespace
     except ArgumentError as error:
         raise UsageError(explain(str(error), parser)) from None
@@ -123,6 +134,21 @@ def _parsed(
         raise UsageError("the value of a flag is nested too deeply") from None
     except SystemExit:
         return None
+
+
+def _flat(content: _Sections) -> dict[str, Any]:
+    return {f"{part}.{key}": value for part in content for key, value in content[part].items()}
+
+
+def _is_of_another_root(layers: Sequence[Mapping[str, Any]], root: str) -> bool:
+    """Whether data.root_md5 came with another root than the one that is read.
+
+    Args:
+        layers: `section.field` -> value of each source of settings; later ones override earlier.
+        root: data.root of all of them.
+    """
+    of = next((layer.get("data.root") for layer in reversed(layers) if _MD5 in layer), None)
+    return of is not None and not config.is_same_root(str(of), str(root))
 
 
 def _settings_of_run(output: str) -> _Sections:
@@ -192,7 +218,7 @@ def overview() -> str:
 
 def _apply_config(
     parser: ArgumentParser, source: str, table: size_table.Table
-) -> tuple[size_table.Table, set[str]]:
+) -> tuple[size_table.Table, dict[str, Any]]:
     """Set a config's values as the parser's defaults, so that flags override them.
 
     Args:
@@ -202,7 +228,7 @@ def _apply_config(
 
     Returns:
         The table of this config; without one that before, less the settings of this config. And
-        the names of these settings.
+        these settings, as `section.field` -> value.
     """
     shown = f"--config {redact(source)}"
     try:
@@ -221,9 +247,11 @@ def _apply_config(
     for section, fields in content.items():
         if not isinstance(fields, dict):
             raise UsageError(f"{shown}: {section} must hold fields, as in '{section}:'")
+        for name in fields.keys() & _NUMBER_OR_TEXT:
+            fields[name] = str(fields[name]) if type(fields[name]) is int else fields[name]
     _set_defaults(parser, content, shown)
-    fields = {f"{section}.{name}" for section in content for name in content[section]}
-    return own_table or size_table.without_settings(table, fields), fields
+    values = _flat(content)
+    return own_table or size_table.without_settings(table, values.keys()), values
 
 
 def _table(parser: ArgumentParser, rows: Any, where: str) -> size_table.Table:
@@ -244,8 +272,7 @@ def _set_defaults(
     wrong: type[LightshipError] = UsageError,
 ) -> None:
     _parse(parser, content, where, wrong)
-    values = {f"{part}.{key}": value for part in content for key, value in content[part].items()}
-    parser.set_defaults({**(_OF_ANOTHER_ROOT if "data.root" in values else {}), **values})
+    parser.set_defaults(_flat(content))
 
 
 def _parse(
@@ -286,12 +313,15 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
     settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
     given_root, settings.data.root = settings.data.root, config.plain_root(settings.data.root)
     wrong = ""
-    starts_anew = name in _FROM_THE_START and namespace.get("ckpt_path") is None
+    trains = name in _FROM_THE_START
+    starts_anew = trains and namespace.get("ckpt_path") is None
     try:
         for row in namespace[size_table.KEY]:
-            config.check(size_table.with_settings(settings, row.settings), starts_anew)
-        config.check(settings, starts_anew)
+            config.check(size_table.with_settings(settings, row.settings), starts_anew, trains)
+        config.check(settings, starts_anew, trains)
         _check_complete(name, settings)
+        if not trains:
+            _refuse_ignored(name, namespace, own)
         if name == "validate" and own is not None:
             _check_split(settings, own)
     except ConfigError as error:
@@ -344,6 +374,21 @@ def _refuse_publishing(command: Command, named_root: str) -> None:
             f"--data.root is {root} by the run's own settings, and --run.output is not on this "
             f"machine: to write the names of its images there, add --data.root {root}"
         )
+
+
+def _refuse_ignored(name: str, namespace: Namespace, own: _Sections | None) -> None:
+    """Raise ConfigError for a setting that this command on a model would ignore.
+
+    A --config file may be that of the training: of a run its values are known, of a checkpoint
+    alone they are not, and only flags are compared.
+    """
+    given = namespace[_GIVEN if own else _FLAGGED]
+    before = _flat(own) if own else {}
+    for key, instead in _OF_TRAINING.items():
+        value = namespace[key]
+        is_set = key in given and value not in (None, "none")
+        if is_set and canonical(value) != canonical(before.get(key) or ""):
+            raise ConfigError(f"--{key} is {canonical(value)}; lightship {name} {instead}")
 
 
 def _check_split(settings: Config, own: _Sections) -> None:

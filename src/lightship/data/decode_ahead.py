@@ -43,7 +43,7 @@ def begin(config: DataConfig) -> None:
         return
     if config.root in NAMED_SETS or storage.is_remote(config.root):
         return
-    if not storage.local_path(config.root).is_dir():
+    if not os.path.isdir(storage.local_path(config.root)):  # False also for an invalid name
         return
     try:
         _start(config)

@@ -177,3 +177,101 @@ def test_a_recipe_is_the_packages_whatever_lies_in_the_working_directory(runs: P
     (runs / "digits.yaml").write_text("model: {net: 'os:system'}")
     assert cli.parse(["fit", "--config", "digits"]).config.model.net == "litcnn"
     assert cli.parse(["fit"]).config.model.net == "litcnn"
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The checksum of `set.tar.gz`: in `md5.yaml`, in `both.yaml` with its root, and in a run."""
+    monkeypatch.chdir(tmp_path)
+    md5 = "0123456789abcdef" * 2
+    Path("md5.yaml").write_text(f"data: {{root_md5: {md5}}}")
+    Path("both.yaml").write_text(f"data: {{root: set.tar.gz, root_md5: {md5}}}")
+    Path("other.yaml").write_text("data: {root: other.tar.gz}")
+    settings = Config()
+    settings.data.root, settings.data.root_md5 = "https://host/set.tar.gz?X-Amz-Signature=1", md5
+    config_file.write("run", settings)
+    return md5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_kept"),
+    [
+        ("fit --config=md5.yaml --data.root=set.tar.gz", True),
+        ("fit --config=md5.yaml --config=other.yaml", True),
+        ("fit --config=both.yaml --data.root=./set.tar.gz", True),
+        ("fit --config=both.yaml --config=other.yaml --data.root=set.tar.gz", True),
+        ("fit --config=both.yaml --data.root=other.tar.gz", False),
+        ("fit --config=both.yaml --config=other.yaml", False),
+        ("test --run.output=run --data.root=https://host/set.tar.gz?X-Amz-Signature=2", True),
+        ("test --run.output=run --data.root=https://host/new.tar.gz", False),
+        ("test --run.output=run --config=other.yaml", False),
+        ("test --run.output=run --config=both.yaml", True),
+    ],
+)
+def test_a_checksum_is_kept_for_its_root(archive: str, arguments: str, is_kept: bool) -> None:
+    command = cli.parse(arguments.split())
+    assert command is not None
+    assert command.config.data.root_md5 == (archive if is_kept else None)
+
+
+COMMANDS_ON_A_MODEL = ["test", "validate", "predict", "export"]
+
+
+@pytest.mark.parametrize("name", COMMANDS_ON_A_MODEL)
+def test_settings_of_training_are_not_ignored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Config()
+    settings.model.net, settings.model.weights, settings.data.root = "resnet18", "w.pth", "set"
+    config_file.write("run", settings)
+    run = [name, "--run.output=run"]
+    for other in ("--model.weights=best.ckpt", "--config=other.yaml"):
+        Path("other.yaml").write_text("model: {weights: best.ckpt}")
+        assert cli.main([*run, other]) == 78
+        error = capsys.readouterr().err
+        assert "--model.weights is best.ckpt" in error
+        assert "another checkpoint: --ckpt_path" in error
+    assert cli.main([*run, "--model.compile=default"]) == 78
+    assert (
+        f"--model.compile is default; lightship {name} does not compile" in capsys.readouterr().err
+    )
+    same = cli.parse([*run, "--model.weights=w.pth", "--model.compile=none"])
+    assert same is not None
+    files = {"predict": ["--predictions=t.csv"], "export": ["--export=m.pt2"]}
+    if name in files:
+        alone = [name, "--ckpt_path=a.ckpt", *files[name]]
+        assert cli.parse([*alone, "--config=other.yaml"]) is not None
+        assert cli.main([*alone, "--model.weights=best.ckpt"]) == 78
+
+
+@pytest.mark.parametrize("name", ["test", "validate", "predict"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("crop_min_area", 0.35), ("sizes_px", [16, 32])], ids=str
+)
+def test_a_run_on_random_crops_is_evaluated_resident(
+    name: str, key: str, value: object, tmp_path: Path, capsys
+) -> None:
+    settings = Config()
+    settings.data.root, settings.data.image_size_px = "set", 32
+    setattr(settings.data, key, value)
+    output = str(tmp_path / "run")
+    config_file.write(output, settings)
+    flags = ["--data.mode=resident", f"--run.output={output}"]
+    command = cli.parse([name, *flags])
+    assert command is not None
+    assert command.config.data.mode == "resident"
+    flag = f"--data.{key}={value}".replace(" ", "")
+    assert cli.main(["fit", "--data.image_size_px=32", flag, *flags]) == 78
+    assert "--data.mode resident does not keep" in capsys.readouterr().err
+
+
+def test_a_number_of_devices_in_a_file(tmp_path: Path, capsys) -> None:
+    for text, devices in (("2", "2"), ("'2'", "2"), ("auto", "auto")):
+        (tmp_path / "a.yaml").write_text(f"trainer: {{devices: {text}}}")
+        command = cli.parse(["fit", f"--config={tmp_path}/a.yaml"])
+        assert command is not None
+        assert command.config.trainer.devices == devices
+    (tmp_path / "a.yaml").write_text("trainer: {devices: 0}")
+    assert cli.main(["fit", f"--config={tmp_path}/a.yaml"]) == 78
+    assert "it must be 'auto' or a number of at least 1" in capsys.readouterr().err
