@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # spinning thread delays the one that it waits for; see docs/measurements.md.
         if "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        libraries.begin_imports()
         libraries.preload()
         # Imports take seconds, and a container's process 1 ignores signals without a handler.
         StopRequest(Phase.COMMAND).install()

@@ -7,7 +7,7 @@ from functools import partial
 
 from lightship import size_table, storage
 from lightship.commands.base import Command, PackCommand
-from lightship.distributed import launcher
+from lightship.distributed import launcher, libraries
 
 logger = logging.getLogger(__name__)
 _RESUMES_FROM = {"fit": "the newest checkpoint", "predict": "the parts that are written"}
@@ -80,17 +80,15 @@ def _run_here(command: Command) -> None:
 
 def _train_or_evaluate(command: Command) -> None:
     if command.name == "fit":
-        from lightship.commands.fit import fit
-
-        fit(command)
+        from lightship.commands.fit import fit as work
     elif command.name == "predict":
-        from lightship.commands.predict import predict
-
-        predict(command)
+        from lightship.commands.predict import predict as work
     else:
         from lightship.commands import evaluate
 
-        getattr(evaluate, command.name)(command)
+        work = getattr(evaluate, command.name)
+    libraries.end_imports()
+    work(command)
 
 
 def _completed(command: Command) -> str | None:
