@@ -34,6 +34,16 @@ def test_the_label_is_the_version() -> None:
     assert f'image.version="{__version__}"' in (ROOT / "docker/Dockerfile").read_text()
 
 
+def test_the_loader_finds_the_driver_where_gke_mounts_it() -> None:
+    """And never searches the working directory, which an empty entry means."""
+    text = (ROOT / "docker/Dockerfile").read_text()
+    [paths] = re.findall(r"\bLD_LIBRARY_PATH=(\S*)", text)
+    cuda = text.partition("\nFROM runtime AS cuda\n")[2].partition("\nFROM ")[0]
+    assert f"LD_LIBRARY_PATH={paths}" in cuda
+    assert "/usr/local/nvidia/lib64" in paths.split(":")
+    assert all(path.startswith("/") for path in paths.split(":"))
+
+
 def test_what_reaches_the_build_is_listed() -> None:
     rules = (ROOT / ".dockerignore").read_text().split("\n")
     rules = [rule for rule in rules if rule and not rule.startswith("#")]
