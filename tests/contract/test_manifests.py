@@ -263,6 +263,9 @@ def test_the_command_is_one_that_lightship_takes(name: str, tmp_path: Path) -> N
     assert command.name == "fit"
     assert str(command.config.run.output).startswith(("s3://", "gs://"))
     nodes, gpus = training(name)[0]["completions"], container["resources"]["limits"]
+    devices = {"nvidia.com/gpu": "gpu", "google.com/tpu": "tpu"}
+    asked = next((devices[name] for name in devices if name in gpus), "cpu")
+    assert command.config.trainer.accelerator == asked  # with auto, a broken driver is not noticed
     ranks = nodes * int(gpus.get("nvidia.com/gpu", gpus.get("google.com/tpu", 1)))
     assert command.config.data.global_batch_size % ranks == 0
 

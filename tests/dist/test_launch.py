@@ -179,6 +179,26 @@ def test_a_wrong_environment(job, environment: dict[str, str], line: str) -> Non
     assert "Traceback" not in agent.said
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"PET_NPROC_PER_NODE": "2"},
+        {"PET_NNODES": "2", "PET_RDZV_ENDPOINT": "localhost:1"},
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+    ],
+    ids=["one process", "two processes", "two nodes", "torchrun"],
+)
+def test_gpus_are_required_and_there_are_none(job, environment: dict[str, str]) -> None:
+    """Said before anything is read and before any peer is waited for."""
+    flags = ["--trainer.accelerator=gpu", "--data.root=/nowhere/at/all"]
+    agent = job().start(*flags, CUDA_VISIBLE_DEVICES="", **environment)
+    assert agent.wait() == 78, agent.said
+    assert "--trainer.accelerator gpu: torch can use no GPU of this node (" in agent.said
+    assert agent.said.count("lightship: ") == 1
+    assert "Traceback" not in agent.said
+
+
 def test_one_image_a_device_and_batchnorm(job) -> None:
     agent = job().start("--trainer.devices=2", "--data.global_batch_size=2", "--model.net=resnet18")
     assert agent.wait() == 78, agent.said

@@ -41,6 +41,7 @@ def launch(
     Raises:
         LightshipError: See errors.py for its exit code.
     """
+    _check_gpus(trainer.accelerator)
     if is_worker:
         _join_and(work, trainer)
     elif trainer.is_on_tpu:
@@ -127,6 +128,26 @@ def is_on_gpus(accelerator: str) -> bool:
     import torch
 
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _check_gpus(accelerator: str) -> None:
+    """Raise ConfigError if GPUs are required and torch can use none here."""
+    if accelerator not in ("gpu", "cuda"):
+        return
+    import torch
+
+    is_on_mac = accelerator == "gpu" and torch.backends.mps.is_available()
+    if is_on_gpus(accelerator) or is_on_mac:
+        return
+    reason = "none is visible"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # says why: no driver, too old, ...
+        reason = str(error).partition(". ")[0]
+    raise ConfigError(
+        f"--trainer.accelerator {accelerator}: torch can use no GPU of this node ({reason}); give "
+        "the container GPUs, update the driver, or set --trainer.accelerator cpu"
+    )
 
 
 def processes_here(trainer: TrainerConfig) -> int:
