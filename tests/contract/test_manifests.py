@@ -4,6 +4,7 @@ import copy
 import ipaddress
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kubernetes_validate import ValidationError, validate
 from kubernetes_validate.utils import all_versions
 
 from lightship import cli
+from lightship.config import TrainerConfig
 from lightship.errors import EXIT_CODES
 from lightship.training.callbacks.heartbeat import START_GRACE_S
 from tests.support.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind, pod_specs, rendered
@@ -298,13 +300,47 @@ def test_spot_loses_less() -> None:
         [config] = of_kind(name, "ConfigMap")
         every = re.search(r"checkpoint_every_s: (\d+)", config["data"]["config.yaml"])
         assert every
-        flag = "--run.checkpoint_every_s"
-        lost_s[name] = int(
-            arguments[arguments.index(flag) + 1] if flag in arguments else every.group(1)
-        )
+        flagged = re.findall(r"--run.checkpoint_every_s=(\d+)", " ".join(arguments))
+        lost_s[name] = int(flagged[-1] if flagged else every.group(1))
     assert lost_s["k8s/overlays/spot"] < lost_s["k8s/job.yaml"]
-    pod = training("k8s/overlays/spot")[0]["template"]["spec"]
-    assert len(pod["tolerations"]) > len(pod_specs("k8s/job.yaml")[0]["tolerations"])
+
+
+def test_spot_keeps_what_is_changed_in_the_base(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s", symlinks=True)
+    base = tmp_path / "k8s/base/job.yaml"
+    text = base.read_text()
+    changes = {
+        "args: [fit, --config,": "args: [fit, --config, finetune, --config,",
+        "      tolerations:\n": "      tolerations:\n        - {key: own, operator: Exists}\n",
+    }
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    base.write_text(text)
+    pods = [pod_specs(str(tmp_path / name))[0] for name in ("k8s/job.yaml", "k8s/overlays/spot")]
+    (args, spot_args), (tolerations, spot_tolerations) = zip(
+        *((pod["containers"][0]["args"], pod["tolerations"]) for pod in pods), strict=True
+    )
+    assert spot_args[: len(args)] == args
+    assert "finetune" in spot_args
+    assert spot_tolerations[: len(tolerations)] == tolerations
+    assert len(spot_tolerations) > len(tolerations)
+
+
+def test_peers_wait_for_a_new_node_but_not_until_the_probe_ends_them() -> None:
+    """Probe and waits begin at the last step: a peer is missed, then the rendezvous waits."""
+    spec, container = training("k8s/job.yaml")
+    conf = dict(pair.split("=") for pair in str(environment(container)["PET_RDZV_CONF"]).split(","))
+    silence = re.search(r"-lt (\d+)", container["livenessProbe"]["exec"]["command"][-1])
+    assert silence
+    leave_s = {
+        each["tolerationSeconds"]
+        for each in spec["template"]["spec"]["tolerations"]
+        if each["key"].startswith("node.kubernetes.io/") and each["effect"] == "NoExecute"
+    }
+    assert max(leave_s) + 600 < int(conf["join_timeout"])
+    noticed_s, read_timeout_s = TrainerConfig().timeout_s, 60
+    assert noticed_s + int(conf["join_timeout"]) + 2 * read_timeout_s < int(silence[1])
 
 
 def test_kueue_holds_the_job() -> None:
