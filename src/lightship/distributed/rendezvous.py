@@ -27,7 +27,13 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
 
 from lightship.distributed.bounded import NoAnswer, call_within
-from lightship.distributed.rendezvous_state import SECRET, SECRET_FILE, SignedState, run_secret
+from lightship.distributed.rendezvous_state import (
+    SECRET,
+    SECRET_FILE,
+    SignedState,
+    StateRefused,
+    run_secret,
+)
 from lightship.distributed.store import addresses_of, is_local, loopback, serve
 from lightship.errors import ConfigError, TimeoutExpired, in_one_line
 
@@ -160,15 +166,26 @@ def open_rendezvous(settings: LaunchConfig) -> RendezvousHandler:
 
     Raises:
         TimeoutExpired: The host did not come up.
+        StateRefused: Another run's host stayed.
         ConfigError: There is no such kind of rendezvous.
     """
     parameters = _parameters(settings)
     wait_s = parameters.get_as_int("join_timeout", 600) or 600
     until = time.monotonic() + wait_s
     open_handler = _opener(settings, parameters)
+    is_told = False
     while True:
         try:
             handler = open_handler()
+        except StateRefused as refused:
+            # The host of an earlier start, whose name the new one will have, may still be ending.
+            if time.monotonic() > until:
+                raise
+            if not is_told:
+                logger.warning(f"{refused}; retrying for up to {wait_s} s")
+            is_told = True
+            time.sleep(1)
+            continue
         except RendezvousConnectionError as error:
             if time.monotonic() > until:
                 within = f"within {wait_s} s (join_timeout in PET_RDZV_CONF)"
@@ -224,6 +241,7 @@ def _open_c10d(parameters: RendezvousParameters, secret: str) -> RendezvousHandl
         store = _tcp_store(parameters)
         backend = C10dRendezvousBackend(store, parameters.run_id)
     signed = SignedState(backend, parameters.run_id, secret, parameters.endpoint)
+    signed.get_state()  # raises StateRefused for another run's
     return create_handler(store, signed, parameters)
 
 
