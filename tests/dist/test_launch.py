@@ -25,6 +25,17 @@ def test_missing_data_ends_both_nodes_at_once(job) -> None:
         assert agent.said.count("lightship: ") == 1
 
 
+def test_an_output_that_each_node_has_for_itself(job) -> None:
+    """A restart would find the checkpoints of one node only."""
+    run = job()
+    own = [f"--run.output={run.folder}/node-{number}" for number in (0, 1)]
+    agents = [run.start_node(flag, hook="impatient") for flag in own]
+    for agent in agents:
+        assert agent.wait() == 78, agent.said
+        assert "is a local folder, and node 1 does not see what node 0 wrote there" in agent.said
+        assert agent.said.count("lightship: ") == 1
+
+
 def test_a_batch_that_does_not_divide(job) -> None:
     agent = job().start("--trainer.devices=5")
     assert agent.wait() == 78, agent.said

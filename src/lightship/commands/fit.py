@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -70,6 +71,7 @@ def fit(command: Command) -> None:
             logger.info(completed)
             return
         start = comm.broadcast_from_rank_0(partial(folder.open, command.ckpt_path))
+        _refuse_unshared(folder)
         data = _load_data(config, folder.at("data"), scanned, resumes=start.url is not None)
         mean_std = _pixel_statistics(data, start, store)
         model = _build_model(config, data, weights, mean_std, is_new=start.url is None)
@@ -119,6 +121,23 @@ def _resuming(start: Start, stop: StopRequest) -> Iterator[None]:
         raise ConfigError(
             f"--run.output cannot be resumed from {storage.redact(start.url)}: {in_one_line(error)}"
         ) from error
+
+
+def _refuse_unshared(folder: RunFolder) -> None:
+    """Raise ConfigError if a local output is not one folder for all nodes. Every rank; blocks."""
+    if comm.is_one_node() or storage.is_remote(folder.url):
+        return
+    attempt = comm.broadcast_from_rank_0(lambda: folder.checkpoints.attempt)
+
+    def check() -> None:
+        if not folder.sees(attempt):
+            raise ConfigError(
+                f"--run.output {folder.url} is a local folder, and node "
+                f"{os.environ['GROUP_RANK']} does not see what node 0 wrote there: give a URL, or "
+                "a volume that all nodes mount"
+            )
+
+    comm.on_every_rank(check)
 
 
 def _choose_by_size(command: Command, folder: RunFolder) -> Scanned | None:

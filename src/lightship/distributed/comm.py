@@ -86,6 +86,11 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
+def is_one_node() -> bool:
+    """Whether all processes of the job are on this node."""
+    return world_size() == 1 or world_size() == int(os.environ["LOCAL_WORLD_SIZE"])
+
+
 def broadcast_from_rank_0(work: Callable[[], T]) -> T:
     """Call `work` on rank 0 alone and return its result on all. Every rank; blocks for rank 0.
 

@@ -1,9 +1,12 @@
 """A run's folder: config.yaml, checkpoints/, logs/, report/ and DONE under run.output."""
 
+import contextlib
 import dataclasses
 import logging
+import os
 import re
 import tempfile
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +17,7 @@ from lightship.checkpoint.loading import RESUME_KEYS, load_ckpt_path
 from lightship.checkpoint.record import Metric
 from lightship.checkpoint.store import CheckpointStore
 from lightship.config import Config, TrainerConfig
-from lightship.errors import ConfigError
+from lightship.errors import ConfigError, PeerLost, TimeoutExpired
 from lightship.run import config_file
 from lightship.run.completion import Finished, read_results, shown_bounds
 from lightship.run.quarantine import set_aside
@@ -28,6 +31,7 @@ _FILES = (
 )  # fmt: skip
 """What a run has only after its config.yaml."""
 _MAX_ID_BYTES = 1024
+_SEEN_WITHIN_S = 90.0  # NFS and SMB keep for up to 60 s that a file is missing
 
 
 class Start(NamedTuple):
@@ -187,6 +191,30 @@ class RunFolder:
         self._remove_done(start)
         config_file.write(self.url, self.config)
         return start
+
+    def sees(self, attempt: str) -> bool:
+        """Whether this process sees a local output as rank 0 has left it in `open`. Any rank.
+
+        Blocks for 90 s if it does not.
+
+        Args:
+            attempt: `checkpoints.attempt` of rank 0.
+        """
+        store = CheckpointStore(self.checkpoints.url)
+        store.attempt = attempt
+        path = storage.local_path(store.url)
+        until = time.monotonic() + _SEEN_WITHIN_S
+        while True:
+            try:
+                store.check_fence()
+                return True
+            except (PeerLost, TimeoutExpired):
+                if time.monotonic() > until:
+                    return False
+            for folder in (path.parents[1], path.parent, path):
+                with contextlib.suppress(OSError):
+                    os.listdir(folder)  # NFS then asks its server again
+            time.sleep(0.5)
 
     def _refuse_foreign_files(self) -> None:
         """Raise ConfigError if a file is not a run's that this one would overwrite."""
