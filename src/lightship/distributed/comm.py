@@ -23,7 +23,7 @@ from lightship.console import log
 from lightship.distributed import messages
 from lightship.distributed.bounded import NoAnswer, call_within
 from lightship.distributed.store import open_store
-from lightship.errors import LightshipError, PeerLost, TimeoutExpired
+from lightship.errors import ConfigError, LightshipError, PeerLost, TimeoutExpired
 from lightship.redaction import redact
 
 T = TypeVar("T")
@@ -44,7 +44,12 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
     Args:
         timeout_s: Timeout of this wait and of each collective.
         on_cuda: Whether each rank drives a GPU.
+
+    Raises:
+        ConfigError: There is no GPU for this rank.
     """
+    if on_cuda:
+        _choose_gpu(int(os.environ["LOCAL_RANK"]))
     # Lightning takes seconds to import, and an agent needs none of it.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -52,8 +57,6 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
     timeout = timedelta(seconds=timeout_s)
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]
     log.set_rank(int(os.environ["RANK"]))
-    if on_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world_size = open_store(timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
@@ -63,6 +66,17 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
         timeout=timeout,
     )
     _store = dist.PrefixStore("lightship", store)
+
+
+def _choose_gpu(local_rank: int) -> None:
+    seen = torch.cuda.device_count()
+    if local_rank >= seen:
+        raise ConfigError(
+            f"this process is number {local_rank + 1} of its node and sees {seen} "
+            f"GPU{'s' * (seen != 1)}: start one process per GPU, and under SLURM give the GPUs to "
+            "the node (srun --gpus-per-node), not to each task (--gpus-per-task)"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def destroy_process_group() -> None:

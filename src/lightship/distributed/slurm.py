@@ -15,7 +15,7 @@ def join_step() -> None:
     variables too, but starts one process: a warning says so.
 
     Raises:
-        ConfigError: A variable is invalid.
+        ConfigError: A variable is invalid, or nodes have different numbers of tasks.
     """
     tasks = _number("SLURM_NTASKS", 1)
     if tasks <= 1:
@@ -28,7 +28,8 @@ def join_step() -> None:
         return
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-    here = max(1, tasks // _number("SLURM_NNODES", 1))
+    nodes = _number("SLURM_STEP_NUM_NODES", _number("SLURM_NNODES", 1))
+    here = _tasks_per_node(tasks, max(1, nodes))
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning insists on it
     try:
         slurm = SLURMEnvironment(auto_requeue=False)
@@ -42,6 +43,17 @@ def join_step() -> None:
         }
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"a SLURM_* variable is wrong: {error}") from None
+
+
+def _tasks_per_node(tasks: int, nodes: int) -> int:
+    """Tasks on each node. Raises ConfigError if they differ, as Lightning's DDP cannot have it."""
+    listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 8(x2), or 8,4
+    if "," in listed or tasks % nodes:
+        raise ConfigError(
+            f"the nodes have different numbers of tasks ({listed or f'{tasks} on {nodes} nodes'}): "
+            "set srun --ntasks-per-node to the number of GPUs of a node"
+        )
+    return tasks // nodes
 
 
 def _is_task_of_several() -> bool:

@@ -4,11 +4,12 @@ import os
 import re
 
 import pytest
+import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lightship import cli
 from lightship.commands.base import Command
-from lightship.distributed import slurm
+from lightship.distributed import comm, slurm
 from lightship.errors import ConfigError
 from lightship.training.trainer import build_trainer
 
@@ -39,6 +40,34 @@ def test_a_task_of_srun_is_a_rank(monkeypatch, step):
     ranks = {name: os.environ[name] for name in TORCHRUNS[:5]}
     assert ranks == dict(zip(TORCHRUNS, ("3", "4", "1", "2", "n3"), strict=False))
     assert os.environ["MASTER_PORT"].isdecimal()
+
+
+def test_a_step_on_a_part_of_the_jobs_nodes(monkeypatch):
+    given(monkeypatch, JOB, TASK, {"SLURM_NTASKS": "3", "SLURM_STEP_NUM_NODES": "1"})
+    slurm.join_step()
+    assert os.environ["LOCAL_WORLD_SIZE"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("uneven", "said"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "3,1"}, r"different numbers of tasks \(3,1\)"),
+        ({"SLURM_NTASKS": "3"}, r"different numbers of tasks \(3 on 2 nodes\)"),
+    ],
+)
+def test_nodes_with_different_numbers_of_tasks(monkeypatch, uneven, said):
+    given(monkeypatch, JOB, TASK, uneven)
+    with pytest.raises(ConfigError, match=f"{said}: set srun --ntasks-per-node"):
+        slurm.join_step()
+
+
+def test_a_task_that_sees_its_own_gpu_only(monkeypatch):
+    """srun --gpus-per-task=1: each process would need another number than its local rank."""
+    given(monkeypatch, {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    said = r"number 4 of its node and sees 1 GPU: .*--gpus-per-node.*, not .*--gpus-per-task"
+    with pytest.raises(ConfigError, match=said):
+        comm.init_process_group(5, on_cuda=True)
 
 
 @pytest.mark.parametrize(
