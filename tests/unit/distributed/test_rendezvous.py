@@ -2,7 +2,6 @@
 
 import pickle
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -23,12 +22,12 @@ BOUND_S = 60.0
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
     [port] = free_ports(1)
     monkeypatch.setenv("PET_NNODES", "2")
     monkeypatch.setenv("PET_RDZV_ENDPOINT", f"127.0.0.1:{port}")
     monkeypatch.setenv(SECRET, OURS)
-    yield port
+    return port
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, path: Path, join_timeout_s: int) -> LaunchConfig:
