@@ -38,7 +38,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, path: Path, join_timeout_s: int) -
 
 def host(port: int, secret: str) -> dist.Store:
     """A node 0 that has written its state."""
-    store = serve("127.0.0.1", port, timedelta(seconds=20))
+    store = serve("127.0.0.1", port, timedelta(seconds=20), "")
     state = SignedState(C10dRendezvousBackend(store, "none"), "none", secret, "here")
     state.set_state(pickle.dumps(dynamic_rendezvous._RendezvousState()))
     return store
