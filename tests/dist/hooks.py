@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from lightship.commands import fit as run
 from lightship.commands import predict
 from lightship.commands.base import Command
 from lightship.data.batch import Batch
-from lightship.distributed import comm
+from lightship.distributed import comm, elastic_agent
 from lightship.errors import ConfigError
 from lightship.models.classifier import ImageClassifier
 from lightship.models.head import Head
@@ -74,6 +76,47 @@ def killed_at_the_end() -> None:
     """As `plain`; what rank 0 does alone, after the others, ends it and its agent."""
     plain()
     run._finish = predict._finish = _kill_agent
+
+
+def _before(name: str, act: Callable[[], None]) -> None:
+    """Do something before the agent calls a method of its own."""
+    theirs = getattr(elastic_agent._Agent, name)
+
+    def both(self: Any, *arguments: Any) -> Any:
+        act()
+        return theirs(self, *arguments)
+
+    setattr(elastic_agent._Agent, name, both)
+
+
+def killed_after_joining() -> None:
+    """The agent is killed when all have joined, before it tells the others of its workers."""
+    _before("_assign_worker_ranks", lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def frozen_after_joining() -> None:
+    """As `killed_after_joining`, but the agent is frozen."""
+    _before("_assign_worker_ranks", lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def frozen_at_the_end() -> None:
+    """As `plain`; the agent is frozen when its worker has finished."""
+    plain()
+    frozen = Path(os.environ["TEST_FOLDER"], "frozen")
+    _before("_exit_barrier", lambda: (frozen.touch(), os.kill(os.getpid(), signal.SIGSTOP)))
+
+
+def late_at_the_end() -> None:
+    """As `plain`; the agent has finished after another is frozen, and waits 2 s for it."""
+    plain()
+    frozen, agent = Path(os.environ["TEST_FOLDER"], "frozen"), elastic_agent.LocalElasticAgent
+
+    def wait() -> None:
+        while not frozen.exists():
+            time.sleep(0.05)
+
+    _before("_exit_barrier", wait)
+    elastic_agent.LocalElasticAgent.__init__ = partialmethod(agent.__init__, exit_barrier_timeout=2)
 
 
 class CountCollectives(Callback):

@@ -293,6 +293,37 @@ def test_a_frozen_host_ends_the_others(job, reference, measured) -> None:
     same(run, reference)
 
 
+@pytest.mark.parametrize(
+    ("hook", "is_host"),
+    [
+        ("killed_after_joining", False),
+        ("killed_after_joining", True),
+        ("frozen_after_joining", True),
+    ],
+)
+def test_a_node_lost_just_after_the_rendezvous(job, hook: str, is_host: bool) -> None:
+    """The agents tell each other of their workers then."""
+    run = job()
+    conf = QUICK_RENDEZVOUS.replace("read_timeout=20", "read_timeout=3")
+    first, second = (hook, "plain") if is_host else ("plain", hook)
+    agents = [hosting(run, hook=first, PET_RDZV_CONF=conf)]
+    agents.append(run.start_node(hook=second, PET_RDZV_CONF=conf))
+    other = agents[1 if is_host else 0]
+    assert other.wait() == 75, other.said
+    assert f"lost the rendezvous at localhost:{run.port}: " in other.said
+    assert "Traceback" not in other.said
+
+
+def test_a_host_that_freezes_when_all_is_done(job, reference) -> None:
+    """The other does not wait for it for ever: the run is complete."""
+    run = job()
+    conf = QUICK_RENDEZVOUS.replace("read_timeout=20", "read_timeout=3")
+    hosting(run, step_s=0, hook="frozen_at_the_end", PET_RDZV_CONF=conf)
+    other = run.start_node(hook="late_at_the_end", PET_RDZV_CONF=conf)
+    assert other.wait() == 0, other.said
+    same(run, reference)
+
+
 def parent_is(run: Job, agent: Agent) -> int:
     """The rank of the agent's worker."""
     parents = {int(Path(f"/proc/{run.worker(r)}/stat").read_text().split()[3]): r for r in (0, 1)}

@@ -2,9 +2,11 @@
 
 Only this module and rendezvous_state.py use private names of torch elastic. Whatever waits here has
 a bound: missing nodes (join_timeout), silent agents (keep_alive_interval x keep_alive_max_attempt),
-a silent host (read_timeout), workers that do not stop (TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
+a silent host, or a node lost while ranks are assigned (read_timeout), workers that do not stop
+(TORCH_ELASTIC_SHUTDOWN_TIMEOUT).
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -13,10 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.distributed.elastic.agent.server import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server import (
+    RunResult,
+    Worker,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException, SubprocessContext
 from torch.distributed.elastic.rendezvous import (
@@ -29,7 +39,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from lightship.distributed import comm
 from lightship.distributed.arguments import hide
-from lightship.distributed.rendezvous import launch_settings, open_rendezvous
+from lightship.distributed.rendezvous import answer_s, ask, launch_settings, open_rendezvous
 from lightship.distributed.rendezvous_state import StateRefused
 from lightship.distributed.signals import RESPONSES, Phase, stop_signals
 from lightship.distributed.worker_logs import (
@@ -45,7 +55,8 @@ from lightship.errors import PeerLost, Preempted, TimeoutExpired
 
 logger = logging.getLogger(__name__)
 PRIVATE_NAMES = (
-    "_monitor_workers", "_pcontext", "_remaining_restarts", "_shutdown", "_stop_workers",
+    "_assign_worker_ranks", "_exit_barrier", "_exit_barrier_timeout", "_monitor_workers",
+    "_pcontext", "_remaining_restarts", "_shutdown", "_stop_workers",
 )  # fmt: skip
 """Attributes of torch's LocalElasticAgent that `_Agent` overrides or uses."""
 _RENDEZVOUS_CACHE_S = 1.1  # torch answers from what it read within the last second
@@ -100,7 +111,8 @@ def run_agent(processes: int, arguments: Sequence[str], resumes_from: str | None
     finally:
         # A closed rendezvous never opens again: only where nobody shall come back.
         if is_over:
-            handler.shutdown()
+            with contextlib.suppress(RendezvousError):  # its host is gone: nobody meets there
+                handler.shutdown()
         if "PET_LOG_DIR" not in os.environ and not logs.is_needed:
             shutil.rmtree(log_path, ignore_errors=True)
 
@@ -149,23 +161,41 @@ def _build_agent(
             f"has no {', '.join(missing)}"
         )
         return stock
-    return _Agent(spec, logs, stop_s, settings.max_nodes, resumes_from)
+    return _Agent(spec, logs, stop_s, settings.max_nodes, resumes_from, answer_s(settings))
 
 
 class _Agent(LocalElasticAgent):
-    """Torch's agent, except for when it restarts and how long it waits for workers to stop.
+    """Torch's agent, except for when it restarts and how long it waits for others.
 
     It does not restart where that cannot help: after a wrong command, configuration or data, a
     stop request, or the same error as last time.
     """
 
     def __init__(
-        self, spec: WorkerSpec, logs: WorkerLogs, stop_s: int, max_nodes: int, resumes_from: str
+        self,
+        spec: WorkerSpec,
+        logs: WorkerLogs,
+        stop_s: int,
+        max_nodes: int,
+        resumes_from: str,
+        silent_s: float,
     ) -> None:
         super().__init__(spec, logs, shutdown_timeout=stop_s)
         self.logs, self.stop_s = logs, stop_s
-        self.max_nodes, self.resumes_from = max_nodes, resumes_from
+        self.max_nodes, self.resumes_from, self.silent_s = max_nodes, resumes_from, silent_s
         self.last_message = ""
+
+    def _assign_worker_ranks(self, *arguments: Any) -> list[Worker]:
+        """Torch's. Raises RendezvousConnectionError where a node is lost after it has joined."""
+        return ask(self.silent_s, partial(super()._assign_worker_ranks, *arguments))
+
+    def _exit_barrier(self) -> None:
+        """Torch's, which goes on without nodes that are late; also without a host that is frozen.
+
+        All workers here have finished.
+        """
+        with contextlib.suppress(RendezvousError):
+            ask(self._exit_barrier_timeout + self.silent_s, super()._exit_barrier)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown(timeout=self.stop_s)
