@@ -157,7 +157,7 @@ def evaluate(
     return {f"{split}/{name}": float(measured[name]) for name in names}
 
 
-def numbers_line(numbers: dict[str, float], split: str | None) -> str:
+def numbers_line(numbers: Mapping[str, float], split: str | None) -> str:
     """The metrics of a split as one line of text."""
     shown = [
         f"{key} {value:.0f}" if value.is_integer() and value > 1 else f"{key} {value:.4f}"
