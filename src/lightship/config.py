@@ -67,8 +67,8 @@ class RunConfig:
     tracking: Literal["auto", "offline", "none"] = free("auto")
     """Weights & Biases: online if an API key is found, else offline (auto); always offline; or
     disabled (none: wandb need not be installed)."""
-    project: str = free("lightship")
-    """Weights & Biases project."""
+    project: str | None = free(None)
+    """Weights & Biases project. Default: WANDB_PROJECT, else lightship."""
     log_format: Literal["auto", "text", "json"] = free("auto")
     """Progress output: bars on a terminal, else timestamped lines (auto); timestamped lines (text);
     or JSON lines."""

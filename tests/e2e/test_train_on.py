@@ -109,7 +109,7 @@ def test_only_a_run_that_is_to_train_needs_its_processes(capsys, max_epochs: int
 DAMAGES = {
     "logs/metrics.csv": [b"", b"\xff\xfe\x00", b"step;epoch;time_s\n1;0;2\n", b'"\n' * 9],
     "logs/starts.json": [b"", b"{}", b"[3]", b'[{"began": "yesterday"}]', b"[" * 20_000],
-    "logs/tracking_id": [b"", b"\xff\xfe", b"no such id!", b"x" * 999],
+    "logs/tracking_id": [b"", b"\xff\xfe", b"no/such/id", b"x" * 999],
 }
 
 

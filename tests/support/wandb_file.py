@@ -45,6 +45,7 @@ class WandbFile:
 
     run_id: str = ""
     project: str = ""
+    name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     x_axes: dict[str, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ def read_wandb_file(path: Path) -> WandbFile:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found.run_id, found.project = record.run.run_id, record.run.project
+            found.name = record.run.display_name
             found.config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
         elif kind == "config":
             found.config |= {i.key: json.loads(i.value_json) for i in record.config.update}

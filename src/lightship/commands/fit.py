@@ -39,7 +39,7 @@ from lightship.run import config_file
 from lightship.run.folder import RunFolder, Start
 from lightship.run.restarts import record_start
 from lightship.tracking.metrics_csv import MetricsCSV
-from lightship.tracking.start import run_id, start_tracking
+from lightship.tracking.start import is_run_id, run_id, start_tracking
 from lightship.tracking.tracker import Tracker
 from lightship.training.callbacks.build import build_callbacks
 from lightship.training.callbacks.early_stopping import check_monitor
@@ -287,7 +287,7 @@ def _start_tracking(
 ) -> Tracker | None:
     """Start or resume the run's tracking, to be finished by `at_exit`. Rank 0; blocks."""
     config = folder.config
-    tracking_id = run_id(folder.tracking_id())
+    tracking_id = run_id(folder.tracking_id(is_run_id))
     folder.keep_tracking_id(tracking_id)
     tracker = start_tracking(
         config.run.tracking,

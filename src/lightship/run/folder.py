@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,8 +289,12 @@ class RunFolder:
                 "Set these back or give another --run.output"
             )
 
-    def tracking_id(self) -> str | None:
-        """The tracking id of an earlier start; None if there is none or it is damaged."""
+    def tracking_id(self, is_id: Callable[[str], bool]) -> str | None:
+        """The tracking id of an earlier start; None if there is none or it is damaged.
+
+        Args:
+            is_id: Whether a text can be one.
+        """
         url = self.at("logs", "tracking_id")
         if not storage.exists(url):
             return None
@@ -298,7 +302,7 @@ class RunFolder:
             set_aside(url, "is a link")
             return None
         text = storage.read_small(url, _MAX_ID_BYTES).decode(errors="replace").strip()
-        if re.fullmatch(r"[\w-]{1,64}", text, re.ASCII):
+        if is_id(text):
             return text
         set_aside(url, "is damaged")
         return None

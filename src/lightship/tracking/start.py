@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import wandb
 
 logger = logging.getLogger(__name__)
-_NAME_LETTERS = 128
+_NAME_LETTERS = _ID_LETTERS = 128
+_PROJECT = "lightship"
 _START_S = 60.0
 
 
@@ -34,14 +35,20 @@ def run_id(stored: str | None = None) -> str:
     """
     letters = string.ascii_lowercase + string.digits
     new_id = "".join(secrets.choice(letters) for _ in range(8))
-    if stored is not None and not re.fullmatch(r"[\w.-]+", stored):
+    if stored is not None and not is_run_id(stored):
         stored = None
     return os.environ.get("WANDB_RUN_ID") or stored or new_id
 
 
+def is_run_id(text: str) -> bool:
+    """Whether W&B takes a text as a run's id."""
+    is_text = text.isprintable() and text == text.strip() and 1 <= len(text) <= _ID_LETTERS
+    return is_text and not re.search(r"[:;,#?/']", text)
+
+
 def start_tracking(
     mode: Literal["auto", "offline", "none"],
-    project: str,
+    project: str | None,
     run_id: str,
     name: str,
     config: dict[str, Any],
@@ -58,9 +65,9 @@ def start_tracking(
 
     Args:
         mode: Online where possible (auto), offline, or none (wandb is then not imported).
-        project: W&B project.
+        project: W&B project; None: WANDB_PROJECT, else lightship.
         run_id: The same over all restarts of a run (see `run_id`).
-        name: Display name.
+        name: Display name, where WANDB_NAME gives none.
         config: Shown by W&B as the run's config; plain values.
         scratch_path: Local folder for wandb's files.
         mirror_url: Where an offline run is copied to, now and then and at the end.
@@ -76,9 +83,12 @@ def start_tracking(
     """
     if mode == "none":
         return None
-    if not project.strip():
+    if project is None:
+        project = os.environ.get("WANDB_PROJECT") or _PROJECT
+    elif not project.strip():
         raise ConfigError("--run.project is empty; it must name a W&B project")
-    start = _Start(project, run_id, _shown_name(name), config, init_timeout_s, finish_timeout_s)
+    shown_name = None if os.environ.get("WANDB_NAME") else _shown_name(name)
+    start = _Start(project, run_id, shown_name, config, init_timeout_s, finish_timeout_s)
     calls = Background("wandb-calls")
     begin = partial(_begin, start, mode, scratch_path, mirror_url, calls)
     try:
@@ -100,7 +110,7 @@ class _Start(NamedTuple):
 
     project: str
     run_id: str
-    name: str
+    name: str | None
     config: dict[str, Any]
     init_timeout_s: float
     finish_timeout_s: float

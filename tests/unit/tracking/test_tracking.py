@@ -22,12 +22,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 
 from lightship import storage
+from lightship.config import Config, RunConfig
 from lightship.errors import ConfigError, Preempted
+from lightship.run.folder import RunFolder
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.mirror import Mirror
 from lightship.tracking.service import find_service, ignore_workspace_settings
 from lightship.tracking.settings import read_settings
-from lightship.tracking.start import run_id, start_tracking
+from lightship.tracking.start import is_run_id, run_id, start_tracking
 from lightship.training.callbacks.image_predictions import ImagePredictionLogger
 from lightship.training.callbacks.throughput import Throughput
 from tests.support.little_fit import CLASSES, batch_of, fit
@@ -258,9 +260,35 @@ def test_any_name_of_an_output_will_do(tmp_path, name):
     assert read_wandb_file(path).exit_code == 0
 
 
-def test_a_stored_id_that_is_damaged_is_none(monkeypatch):
-    assert run_id("a/b") != "a/b"
-    assert run_id("") != ""
+@pytest.mark.parametrize("text", ["a/b", "", " a", "a\n", "a\x00b", "\ufffd\x1b", "a:b", LONG])
+def test_a_stored_id_that_is_damaged_is_none(text):
+    assert run_id(text) != text
+    assert not is_run_id(text)
+
+
+@pytest.mark.parametrize("text", ["model.v2-a_1", "two words", "caf\u00e9", "x" * 128])
+def test_ids_that_wandb_takes_are_kept_by_a_run(tmp_path, text):
+    folder = RunFolder(Config(run=RunConfig(output=str(tmp_path / "run"))))
+    tracker = start_tracking("offline", "shop", text, "name", {}, tmp_path)
+    tracker.finish(0)
+    folder.keep_tracking_id(text)
+    assert run_id(folder.tracking_id(is_run_id)) == text
+    assert not list(tmp_path.rglob("*.damaged"))
+
+
+def test_the_project_and_name_of_the_environment(tmp_path, monkeypatch):
+    def started(project):
+        tracker = start_tracking("offline", project, run_id(), "mine", {}, tmp_path)
+        tracker.finish(0)
+        [path] = tracker.run_path.glob("*.wandb")
+        found = read_wandb_file(path)
+        return found.project, found.name
+
+    assert started(None) == ("lightship", "mine")
+    monkeypatch.setenv("WANDB_PROJECT", "shop")
+    monkeypatch.setenv("WANDB_NAME", "wished")
+    assert started(None) == ("shop", "wished")
+    assert started("flagged") == ("flagged", "wished")
 
 
 def test_a_wandb_key_with_a_newline_is_the_users_error(tmp_path, monkeypatch):
