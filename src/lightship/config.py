@@ -202,7 +202,8 @@ class ModelConfig:
     batch_norm: Literal["train", "frozen", "precise"] = "train"
     """BatchNorm statistics. train: of each batch, a running average in evaluation. frozen: those of
     model.weights, in training too; scale and shift still train (for fine-tuning on small batches).
-    precise: as train, but recomputed on 1,024 training images before each validation."""
+    precise: as train, but recomputed on 1,024 training images before each validation. frozen has no
+    effect on a net without BatchNorm."""
     unfreeze_epoch: int | None = bounded(None, 1, None, "epochs")
     """Number of epochs after which the layers of model.freeze begin to train; null: never."""
     dropout: float | None = bounded(None, 0, 0.99)

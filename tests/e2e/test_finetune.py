@@ -131,6 +131,27 @@ def test_what_the_recipes_train(recipe: str, tmp_path: Path) -> None:
     assert same == frozen
 
 
+@pytest.mark.parametrize(("net", "size_px"), [("test_vit", 160), ("test_convnext", 64)])
+def test_the_recipe_trains_nets_without_batch_norm(
+    net: str, size_px: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the first stages; `fit` and `--print_config` show the same rates."""
+    state = timm.create_model(net, num_classes=1000).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    flags = ["--config=finetune", f"--model.net=timm:{net}", f"--data.sizes_px={size_px}"]
+    flags += [f"--model.weights={tmp_path / 'w.safetensors'}", f"--data.image_size_px={size_px}"]
+    trained = run(tmp_path, "run", *flags, "--trainer.max_epochs=1")["state_dict"]
+    shown = capsys.readouterr().err
+    rates = shown[shown.index("parameters and peak learning rates") :].splitlines()[0]
+    differs = {name for name in state if not torch.equal(state[name], trained[f"net.{name}"])}
+    stages = {"test_vit": ("patch_embed", "blocks.0", "blocks.1"), "test_convnext": ("stem",)}
+    assert differs
+    assert not {name for name in differs if name.startswith(stages[net])}
+    root = f"--data.root={tmp_path / 'images'}"
+    assert main(["fit", root, *flags, "--print_config"]) == 0
+    assert f"# {rates}\n" in capsys.readouterr().out
+
+
 class Killed(BaseException):
     """In place of a kill."""
 

@@ -25,7 +25,7 @@ from lightship.distributed import comm
 from lightship.distributed.signals import Phase, StopRequest
 from lightship.errors import ConfigError, LightshipError, in_one_line
 from lightship.models.classifier import ImageClassifier
-from lightship.models.finetune import batch_norms
+from lightship.models.finetune import check_batch_norm
 from lightship.models.hyper_parameters import complete
 from lightship.models.losses import balanced_weights, weights_line
 from lightship.models.nets.build import check_training
@@ -257,11 +257,7 @@ def _build_model(
         batch_size = max(1, batch_size // comm.world_size())
     for size_px in (data.image_size_px, *(config.data.sizes_px or ())):
         check_training(model.net, config.model.net, batch_size, size_px, model.freeze_for_good)
-    if config.model.batch_norm != "train" and not batch_norms(model.net):
-        raise ConfigError(
-            f"--model.batch_norm {config.model.batch_norm}: {config.model.net} has no BatchNorm "
-            "layers that keep statistics; leave it out"
-        )
+    check_batch_norm(model.net, config.model.net, config.model.batch_norm)
     if config.model.grad_checkpointing:
         recompute_blocks(model.net, f"--model.net {config.model.net}")
     if config.model.compile != "none":

@@ -9,6 +9,7 @@ from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.errors import LightshipError
 from lightship.models.classifier import ImageClassifier
+from lightship.models.finetune import check_batch_norm
 from lightship.models.nets.weights import read_weights
 from lightship.models.preprocessing import adopt, of_weights
 
@@ -21,7 +22,8 @@ def plan(config: Config, class_names: list[str]) -> str:
     Reads the weights, unless they are `default`, and adopts their preprocessing.
 
     Raises:
-        ConfigError: The net cannot be built, or the weights are not of that net.
+        ConfigError: The net cannot be built, the weights are not of that net, or it has no
+            BatchNorm whose statistics could be `precise`.
     """
     url, weights = config.model.weights, None
     if url not in (None, "default"):
@@ -40,6 +42,7 @@ def plan(config: Config, class_names: list[str]) -> str:
         freeze=config.model.freeze,
         unfreeze_epoch=config.model.unfreeze_epoch,
     )
+    check_batch_norm(model.net, config.model.net, config.model.batch_norm)
     if weights is not None:
         model.load_weights(weights)
     return model.rates_line

@@ -69,6 +69,18 @@ def batch_norms(net: nn.Module) -> list[_BatchNorm]:
     ]
 
 
+def check_batch_norm(net: nn.Module, name: str, batch_norm: str) -> None:
+    """Raise ConfigError if statistics are to be computed, and the net has none.
+
+    `frozen` has no effect then: one recipe fits nets with BatchNorm and without.
+    """
+    if batch_norm == "precise" and not batch_norms(net):
+        raise ConfigError(
+            f"--model.batch_norm precise: {name} has no BatchNorm layers that keep statistics; "
+            "leave it out"
+        )
+
+
 def _whole_modules(net: nn.Module, names: Collection[str]) -> Iterable[nn.Module]:
     """The modules of parameters among `names`, and of none else but what the net froze itself."""
     chosen = set(names)
