@@ -283,7 +283,8 @@ def _resumed(data: bytes, folder: Path) -> None:
 
 def _weights(data: bytes, folder: Path) -> None:
     net = build_net("litcnn", 3, 16)
-    load_weights(net, "litcnn", read_weights("litcnn", _at(folder, data, "x.pth")))
+    weights = read_weights("litcnn", _at(folder, data, "x.pth"))
+    load_weights(net, "litcnn", weights, ["a", "b", "c"])
 
 
 def _config(data: bytes, folder: Path) -> None:

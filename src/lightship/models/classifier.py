@@ -192,7 +192,7 @@ class ImageClassifier(LightningModule):
 
     def load_weights(self, weights: Weights) -> None:
         """Start from weights (see `weights.load_weights`). Fresh starts only, every rank."""
-        load_weights(self.net, self.hparams["net"], weights)
+        load_weights(self.net, self.hparams["net"], weights, self.class_names)
 
     @property
     def resize(self) -> Resize:

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightship.config import FREEZE
 from lightship.errors import ConfigError
-from lightship.models.nets.structure import head_parameters, layers
+from lightship.models.nets.structure import check_head, head_parameters, layers
 
 
 def frozen_parameters(net: nn.Module, name: str, freeze: str) -> list[str]:
@@ -20,12 +20,14 @@ def frozen_parameters(net: nn.Module, name: str, freeze: str) -> list[str]:
             included; see `structure.layers`).
 
     Raises:
-        ConfigError: The net has fewer stages, or the setting (of a checkpoint) is none of these.
+        ConfigError: The net has fewer stages, its head is not known, or the setting (of a
+            checkpoint) is none of these.
     """
     if not FREEZE.fullmatch(freeze):
         raise ConfigError(f"model.freeze is {freeze!r:.80}; it must be none, backbone or stages:N")
     if freeze == "none":
         return []
+    check_head(net, f"--model.freeze {freeze}")
     stages = layers(net, coarse=True)[:-1]
     count = len(stages)
     if freeze != "backbone":
@@ -83,10 +85,10 @@ def check_batch_norm(net: nn.Module, name: str, batch_norm: str) -> None:
 
 def _whole_modules(net: nn.Module, names: Collection[str]) -> Iterable[nn.Module]:
     """The modules of parameters among `names`, and of none else but what the net froze itself."""
-    chosen = set(names)
-    for prefix, part in net.named_modules(remove_duplicate=False):
-        own = {f"{prefix}.{name}".lstrip("."): each for name, each in part.named_parameters()}
-        others = [each for name, each in own.items() if name not in chosen]
+    chosen = {id(net.get_parameter(name)) for name in names}
+    for part in net.modules():
+        own = list(part.parameters())
+        others = [each for each in own if id(each) not in chosen]
         if len(others) < len(own) and not any(each.requires_grad for each in others):
             yield part
 
@@ -106,9 +108,13 @@ def lr_scales(net: nn.Module, layer_decay: float, head_lr_scale: float) -> dict[
 
     The head's is `head_lr_scale`; each layer before it has `layer_decay` times the rate of the next
     (Clark et al. 2020, arXiv 2003.10555; as timm's --layer-decay).
+
+    Raises:
+        ConfigError: A factor is not 1, and the net's head is not known.
     """
     if layer_decay == head_lr_scale == 1.0:
         return {}
+    check_head(net, f"--optim.layer_decay {layer_decay:g}, --optim.head_lr_scale {head_lr_scale:g}")
     found = layers(net)
     return {
         name: head_lr_scale if layer is found[-1] else layer_decay ** (len(found) - 1 - depth)
@@ -133,7 +139,7 @@ def rates_line(
     parts = []
     for title, names in (
         ("head", [name for name in trained if name in head]),
-        ("layers before it", [name for name in trained if name not in head]),
+        ("layers before it" if head else "all", [name for name in trained if name not in head]),
     ):
         if names:
             rates = sorted({lr * scales.get(name, 1.0) for name in names})

@@ -17,6 +17,7 @@ from lightship.errors import ConfigError
 from lightship.models.nets import timm_nets
 from lightship.models.nets.depthwise import in_float32_on_cpu
 from lightship.models.nets.dropping import check_dropping, set_dropping, timm_options
+from lightship.models.nets.last_layer import note_last_layer, noted_calls
 from lightship.models.nets.litcnn import litcnn
 from lightship.models.nets.published import torchvision_names
 from lightship.models.nets.speednet import speednet, speednet96
@@ -34,6 +35,8 @@ def build_net(
     drop_path: float | None = None,
 ) -> nn.Module:
     """Build a net with random weights, and check its output on a dummy batch.
+
+    That batch also shows which is its last layer (see `structure.head_parameters`).
 
     Args:
         name: `litcnn`, `speednet`, `speednet96`, a classifier of torchvision.models, `timm:NAME`,
@@ -233,7 +236,8 @@ def _check_output(net: nn.Module, name: str, num_classes: int, image_size_px: in
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         net.eval()
         try:
-            output = net(torch.zeros(shape))
+            with noted_calls(net, num_classes) as calls:
+                output = net(torch.zeros(shape))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise _unsuitable_size(name, image_size_px, error) from error
         finally:
@@ -246,6 +250,7 @@ def _check_output(net: nn.Module, name: str, num_classes: int, image_size_px: in
         )
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise ConfigError(f"--model.net {name} has no parameters that can be trained")
+    note_last_layer(net, calls, output)
 
 
 def _unsuitable_size(name: str, image_size_px: int, error: Exception) -> ConfigError:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lightship.models.nets import timm_nets
+from lightship.errors import ConfigError
+from lightship.models.nets import last_layer, timm_nets
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FEWEST_STAGES = 4
@@ -24,14 +25,40 @@ class Layer(NamedTuple):
 
 
 def head_parameters(net: nn.Module) -> list[str]:
-    """Names of the classifier's parameters: timm's own, else those of the last matrix or filter."""
-    found = net.get_classifier() if hasattr(net, "get_classifier") else ()  # type: ignore[operator]
-    heads = {id(part) for part in (found if isinstance(found, tuple | list) else [found])}
-    names = [name for name, part in net.named_modules() if id(part) in heads]
-    if not names:
+    """Names of the classifier's parameters; empty if it is not known.
+
+    Those of the modules that timm's `get_classifier` names, all inside included; else of what gave
+    the logits of the dummy batch of `build_net`; of a net that was not built there, of its last
+    matrix or filter.
+    """
+    parts = _classifiers(net)
+    if not any(True for part in parts for _ in part.parameters()):
+        if (names := last_layer.noted(net)) is not None:
+            return names
         kinds = (nn.Linear, nn.Conv2d)
-        names = [name for name, part in net.named_modules() if isinstance(part, kinds)][-1:]
-    return [name for name, _ in net.named_parameters() if _owner(name) in names]
+        parts = [*filter(lambda part: isinstance(part, kinds), net.modules())][-1:]
+    inside = {id(parameter) for part in parts for parameter in part.parameters()}
+    return [name for name, parameter in net.named_parameters() if id(parameter) in inside]
+
+
+def _classifiers(net: nn.Module) -> list[nn.Module]:
+    """The modules that a net of timm names as its classifiers; volo's second one has no getter."""
+    if not hasattr(net, "get_classifier"):
+        return []
+    found = net.get_classifier()  # type: ignore[operator]
+    several = isinstance(found, tuple | list | nn.ModuleList)
+    parts = [*(found if several else [found]), getattr(net, "aux_head", None)]
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def check_head(net: nn.Module, flag: str) -> None:
+    """Raise ConfigError, naming the setting that needs it, if a net's last layer is not known."""
+    if not head_parameters(net):
+        raise ConfigError(
+            f"{flag} needs to know the last layer of --model.net, and none of its modules gives "
+            "the logits with weights of its own: end it with one whose output has a value a "
+            "class, such as nn.Linear"
+        )
 
 
 def _owner(parameter: str) -> str:
@@ -44,7 +71,8 @@ def layers(net: nn.Module, coarse: bool = False) -> list[Layer]:
     Args:
         net: timm's nets group their parameters themselves (`group_matcher`), as its training script
             does. Of others, the children are the layers; in place of a container (nn.Sequential)
-            or a module with most of the parameters, its children.
+            or a module with most of the parameters, its children. So of timm's nets that have no
+            stages in that way.
         coarse: Stages (of a ResNet: stem, layer1 to layer4, head) instead of layers (blocks).
 
     Returns:
@@ -52,11 +80,12 @@ def layers(net: nn.Module, coarse: bool = False) -> list[Layer]:
     """
     head = head_parameters(net)
     shapes = {name: parameter.shape for name, parameter in net.named_parameters()}
-    by_timm = hasattr(net, "group_matcher")
-    groups = (timm_nets.parameter_groups if by_timm else _groups_by_modules)(net, coarse)
+    by_timm = timm_nets.parameter_groups(net, coarse) if hasattr(net, "group_matcher") else None
+    groups = by_timm or _groups_by_modules(net, coarse)
     found: list[Layer] = []
     for group in groups:
-        names = [name for name in group if name not in head]
+        # A weight that two modules share has one name here, in the first of them.
+        names = [name for name in group if name in shapes and name not in head]
         if found and not any(len(shapes[name]) > 1 for name in names):
             found[-1].parameters.extend(names)  # a norm belongs to the layer before it
         elif names:

@@ -86,16 +86,23 @@ def synchronized_norm(kind: Any) -> Any:
     return layers.SyncBatchNormAct
 
 
-def parameter_groups(net: Any, coarse: bool) -> list[list[str]]:
+def parameter_groups(net: Any, coarse: bool) -> list[list[str]] | None:
     """Names of the parameters by depth, as timm's `--layer-decay` has them.
 
     Args:
         net: Of timm.
         coarse: By stages instead of blocks.
+
+    Returns:
+        None: timm has no such groups for this net (of RDNet no stages), which it asserts.
     """
     from timm.models import group_parameters
 
-    groups = group_parameters(net, net.group_matcher(coarse=coarse))
+    try:
+        matcher = net.group_matcher(coarse=coarse)
+    except AssertionError:
+        return None
+    groups = group_parameters(net, matcher)
     return [groups[number] for number in sorted(groups)]
 
 

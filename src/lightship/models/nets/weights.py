@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightship.checkpoint.loading import read_payload
 from lightship.checkpoint.serialization import from_bytes
+from lightship.data.names import normal_form
 from lightship.errors import ConfigError
 from lightship.models.nets import published, timm_nets
 from lightship.models.nets.structure import head_parameters
@@ -99,28 +100,33 @@ def _from_safetensors(payload: bytes, where: str) -> dict[str, Any] | None:
         raise ConfigError(f"{where} cannot be read as a safetensors file ({error})") from None
 
 
-def load_weights(net: nn.Module, name: str, weights: Weights) -> None:
+def load_weights(net: nn.Module, name: str, weights: Weights, class_names: Sequence[str]) -> None:
     """Copy weights into a net, in its dtype, and log what fits. Every rank.
 
-    Where the head's shape differs, it is new: near zero, so that the first steps do not drag the
-    loaded layers after random predictions (as Kolesnikov et al. 2020, arXiv 1912.11370).
+    Where a tensor of the head differs in shape, or the head is of other classes, it is new: near
+    zero if it gives the logits, so that the first steps do not drag the loaded layers after random
+    predictions (as Kolesnikov et al. 2020, arXiv 1912.11370).
 
     Args:
         net: Of `build_net`.
         name: Its name, for messages.
         weights: Of `read_weights`.
+        class_names: C names in label order; the rows of a lightship checkpoint's head are put into
+            this order.
 
     Raises:
         ConfigError: They do not fit: a tensor other than the head's has another shape or kind, or
             more than a twentieth of either side's names are not the other's.
     """
-    own, head = net.state_dict(), head_parameters(net)
+    own = net.state_dict()
+    head = _head_keys(net, own)
     state = timm_nets.adapted(_renamed(weights.state, own), net)
     if not any(key.endswith(_COUNTER) for key in state):  # files of before torch 0.4.1
         own = {key: value for key, value in own.items() if not key.endswith(_COUNTER)}
     for key in head:
-        if key in state and state[key].shape != own[key].shape:
+        if key in state and key in own and state[key].shape != own[key].shape:
             del state[key]
+    about_classes = _fit_classes(state, head, weights, class_names)
     if problems := _misfits(state, own):
         raise _refusal(weights, name, problems)
     try:
@@ -137,9 +143,10 @@ def load_weights(net: nn.Module, name: str, weights: Weights) -> None:
         raise _refusal(weights, name, problems + [f"{key} is not of this net" for key in extra])
     line = f"{weights.where}: loaded {len(own) - len(missing)} of {len(own)} tensors"
     if new := [key for key in missing if key in head]:
-        num_classes = len(own[new[0]])
-        _start_near_zero(net, new)
-        line += f"; {', '.join(new)} {'is' if len(new) == 1 else 'are'} new ({num_classes} classes)"
+        _start_near_zero(net, new, len(class_names))
+        verb = "is" if len(new) == 1 else "are"
+        line += f"; {', '.join(new)} {verb} new ({len(class_names)} classes)"
+    line += about_classes
     if extra:
         line += f"; not used: {_few(extra, ', ')}"
     logger.info(line)
@@ -147,14 +154,62 @@ def load_weights(net: nn.Module, name: str, weights: Weights) -> None:
         logger.warning(f"{weights.where} lacks {_few(lacks, ', ')}: random values are kept there")
 
 
+def _head_keys(net: nn.Module, own: Mapping[str, Tensor]) -> list[str]:
+    """The head's keys in a state dict: its parameters, and the buffers beside them."""
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    head = {id(parameters[name]) for name in head_parameters(net)}
+    names = [name for name, each in parameters.items() if id(each) in head]
+    owners = {name.rpartition(".")[0] for name in names}
+    return [
+        key
+        for key in own
+        if key in names or (key not in parameters and key.rpartition(".")[0] in owners)
+    ]
+
+
+def _fit_classes(
+    state: dict[str, Tensor], head: Sequence[str], weights: Weights, class_names: Sequence[str]
+) -> str:
+    """Put the rows of a lightship checkpoint's head into the order of the classes, in place.
+
+    Of other classes, or where its rows are not clearly the classes, it is dropped from `state`.
+
+    Returns:
+        What was done, in words; empty: nothing.
+    """
+    stored, count = weights.hyper_parameters.get("class_names"), len(class_names)
+    kept = {key: state[key].shape for key in head if key in state}
+    rows = [key for key, shape in kept.items() if shape[:1] == (count,)]
+    is_clear = not any(count in shape[1:] for shape in kept.values())
+    if not isinstance(stored, list) or not (rows or not is_clear):
+        return ""
+    theirs = [normal_form(str(each)) for each in stored]
+    if theirs == list(class_names):
+        return ""
+    is_permuted = len(theirs) == count and set(theirs) == set(class_names)
+    if is_permuted and is_clear:
+        order = torch.tensor([theirs.index(each) for each in class_names])
+        state.update({key: state[key][order] for key in rows})
+        return "; the rows of its last layer are put into the order of these classes"
+    for key in rows if is_clear else kept:
+        del state[key]
+    return f"; its last layer is of {'another order of the' if is_permuted else 'other'} classes"
+
+
 @torch.no_grad()
-def _start_near_zero(net: nn.Module, names: Sequence[str]) -> None:
-    """Draw a head's matrices anew; not zero itself, which a ReLU behind it would keep."""
+def _start_near_zero(net: nn.Module, names: Sequence[str], num_classes: int) -> None:
+    """Draw what gives the logits anew; not zero itself, which a ReLU behind it would keep.
+
+    Other new layers of a head keep their own initial values.
+    """
+    parameters = dict(net.named_parameters())
     for name in names:
-        parameter = net.get_parameter(name)
+        parameter = parameters.get(name)
+        if parameter is None or num_classes not in parameter.shape:
+            continue
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=_HEAD_STD)
-        else:
+        elif name.endswith("bias"):
             nn.init.zeros_(parameter)
 
 

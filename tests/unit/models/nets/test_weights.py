@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightship.errors import ConfigError
 from lightship.models.nets import weights
 from lightship.models.nets.build import build_net
+from lightship.models.nets.structure import head_parameters
 from lightship.models.nets.weights import Weights, load_weights, read_weights
 from tests.support.own_nets import twenty_blocks
 
@@ -43,9 +44,13 @@ def fresh_net(net: str, classes: int) -> nn.Module:
     return twenty_blocks(classes) if net == NET else build_net(net, classes, SIZE_PX)
 
 
+def names(count: int) -> list[str]:
+    return [f"class{number}" for number in range(count)]
+
+
 def load(path: Path, classes: int = CLASSES, net: str = NET) -> State:
     module = copy.deepcopy(fresh_net(net, classes))
-    load_weights(module, net, read_weights(net, str(path)))
+    load_weights(module, net, read_weights(net, str(path)), names(classes))
     return module.state_dict()
 
 
@@ -222,7 +227,7 @@ def test_a_backbone_alone_fits_a_net_that_wraps_it(
             self.head = nn.Linear(8, 3)
 
     net = Wrapped()
-    load_weights(net, "wrapped", Weights("file", stored, {}))
+    load_weights(net, "wrapped", Weights("file", stored, {}), names(3))
     assert torch.equal(net.state_dict()[f"backbone.{CONV}"], stored[CONV])
     line = "loaded 120 of 122 tensors; head.weight, head.bias are new (3 classes); not used"
     assert f"{line}: backbone.fc.weight, backbone.fc.bias" in caplog.text
@@ -244,7 +249,7 @@ def test_published_layouts_of_old_are_understood(tmp_path: Path) -> None:
     full = torchvision.models.googlenet(num_classes=5, aux_logits=True, init_weights=False)
     module = build_net("googlenet", 5, 64)
     path = write(tmp_path / "googlenet.pt", full.state_dict())
-    load_weights(module, "googlenet", read_weights("googlenet", str(path)))
+    load_weights(module, "googlenet", read_weights("googlenet", str(path)), names(5))
     assert torch.equal(module.state_dict()["fc.weight"], full.state_dict()["fc.weight"])
 
     vit = torchvision.models.vit_b_32(num_classes=5, image_size=32).state_dict()
@@ -309,7 +314,7 @@ def test_a_net_of_timm_takes_its_weights_at_another_image_size(
     path = write(tmp_path / "w.safetensors", published.state_dict())
     net = "timm:deit_tiny_patch16_224"
     module = build_net(net, 4, 64)
-    load_weights(module, net, read_weights(net, str(path)))
+    load_weights(module, net, read_weights(net, str(path)), names(4))
     loaded_by_timm = timm.create_model(
         "deit_tiny_patch16_224",
         pretrained=True,
@@ -347,3 +352,85 @@ def test_a_new_head_starts_near_zero_and_a_loaded_one_as_it_was(
     assert 0.005 < new["fc.weight"].std() < 0.015
     assert not new["fc.bias"].any()
     assert torch.equal(load(path)["fc.weight"], stored["fc.weight"])
+
+
+def of_classes(class_names: list[str], state: State) -> Weights:
+    return Weights("w.ckpt", state, {"class_names": class_names})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "line"),
+    [
+        (["ant", "bee", "cat"], "loaded 122 of 122 tensors"),
+        (["cat", "ant", "bee"], "122 tensors; the rows of its last layer are put into the order"),
+        (["ant", "bee", "dog"], "fc.bias are new (3 classes); its last layer is of other classes"),
+        (["ant", "bee", "cat", "dog"], "fc.weight, fc.bias are new (3 classes)"),
+    ],
+)
+def test_the_head_of_a_checkpoint_follows_its_class_names(
+    theirs: list[str], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, net, stored = ["ant", "bee", "cat"], twenty_blocks(3), twenty_blocks(len(theirs))
+    load_weights(net, "own", of_classes(theirs, stored.state_dict()), ours)
+    assert line in caplog.text
+    for row, name in enumerate(ours):
+        if set(theirs) == set(ours):
+            assert torch.equal(net.fc.weight[row], stored.fc.weight[theirs.index(name)])
+            assert net.fc.bias[row] == stored.fc.bias[theirs.index(name)]
+    if set(theirs) != set(ours):
+        assert float(net.fc.weight.detach().abs().max()) < 0.1
+        assert not net.fc.bias.any()
+    assert torch.equal(net.get_parameter(CONV), stored.get_parameter(CONV))
+
+
+def test_rows_that_are_not_clearly_classes_are_new() -> None:
+    """With as many features as classes."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    state = {"2.weight": torch.ones(3, 3), "2.bias": torch.ones(3)}
+    with pytest.raises(ConfigError, match=r"2\.weight is missing"):  # nothing else is there
+        load_weights(net, "own", of_classes(["b", "a", "c"], state), ["a", "b", "c"])
+
+
+HEADS = {
+    "caformer_s18": ("head.fc.fc1.", "head.fc.norm.", "head.fc.fc2."),
+    "levit_128s": ("head.bn.", "head.linear.", "head_dist.bn.", "head_dist.linear."),
+    "repvit_m0_9": ("head.head.bn.", "head.head.l.", "head.head_dist.bn.", "head.head_dist.l."),
+    "iformer_t": ("head.head.bn.", "head.head.l."),
+    "crossvit_9_240": ("head.0.", "head.1."),
+    "efficientvim_m1": ("heads.0.", "heads.1.", "heads.2.", "heads.3."),
+    "sequencer2d_s": ("head.fc.",),
+    "volo_d1_224": ("head.", "aux_head."),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_of_several_layers_is_fitted_to_other_classes(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What does not depend on the number of classes is loaded."""
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        published, net = (timm.create_model(name, num_classes=count) for count in (9, 3))
+    head = {key for key in net.state_dict() if key.startswith(HEADS[name])}
+    assert {key for key in head if key in dict(net.named_parameters())} == {*head_parameters(net)}
+    state = {key: torch.ones(each.shape) for key, each in published.state_dict().items()}
+    net = net.to_empty(device="cpu")
+    load_weights(net, f"timm:{name}", Weights("w.pth", state, {}), names(3))
+    for key, value in net.state_dict().items():
+        is_new = value.shape != state[key].shape
+        assert is_new == (key in head and 3 in value.shape), key
+        assert is_new or bool((value == 1).all()), key
+        assert not (is_new and key.endswith("bias") and value.any())
+    assert "new (3 classes)" in caplog.text
+
+
+def test_a_file_without_a_head_leaves_its_hidden_layers_as_they_are_initialized() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("caformer_s18", num_classes=3)
+    before = copy.deepcopy(net.head.fc)
+    state = {key: value for key, value in net.state_dict().items() if "head.fc" not in key}
+    load_weights(net, "timm:caformer_s18", Weights("w.pth", state, {}), names(3))
+    assert torch.equal(net.head.fc.fc1.weight, before.fc1.weight)
+    assert bool((net.head.fc.norm.weight == 1).all())
+    assert not torch.equal(net.head.fc.fc2.weight, before.fc2.weight)
