@@ -49,7 +49,10 @@ def test_stages_are_the_nets_own(name: str) -> None:
     assert all(each.title.startswith(title) for each, title in zip(found, titles, strict=True))
 
 
-@pytest.mark.parametrize("name", [*STAGES, "densenet121", "swin_t", "vgg11", "googlenet"])
+NETS = [*STAGES, "densenet121", "swin_t", "vgg11", "googlenet", "timm:rdnet_tiny"]
+
+
+@pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("coarse", [False, True])
 def test_layers_hold_every_parameter_once_with_the_head_last(name: str, coarse: bool) -> None:
     net = built(name)
