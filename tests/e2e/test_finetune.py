@@ -17,6 +17,7 @@ from lightship.checkpoint.store import CheckpointStore
 from lightship.cli import main
 from lightship.commands import fit
 from lightship.data import feature_store
+from lightship.data.batch import Batch
 from lightship.data.images.resize import Resize, decode_square
 from lightship.models.classifier import ImageClassifier
 from lightship.models.head import Head
@@ -102,6 +103,31 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_scale(tmp_path: P
         kept = torch.equal(state["net.block3.bn.running_mean"], start["block3.bn.running_mean"])
         assert kept == is_kept, mode
         assert not torch.equal(state["net.block3.bn.weight"], start["block3.bn.weight"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--trainer.max_epochs=2"], [8, 8, 8, 8, 12, 12, 12, 12]),
+        (["--trainer.max_epochs=50", "--trainer.max_steps=5"], [8, 8, 8, 8, 12]),
+        (["--trainer.max_steps=4", "--trainer.limit_train_batches=2"], [8, 8, 12, 12]),
+    ],
+)
+def test_sizes_are_those_of_the_epochs_that_run(
+    flags: list[str], expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 images, 6 in a batch, each in two parts."""
+    seen: list[int] = []
+    step = ImageClassifier.training_step
+
+    def watched(self: ImageClassifier, batch: Batch, index: int) -> torch.Tensor:
+        seen.append(batch.images.shape[-1])
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", watched)
+    common = ["--data.image_size_px=12", "--data.sizes_px=8,12"]
+    run(tmp_path, "run", *common, "--trainer.accumulate_grad_batches=2", *flags)
+    assert seen[::2] == seen[1::2] == expected
 
 
 FIRST = {f"block{number}" for number in range(15)}
@@ -436,6 +462,36 @@ def test_a_start_without_a_checkpoint_leaves_the_choice_by_size_to_the_next(
     put(root, {path: data for path, data in more.items() if path[-7:] >= "004.png"})
     assert main(["fit", *flags]) == 0
     assert "chosen for 24 training images: --data.global_batch_size 4" in capsys.readouterr().err
+
+
+def test_a_start_without_a_checkpoint_leaves_the_preprocessing_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of weights may be another one by then."""
+    root = put(str(tmp_path / "images"), little_set(("train", "val"), per_class=4))
+    flags = [f"--data.root={root}", "--run.tracking=none", "--run.log_images=0"]
+    flags += [f"--model.net={NET}", "--trainer.max_epochs=1", "--data.global_batch_size=6"]
+    paths = []
+    for size_px in (8, 10):
+        of_size = [f"--run.output={tmp_path / str(size_px)}", f"--data.image_size_px={size_px}"]
+        assert main(["fit", *flags, *of_size]) == 0
+        store = CheckpointStore(f"{tmp_path / str(size_px)}/checkpoints")
+        paths.append(Path(store.url_of(store.newest())))
+    weights = tmp_path / "w.ckpt"
+    flags += [f"--model.weights={weights}", f"--run.output={tmp_path / 'run'}"]
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    weights.write_bytes(paths[0].read_bytes())
+    with monkeypatch.context() as dying:
+        dying.setattr(fit, "_build_model", killed)
+        with pytest.raises(Killed):
+            main(["fit", *flags])
+    assert config_file.read(str(tmp_path / "run"))["data"]["image_size_px"] == 8
+    weights.write_bytes(paths[1].read_bytes())
+    assert main(["fit", *flags]) == 0
+    assert config_file.read(str(tmp_path / "run"))["data"]["image_size_px"] == 10
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])

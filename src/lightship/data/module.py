@@ -210,9 +210,23 @@ class ImageData(LightningDataModule):
 
         sizes = None
         if config.sizes_px:
-            assert trainer.max_epochs is not None
-            sizes = SizeSchedule(config.sizes_px, trainer.max_epochs)
+            sizes = SizeSchedule(config.sizes_px, self._epochs(share))
         return StreamedTrainLoader(split, share, augment, config.crop_min_area, batches_left, sizes)
+
+    def _epochs(self, share: TrainShare) -> int:
+        """Epochs of the fit, by max_epochs or max_steps, whichever ends it first; at least 1.
+
+        `trainer.num_training_batches` is not known until there is a loader.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        assert trainer.max_epochs is not None
+        if trainer.max_steps < 0:
+            return trainer.max_epochs
+        limit = trainer.limit_train_batches
+        batches = min(len(share), limit) if isinstance(limit, int) else len(share)
+        steps = -(-batches // trainer.accumulate_grad_batches)
+        return max(1, min(trainer.max_epochs, -(-trainer.max_steps // steps)))
 
     def _train_share(self) -> TrainShare:
         assert self.trainer is not None

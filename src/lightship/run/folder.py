@@ -115,27 +115,33 @@ class RunFolder:
 
     def settings_of_same_weights(self) -> dict[str, Any] | None:
         """The data section of the run's earlier start, if it had this net and these weights."""
+        before = self._settings_with_checkpoint()
+        return before["data"] if before is not None and self._has_weights_of(before) else None
+
+    def _settings_with_checkpoint(self) -> dict[str, dict[str, Any]] | None:
+        """The settings of the run's earlier starts; None if it has no checkpoint.
+
+        Such a start may have chosen by images that were incomplete, or by a file of weights that
+        is another one now.
+        """
         try:
             before = config_file.read(self.url)
         except storage.NotFound:
             return None
-        return before["data"] if self._has_weights_of(before) else None
+        # Not `self.checkpoints`, which would keep what it finds while the images are counted.
+        return before if CheckpointStore(self.checkpoints.url).commits() else None
 
     def earlier_choices(self, by_size: Collection[str]) -> dict[str, Any]:
         """`section.field` -> what an earlier start chose where the settings leave it open.
 
         By the weights (`config.PREPROCESSING`), or by the number of training images. Nothing if
-        the run has no checkpoint: the images may have been incomplete when that start chose.
+        the run has no checkpoint.
 
         Args:
             by_size: Names of the latter settings.
         """
-        try:
-            before = config_file.read(self.url)
-        except storage.NotFound:
-            return {}
-        # Not `self.checkpoints`, which would keep what it finds while the images are counted.
-        if not CheckpointStore(self.checkpoints.url).commits():
+        before = self._settings_with_checkpoint()
+        if before is None:
             return {}
         found = {}
         for name in by_size:

@@ -95,6 +95,8 @@ class PreciseBatchNorm(Callback):
                 layer.momentum = momentum
                 cast(Tensor, layer.num_batches_tracked).copy_(tracked)
         count, *totals = comm.sum_float64([torch.tensor([sums[0]]), *sums[1:]])
+        if not count:
+            return  # no batch has two images that can be read: the running average stays
         for layer, total in zip(self._layers, totals, strict=True):
             mean, square = total / count
             layer.running_mean.copy_(mean)  # type: ignore[union-attr]

@@ -47,6 +47,21 @@ def test_precise_statistics_are_those_of_the_training_images(
         assert torch.equal(value, kept[name]) == (not is_statistic), name
 
 
+def test_statistics_stay_where_no_batch_has_two_images(tmp_path: Path) -> None:
+    files = little_set(("train",), per_class=1, classes=("ant", "bee"))
+    files["train/bee/000.png"] = b"not an image"
+    put(str(tmp_path / "images"), files | little_set(("val",), classes=("ant", "bee")))
+    flags = ["--data.global_batch_size=1", "--data.on_error=skip", "--data.max_bad_fraction=1"]
+    flags += ["--data.normalize=imagenet"]
+    states = [
+        weights_after(tmp_path, mode, *flags, f"--model.batch_norm={mode}")["state_dict"]
+        for mode in ("train", "precise")
+    ]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+        assert bool(torch.isfinite(value).all()), name
+
+
 @pytest.mark.parametrize(("count", "world_size"), [(1024, 1), (1000, 3), (24, 2), (3, 2)])
 def test_batches_are_mixed_and_as_many_on_each_rank(count: int, world_size: int) -> None:
     batches = _batches(np.arange(count) * 2, world_size)
