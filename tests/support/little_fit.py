@@ -65,7 +65,24 @@ def fit(
 ) -> Trainer:
     """Fit (and test) a classifier on the CPU; the trainer it was done with."""
     options = {"max_epochs": 2, "log_every_n_steps": 10**9, **trainer_options}
-    trainer = Trainer(
+    trainer = _trainer(callbacks, loggers, **options)
+    model = model or classifier()
+    trainer.fit(model, EndlessLoader(train_batches, before_each_batch), ValLoader(val_batches))
+    if test:
+        trainer.test(model, ValLoader(val_batches), verbose=False)
+    return trainer
+
+
+def evaluate(name: str, callbacks: Sequence[Callback], batches: int) -> None:
+    """Test or validate a classifier on the CPU, outside of a fit."""
+    run = getattr(_trainer(callbacks), name)
+    run(classifier(), ValLoader(batches), verbose=False)
+
+
+def _trainer(
+    callbacks: Sequence[Callback], loggers: Sequence[Logger] = (), **options: Any
+) -> Trainer:
+    return Trainer(
         accelerator="cpu",
         logger=list(loggers),
         callbacks=list(callbacks),
@@ -76,8 +93,3 @@ def fit(
         default_root_dir=Path.cwd(),
         **options,
     )
-    model = model or classifier()
-    trainer.fit(model, EndlessLoader(train_batches, before_each_batch), ValLoader(val_batches))
-    if test:
-        trainer.test(model, ValLoader(val_batches), verbose=False)
-    return trainer

@@ -23,6 +23,7 @@ from lightship.cli.parser import (
 )
 from lightship.commands.base import Command, PackCommand
 from lightship.config import Config, PackConfig
+from lightship.console import streams
 from lightship.data.names import printable
 from lightship.errors import ConfigError, LightshipError, UsageError
 from lightship.predict import table
@@ -92,7 +93,7 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     if "--print_config" in flags:
         from lightship.run import config_file
 
-        print(config_file.to_yaml(command.config), end="")
+        streams.write_result(config_file.to_yaml(command.config))
         return None
     return command
 

@@ -2,6 +2,7 @@
 
 from lightship import size_table
 from lightship.commands.base import Command
+from lightship.console import streams
 from lightship.data.splits import load_splits
 from lightship.doctor.fine_tuning import plan
 from lightship.errors import LightshipError
@@ -25,6 +26,6 @@ def print_config(command: Command) -> None:
             lines = [f"{len(train):,} training images", plan(config, train.class_names)]
     except LightshipError as error:
         lines = [f"not complete: {error}"]
-    print(config_file.to_yaml(config), end="")
+    streams.write_result(config_file.to_yaml(config))
     for line in lines:
-        print(f"# {' '.join(line.split())}")
+        streams.write_result(f"# {' '.join(line.split())}")

@@ -158,11 +158,11 @@ def _frame(facts: dict[str, Any]) -> Group:
     bar.add_column(no_wrap=True, justify="right")
     bar.add_column(no_wrap=True, justify="right")
     left = "" if facts["left_s"] is None else f"{duration_text(facts['left_s'])} left"
-    if "unit" in facts:
-        done, total = facts["done"], facts["total"]
-        of = Text(f"{done:,}/{total:,} {facts['unit']}", style="dim")
+    if "epoch" not in facts:
+        begin, done, total, unit = _work(facts)
+        of = Text(f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}", style="dim")
         shown = ProgressBar(total=total, completed=done, complete_style="cyan")
-        bar.add_row(Text(f"{facts['per_s']:,.0f}/s"), shown, of, Text(left, style="cyan"))
+        bar.add_row(Text(begin), shown, of, Text(left, style="cyan"))
         return Group(bar)
     total = facts["max_steps"]
     bar.add_row(
@@ -177,6 +177,13 @@ def _frame(facts: dict[str, Any]) -> Group:
     if "doing" in facts:
         row.append(f"{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}", style="yellow")
     return Group(bar, row)
+
+
+def _work(facts: dict[str, Any]) -> tuple[str, int, int | None, str]:
+    """What is done outside of a fit: how it begins, done, total and their unit."""
+    if "doing" in facts:
+        return facts["doing"], facts["batch"], facts["batches"], "batches"
+    return f"{facts['per_s']:,.0f}/s", facts["done"], facts["total"], facts["unit"]
 
 
 def finite(value: float) -> float | None:

@@ -28,11 +28,13 @@ def sentence(event: str, facts: dict[str, Any]) -> str:
         return f"an epoch ({facts['epoch_steps']:,} steps) takes {_about(facts['epoch_s'])}"
     if event == "end":
         return f"training ended at step {facts['step']} after {duration_text(facts['time_s'])}"
+    if event == "batch" and "epoch" not in facts:  # outside of a fit
+        left = duration_text(math.inf if facts["left_s"] is None else facts["left_s"])
+        return f"{_batch(facts)}  left {left}"
     where = part_of("epoch", facts["epoch"], facts["max_epochs"])
     where += "  " + part_of("step", facts["step"], facts["max_steps"])
     if event == "batch":
-        where = f"{where}  " if facts["doing"] == "validating" and facts["step"] else ""
-        return f"{where}{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
+        return f"{where}  {_batch(facts)}"
     if event == "val":
         names = dict.fromkeys(("val/loss", "val/acc", "val/top5", facts.get("monitor", "val/loss")))
         shown = numbers(facts, *names) + best(facts)
@@ -41,6 +43,10 @@ def sentence(event: str, facts: dict[str, Any]) -> str:
         return f"{where}  VAL  " + "  ".join(f"{name} {value}" for name, value in shown)
     shown = numbers(facts, "loss", "acc", "speed", "wait", "left")
     return f"{where}       " + "  ".join(f"{name} {value}" for name, value in shown)
+
+
+def _batch(facts: dict[str, Any]) -> str:
+    return f"{facts['doing']} {facts['batch']}/{facts['batches'] or '?'}"
 
 
 _EVALUATED = ("loss", "acc", "balanced_acc", "f1", "top5")

@@ -115,6 +115,11 @@ def write_line(stream: TextIO, line: str) -> None:
     stream.flush()
 
 
+def write_result(text: str) -> None:
+    """Write what a command is run for to standard output, as it is also where lines are JSON."""
+    write_line(sys.stdout, redact(text).removesuffix("\n"))
+
+
 def show_foreign_text(as_json: bool) -> None:
     """Show warnings, uncaught exceptions and prints as the command's own lines.
 

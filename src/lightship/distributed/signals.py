@@ -11,7 +11,7 @@ from enum import Enum
 from types import FrameType
 from typing import Any
 
-from lightship.console.streams import write_error
+from lightship.console.streams import event, is_json, write_error
 from lightship.errors import EXIT_CODES, Preempted
 
 _SHOW_CURSOR = "\x1b[?25h"
@@ -88,6 +88,16 @@ def stop_signals() -> tuple[int, ...]:
     return tuple(signals)
 
 
+def _last_line(response: Response, number: int) -> str:
+    """What a process that exits within its signal handler writes."""
+    if is_json():
+        return (
+            event("error", {"exit_code": response.exit_code, "text": response.text(number)}) + "\n"
+        )
+    cursor = _SHOW_CURSOR if os.isatty(2) else ""
+    return f"{cursor}lightship: {response.text(number)}\n"
+
+
 class StopRequest:
     """Handles the stop signals by the table, and is true once one of them has set the flag.
 
@@ -139,8 +149,7 @@ class StopRequest:
         if number == signal.SIGINT and self:
             response = SECOND_SIGINT
         if response.action is Action.EXIT:
-            cursor = _SHOW_CURSOR if os.isatty(2) else ""
-            write_error(f"{cursor}lightship: {response.text(number)}\n")
+            write_error(_last_line(response, number))
             os._exit(response.exit_code)
         if response.action is Action.RAISE:
             raise Preempted(response.text(number))

@@ -172,6 +172,17 @@ def test_print_config_reads_back_as_the_same_config(tmp_path: Path, capsys) -> N
     assert yaml.safe_load(path.read_text())["optim"]["lr"] == 0.003
 
 
+@pytest.mark.parametrize("is_fine_tuning", [False, True])
+def test_print_config_is_yaml_where_lines_are_json(tmp_path: Path, is_fine_tuning: bool) -> None:
+    tuned = ["--model.net=resnet18", "--model.weights=gone.pth", "--data.root=gone"]
+    given = [*(tuned if is_fine_tuning else []), "--optim.lr=0.003"]
+    command = [sys.executable, "-m", "lightship", "fit", *given, "--run.log_format=json"]
+    done = subprocess.run([*command, "--print_config"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["optim"]["lr"] == 0.003
+    assert ("# not complete: " in done.stdout) == is_fine_tuning
+
+
 @pytest.mark.parametrize(
     ("end", "code"), [("> /dev/full", 78), ("2>&-", 0), (">&- 2>&-", 0), ("| head -c 1", 0)]
 )

@@ -1,5 +1,6 @@
 """What each signal does in each phase is what the table says; handlers are restored."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -54,6 +55,19 @@ def test_a_process_does_what_the_table_says(phase: Phase, name: str) -> None:
         Action.DEFER: (0, f"flag {number.value}\n"),
     }
     assert child(phase, name) == expected[response.action]
+
+
+def test_where_lines_are_json_the_last_one_is_too() -> None:
+    code = f"import json\nfrom lightship.console import streams\nstreams.set_up()\n" \
+           f"streams.show_foreign_text(as_json=True)\n{CHILD}"  # fmt: skip
+    command = [sys.executable, "-c", code, Phase.SETUP.name, "SIGTERM"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    response = RESPONSES[Phase.SETUP]
+    assert (response.action, done.returncode) == (Action.EXIT, response.exit_code)
+    [line] = done.stderr.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["exit_code"]) == ("error", response.exit_code)
+    assert event["text"] == response.text(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("first", SIGNALS)

@@ -49,6 +49,7 @@ class Progress(Callback):
         self._batches = 0  # until the pace is shown
         self._pace_is_shown = False
         self._total_steps = math.inf
+        self._evaluation_began_s = display.began_s
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where this process began, for the time left, and the run's best so far."""
@@ -75,7 +76,7 @@ class Progress(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self.display.show("validate", self._results(trainer))
+            self._end_evaluation(trainer, "validate")
             return
         values = _host_values(trainer)
         if self._monitor in values:
@@ -87,10 +88,19 @@ class Progress(Callback):
             self.display.postpone()
             self.display.show("val", self._facts(trainer))
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the screen, outside of a fit, which has it already."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._begin_evaluation(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the screen."""
+        self._begin_evaluation(trainer)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the test's result."""
+        """Show the test's result, and give the screen back."""
         if trainer.is_global_zero:
-            self.display.show("test", self._results(trainer))
+            self._end_evaluation(trainer, "test")
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Show how far a long validation is."""
@@ -113,6 +123,15 @@ class Progress(Callback):
         if trainer.is_global_zero:
             self.display.end()
 
+    def _begin_evaluation(self, trainer: Trainer) -> None:
+        self._evaluation_began_s = monotonic()
+        if trainer.is_global_zero:
+            self.display.begin()
+
+    def _end_evaluation(self, trainer: Trainer, event: str) -> None:
+        self.display.show(event, self._results(trainer))
+        self.display.end()
+
     def _show_pace(self, trainer: Trainer) -> None:
         """Show how long an epoch takes, by the batches after the first, which may have compiled."""
         now = monotonic()
@@ -131,8 +150,14 @@ class Progress(Callback):
     def _show_batch(self, trainer: Trainer, doing: str, batch_idx: int, sizes: Any) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and self.display.is_due():
             [total] = sizes if isinstance(sizes, list) else [sizes]  # there is one loader
-            facts = {"doing": doing, "batch": batch_idx + 1, "batches": _count(total)}
-            self.display.show("batch", {**self._facts(trainer), **facts})
+            done = batch_idx + 1
+            facts: dict[str, Any] = {"doing": doing, "batch": done, "batches": _count(total)}
+            if trainer.state.fn == TrainerFn.FITTING:
+                facts = {**self._facts(trainer), **facts}
+            else:
+                spent_s = monotonic() - self._evaluation_began_s
+                facts["left_s"] = finite(round(spent_s / done * (total - done), 3))
+            self.display.show("batch", facts)
 
     def _note_best(self, values: Mapping[str, float], epoch: int) -> None:
         value = values[self._monitor]

@@ -19,7 +19,7 @@ from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.training.callbacks import progress as progress_module
 from lightship.training.callbacks.progress import build_progress
 from lightship.training.callbacks.throughput import Throughput
-from tests.support.little_fit import fit
+from tests.support.little_fit import evaluate, fit
 
 
 class Clock(Callback):
@@ -228,6 +228,41 @@ def test_log_lines_do_not_tear_the_bar(tmp_path, monkeypatch):
     assert [line for line in lines if "VAL" in line and "best loss" in line]
     assert "left" in text
     assert terminal.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+@pytest.mark.parametrize("name", ["test", "validate"])
+def test_an_evaluation_has_a_bar_of_its_own(monkeypatch, name):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal, clock = Terminal(), Clock(monkeypatch, step_s=0)
+
+    class Passing(Callback):
+        def on_test_batch_start(self, *args):
+            clock.now_s += 3
+
+        on_validation_batch_start = on_test_batch_start
+
+    shown = build_progress("auto", stream=terminal)
+    evaluate(name, [Passing(), shown], batches=5)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    doing = {"test": "testing", "validate": "validating"}[name]
+    assert re.search(rf"{doing} .* 2/5 batches  0:09 left", text)
+    assert "epoch" not in text
+    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h") == 1
+
+
+def test_batches_of_an_evaluation_are_lines_elsewhere(monkeypatch):
+    stream, clock = io.StringIO(), Clock(monkeypatch, step_s=0)
+
+    class Passing(Callback):
+        def on_test_batch_start(self, *args):
+            clock.now_s += 20
+
+    evaluate("test", [Passing(), build_progress("text", stream=stream)], batches=3)
+    lines = [line.rpartition("] ")[2] for line in stream.getvalue().splitlines()]
+    assert lines[:3] == [
+        "testing 1/3  left 0:40", "testing 2/3  left 0:20", "testing 3/3  left 0:00"
+    ]  # fmt: skip
 
 
 def test_an_exception_gives_the_screen_back(monkeypatch):
