@@ -24,10 +24,12 @@ def find_mistakes(model: ImageClassifier, data: ImageData, split: str) -> dict[s
     shown and sums, never all their rows.
 
     Returns:
-        confusion, calibration, hardest and confused; on ranks other than 0 nothing.
+        confusion, class_acc, class_support, calibration, hardest and confused; on ranks other than
+        0 nothing.
     """
     rows = model.outcomes.take()
-    confusion = model.eval_metrics.get("confusion")
+    measured = model.eval_metrics
+    confusion = measured.get("confusion")
     pairs = most_confused(confusion.numpy(), _PAIRS) if confusion is not None else []
     hardest = np.argsort(-rows["loss"], kind="stable")[:_HARDEST]
     of_pairs = [_surest(rows, true, guess) for true, guess, _ in pairs]
@@ -47,6 +49,8 @@ def find_mistakes(model: ImageClassifier, data: ImageData, split: str) -> dict[s
     names = model.class_names
     return {
         "confusion": None if confusion is None else confusion.numpy(),
+        "class_acc": measured["per_class_acc"].tolist(),
+        "class_support": measured["support"].tolist(),
         "calibration": _calibration(np.sum(bins, axis=0)),
         "hardest": shown[0],
         "confused": [

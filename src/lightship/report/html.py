@@ -22,6 +22,7 @@ MAX_TABLE_CLASSES = 30
 """The confusion matrix is a table of counts up to this many classes, a picture beyond."""
 _MAX_PREDICTIONS, _MAX_CLASS_ROWS = 60, 200
 _THUMBNAIL_PX = 160
+_HEADLINES = ("test/acc", "val/acc")
 _PNG = "data:image/png;base64,"
 _RIGHT_RGB, _WRONG_RGB = (59, 130, 246), (234, 88, 12)  # seen on a white and on a dark card
 
@@ -39,7 +40,8 @@ def build_page(data: ReportData) -> str:
         finalize=_finalized,
     )
     environment.filters |= {"uri": _png_uri, "thumbnail": _thumbnail}
-    final = sorted(data.final.items(), key=lambda number: number[0] != "test/acc")
+    headline = next((key for key in _HEADLINES if key in data.final), None)
+    final = sorted(data.final.items(), key=lambda number: number[0] != headline)
     images = [shown.image for shown in (*data.predictions, *data.hardest)]
     shares = None if data.confusion is None else _row_shares(data.confusion)
     is_table = len(data.class_names) <= MAX_TABLE_CLASSES

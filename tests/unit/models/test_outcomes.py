@@ -72,6 +72,10 @@ def test_it_finds_the_mistakes_and_the_calibration(tmp_path: Path) -> None:
     [pair] = found["confused"]
     assert (pair.true, pair.guess, pair.count) == (names[0], names[1], 1)
     assert [shown.path for shown in pair.examples] == [first.path]
+    right = [6, 6, 6]
+    right[0] -= 1
+    assert found["class_support"] == [6] * 3
+    np.testing.assert_allclose(found["class_acc"], np.array(right) / 6)
     calibration = found["calibration"]
     assert sum(calibration.count) == len(labels)
     others = len(labels) - 1

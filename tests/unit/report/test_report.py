@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import subprocess
 from html.parser import HTMLParser
 from importlib import metadata
@@ -124,6 +125,39 @@ def test_curves_and_worst_pairs_are_in_the_page(tmp_path):
     assert len(page.values("points")) == 5  # loss, accuracy (both splits), rate, images a second
     worst = page.text.partition("Most confused")[2]
     assert worst.index(HOSTILE[0]) < worst.index(HOSTILE[1]) < worst.index("19")
+
+
+@pytest.mark.parametrize(
+    ("final", "headline"),
+    [
+        ({"steps": 470.0, "val/acc": 0.9123, "test/acc": 0.8765}, "87.65%"),
+        ({"steps": 470.0, "best_step": 400.0, "val/loss": 0.1, "val/acc": 0.9123}, "91.23%"),
+        ({"steps": 470.0}, "470"),
+    ],
+)
+def test_the_headline_is_the_accuracy(tmp_path, final, headline):
+    _, html, _ = write(tmp_path, report_data(["a", "b"], final=final))
+    assert re.search(r'<div class="big">(.*?)</div>', html)[1] == headline
+
+
+def test_a_rare_mistake_is_seen(tmp_path):
+    confusion = np.array([[9_996, 4, 0], [0, 10, 0], [0, 0, 10]])
+    _, html, _ = write(tmp_path, report_data(["a", "b", "c"], confusion=confusion))
+    cells = re.findall(r'<td style="--v:[^"]*" class="([^"]*)">(\d+)</td>', html)
+    assert [count for _, count in cells] == [str(count) for count in confusion.flat]
+    assert [count == "0" for _, count in cells] == ["none" in kinds for kinds, _ in cells]
+
+
+def test_more_classes_than_a_confusion_matrix_has_are_listed(tmp_path):
+    names = [f"class {i}" for i in range(3000)]
+    accuracies, support = [0.5] * 3000, [10] * 3000
+    accuracies[7], accuracies[8], support[8] = 0.25, float("nan"), 0
+    data = report_data(names, confusion=None, class_acc=accuracies, class_support=support)
+    page, _, folder = write(tmp_path, data)
+    listed = page.text.partition("Accuracy by class")[2]
+    assert listed.index("class 7") < listed.index("25.0%") < listed.index("class 0")
+    per_class = json.loads((folder / "report.json").read_text())["per_class"]
+    assert len(per_class) == 2999
 
 
 def test_many_classes_have_a_picture_of_the_confusion_matrix(tmp_path):
