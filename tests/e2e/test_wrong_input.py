@@ -39,6 +39,25 @@ def test_missing_root(tmp_path: Path, capsys, flags) -> None:
     assert "--data.root" in line
 
 
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--model.net=resnt18", "did you mean resnet18"),
+        ("--model.net=timm:resnt18", "timm:resnt18"),
+        ("--model.net=no_such_module:build", "no module 'no_such_module'"),
+        ("--trainer.precision=bf17-mixed", "--trainer.precision bf17-mixed"),
+        ("--trainer.accelerator=gpuu", "--trainer.accelerator gpuu"),
+    ],
+)
+def test_misspelled_names_are_found_before_anything_is_read(
+    tmp_path: Path, capsys, flags, flag: str, told: str
+) -> None:
+    code, line = fit(capsys, *flags, flag, f"--data.root={tmp_path}/nowhere")
+    assert code == 78
+    assert told in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_images(tmp_path: Path, capsys, flags) -> None:
     root = folder(tmp_path, {"train/a/notes.txt": b"x", "train/b/more.txt": b"y"})
     code, line = fit(capsys, *flags, f"--data.root={root}")

@@ -28,7 +28,7 @@ from lightship.models.classifier import ImageClassifier
 from lightship.models.finetune import check_batch_norm
 from lightship.models.hyper_parameters import complete
 from lightship.models.losses import balanced_weights, weights_line
-from lightship.models.nets.build import check_training
+from lightship.models.nets.build import check_name, check_training
 from lightship.models.nets.recompute import recompute_blocks
 from lightship.models.nets.weights import Weights, read_weights
 from lightship.models.preprocessing import adopt, of_weights
@@ -65,6 +65,7 @@ def fit(command: Command) -> None:
     store = folder.checkpoints
     with StopRequest() as stop, ExitStack() as at_exit:
         progress = start_progress(config)
+        _refuse_unknown(config)
         scanned = _choose_by_size(command, folder)
         weights = _adopt_preprocessing(folder)
         if completed := comm.broadcast_from_rank_0(folder.completed):
@@ -102,6 +103,15 @@ def fit(command: Command) -> None:
         )  # fmt: skip
         # No rank may end with 0 before the run is complete: it would not be started again.
         comm.on_rank_0(partial(_finish, folder, report, best, split, tracker, progress))
+
+
+def _refuse_unknown(config: Config) -> None:
+    """Raise ConfigError for a net, accelerator or precision that there is not.
+
+    Before anything is read, downloaded or written, which may take an hour.
+    """
+    check_name(config.model.net)
+    build_trainer(config, [])
 
 
 @contextmanager

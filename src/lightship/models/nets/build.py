@@ -64,6 +64,17 @@ def build_net(
     return net
 
 
+def check_name(name: str) -> None:
+    """Raise ConfigError for a net that there is not. Imports what builds it, and builds nothing."""
+    if is_import_path(name):
+        with _working_directory_on_path():
+            _import_own(name)
+    elif name.startswith(timm_nets.PREFIX):
+        timm_nets.pretrained_config(name)
+    elif name not in _OWN:
+        _check_torchvision(name)
+
+
 def is_import_path(name: str) -> bool:
     """Whether a net's name means code that is imported and called."""
     return ":" in name and not name.startswith(timm_nets.PREFIX)
@@ -153,7 +164,7 @@ def _build_timm(
         raise _unsuitable_size(name, image_size_px, error) from error
 
 
-def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Module:
+def _check_torchvision(name: str) -> None:
     names = torchvision_names()
     if name not in names:
         close = difflib.get_close_matches(name, [*_OWN, *names], n=3)
@@ -162,6 +173,10 @@ def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Mo
             f"--model.net '{name}' is no known net ({hint}); timm's: timm:NAME; your own: "
             "package.module:function"
         )
+
+
+def _build_torchvision(name: str, num_classes: int, image_size_px: int) -> nn.Module:
+    _check_torchvision(name)
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         # Their published weights expect another normalization, which the net then does itself.
@@ -195,20 +210,20 @@ def _working_directory_on_path() -> Iterator[None]:
 
 
 def _build_own(name: str, num_classes: int) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
-        raise ConfigError(f"--model.net '{name}': expected package.module:function")
     with _working_directory_on_path():
-        net = _import_own(name, module_name, function_name)(num_classes)
+        net = _import_own(name)(num_classes)
     if not isinstance(net, nn.Module):
         raise ConfigError(
-            f"--model.net {name}: {function_name}({num_classes}) returned a "
+            f"--model.net {name}: {name.partition(':')[2]}({num_classes}) returned a "
             f"{type(net).__name__}; it must return a torch.nn.Module"
         )
     return net
 
 
-def _import_own(name: str, module_name: str, function_name: str) -> Callable[[int], Any]:
+def _import_own(name: str) -> Callable[[int], Any]:
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise ConfigError(f"--model.net '{name}': expected package.module:function")
     is_new = module_name not in sys.modules
     try:
         module = importlib.import_module(module_name)
