@@ -44,6 +44,9 @@ NOT_HERE = {
         "docker build --file docker/Dockerfile --target cpu --tag lightship:cpu .",
         "docker run --rm --read-only --cap-drop ALL --security-opt no-new-privileges "
         "--volume runs:/workspace lightship:cpu fit --config digits",
+        "docker run --rm --user $(id -u):0 --stop-timeout 120 --volume $PWD/images:/images:ro "
+        "--volume $PWD/runs:/workspace/runs lightship:cpu fit --data.root /images "
+        "--data.image_size_px 32 --run.output runs/mine",
         "kubectl apply --kustomize k8s/overlays/local-s3",
         "kubectl wait --for condition=complete --timeout 5m job/digits",
         "kubectl apply --kustomize k8s/overlays/cpu",
@@ -55,10 +58,10 @@ NOT_HERE = {
         "--security-opt no-new-privileges --volume runs:/workspace lightship:cuda "
         "fit --config cifar10",
         "docker build --file docker/Dockerfile --target cuda "
-        "--tag registry.example.com/lightship:cuda .",
+        "--tag registry.example.com/lightship:cuda-1 .",
     ],
     "a registry": [
-        "docker push registry.example.com/lightship:cuda",
+        "docker push registry.example.com/lightship:cuda-1",
         "docker buildx imagetools inspect python:3.11-slim-bookworm",
     ],
     _CLUSTER: [
@@ -76,7 +79,7 @@ NOT_HERE = {
         "kubectl logs --selector batch.kubernetes.io/job-name=lightship --tail 20",
         "kubectl logs --prefix --tail 50 --selector batch.kubernetes.io/job-name=lightship",
         "kubectl wait --for condition=complete --timeout 168h job/lightship",
-        "kubectl delete job lightship",
+        "kubectl delete job lightship --cascade=foreground",
         "kubectl describe job lightship",
         "kubectl describe pods --selector batch.kubernetes.io/job-name=lightship",
         "kubectl apply --filename k8s/tpu.yaml",
@@ -84,7 +87,7 @@ NOT_HERE = {
         "kubectl apply --kustomize k8s/overlays/tpu-multislice",
     ],
     _TPU: [
-        "pip install lightship[tpu]",
+        "pip install '.[tpu]'",
         "lightship fit --config my.yaml --trainer.accelerator tpu",
     ],
     "a second machine; tests/dist/test_launch.py runs two agents on one": [
