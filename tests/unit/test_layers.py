@@ -93,7 +93,8 @@ LOCAL_IMPORTS = {
     },
     "a data worker does without torch": {"data/images/scaling.py": "torch"},
     "doctor shows its first rows without torch": {
-        "doctor/output.py": "lightship.run.folder.RunFolder"
+        "doctor/context.py": "lightship.devices.host.read_limits",
+        "doctor/output.py": "lightship.run.folder.RunFolder",
     },
     "an optional package": {
         "exporters/formats.py": "onnxruntime",

@@ -58,13 +58,9 @@ class Check:
     needs_config: bool = True
 
 
-def _in(function: str) -> Callable[[Context], Finding]:
-    """`MODULE:FUNCTION` of this folder, imported when the check runs.
-
-    So that the table starts, and says what is missing, where torch is slow or cannot be imported.
-    """
-    module, _, name = function.partition(":")
-    return lambda context: getattr(import_module(f"lightship.doctor.{module}"), name)(context)
+def _in(module: str, function: str) -> Callable[[Context], Finding]:
+    """A function of this folder, imported when it is called: torch may be slow, or missing."""
+    return lambda run: run.once(getattr(import_module(f"lightship.doctor.{module}"), function))
 
 
 _EXITS = "fit exits with code 78"
@@ -74,45 +70,45 @@ _REACH = (
     "and proxy to the storage at"
 )
 CHECKS = [
-    Check("configuration", _in("configuration:configuration"), _EXITS,
+    Check("configuration", _in("configuration", "configuration"), _EXITS,
           "change the named flag, or its line in the YAML; if late, see the other late checks",
           if_late="warn", needs_config=False),
-    Check("packages", _in("packages:packages"), "fit cannot start",
+    Check("packages", _in("packages", "packages"), "fit cannot start",
           "pip install lightship in a new environment",
           deadline_s=15, needs_imports=False, needs_config=False),
-    Check("imports", _in("packages:imports"), "fit cannot start",
+    Check("imports", _in("packages", "imports"), "fit cannot start",
           "pip install lightship in a new environment, on a local disk",
           needs_imports=False, needs_config=False),
-    Check("GPU driver", _in("gpus:driver"), "no GPU is usable",
+    Check("GPU driver", _in("gpus", "driver"), "no GPU is usable",
           "check that nvidia-smi answers; restart the node's driver", needs_config=False),
-    Check("GPUs", _in("gpus:gpus"), _EXITS,
+    Check("GPUs", _in("gpus", "gpus"), _EXITS,
           "--trainer.devices auto (and unset PET_NPROC_PER_NODE), or request more GPUs: docker run "
           "--gpus all, in Kubernetes resources.limits nvidia.com/gpu"),
-    Check("CPU", _in("container:cpu"), "number of cores unknown", "see imports"),
-    Check("memory limit", _in("container:memory"), "memory limit unknown", "see imports"),
-    Check("/dev/shm", _in("container:shared"), "NCCL fails with a bus error at once",
+    Check("CPU", _in("container", "cpu"), "number of cores unknown", "see imports"),
+    Check("memory limit", _in("container", "memory"), "memory limit unknown", "see imports"),
+    Check("/dev/shm", _in("container", "shared"), "NCCL fails with a bus error at once",
           "docker run --shm-size=1g, in Kubernetes an emptyDir of medium Memory at /dev/shm"),
-    Check("rendezvous", _in("rendezvous:rendezvous"), "the nodes cannot find each other",
+    Check("rendezvous", _in("rendezvous", "rendezvous"), "the nodes cannot find each other",
           "set PET_NNODES and PET_RDZV_ENDPOINT=HOST:PORT of node 0, the same on all nodes"),
-    Check("all-reduce", _in("allreduce:all_reduce"), "the first step would hang",
+    Check("all-reduce", _in("allreduce", "all_reduce"), "the first step would hang",
           "see NCCL_DEBUG=INFO", deadline_s=24),
-    Check("data", _in("data:speed"), _NO_STEP,
+    Check("data", _in("data", "speed"), _NO_STEP,
           f"{_REACH} --data.root; for a local folder check its mount"),
-    Check("data set", _in("data:data_set"), "fit exits with code 65",
+    Check("data set", _in("data", "data_set"), "fit exits with code 65",
           "fix the data that is named, or correct --data.root", if_late="skipped"),
-    Check("output", _in("output:writable"), _NO_STEP, f"{_REACH} --run.output",
+    Check("output", _in("output", "writable"), _NO_STEP, f"{_REACH} --run.output",
           deadline_s=15, needs_imports=False),
-    Check("run at output", _in("output:existing_run"), _EXITS,
+    Check("run at output", _in("output", "existing_run"), _EXITS,
           "give another --run.output, or the settings of the run that is there"),
-    Check("clock", _in("output:clock"), "S3 rejects requests signed 15 minutes apart", "see output",
-          deadline_s=15, if_late="skipped", needs_imports=False),
-    Check("W&B key", _in("tracking:wandb"), _EXITS,
+    Check("clock", _in("output", "clock"), "S3 rejects requests signed 15 minutes apart",
+          "see output", deadline_s=15, if_late="skipped", needs_imports=False),
+    Check("W&B key", _in("tracking", "wandb"), _EXITS,
           "correct the WANDB_* variable, pip install wandb, or set --run.tracking none",
           if_late="warn"),
-    Check("fine-tuning", _in("fine_tuning:fine_tuning"), _EXITS,
+    Check("fine-tuning", _in("fine_tuning", "fine_tuning"), _EXITS,
           "give a file of weights of --model.net", if_late="skipped"),
-    Check("model memory", _in("memory:model_memory"), _NO_STEP,
+    Check("model memory", _in("memory", "model_memory"), _NO_STEP,
           "change --model.net or --data.image_size_px as named", if_late="warn"),
-    Check("cache disk", _in("disk:cache"), "the archive cannot be downloaded",
+    Check("cache disk", _in("disk", "cache"), "the archive cannot be downloaded",
           "correct --data.root"),
 ]  # fmt: skip

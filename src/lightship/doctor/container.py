@@ -1,11 +1,9 @@
 """Limits of the container: CPU and memory (cgroups, version 1 and 2) and /dev/shm."""
 
-import os
-import sys
+import shutil
 from pathlib import Path
 
-from lightship.devices.host import Limits, read_limits
-from lightship.distributed import shared_memory
+from lightship.distributed import comm, shared_memory
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 
@@ -15,13 +13,7 @@ _PROCESS_BYTES = 3 * _GIB // 4  # of Python, torch and Lightning alone
 
 def cpu(context: Context) -> Finding:
     """Whether the processes' threads have the cores they count on."""
-    threads = context.config.data.decode_threads
-    return compare_cpu(read_limits(), context.processes_or_one, threads)
-
-
-def compare_cpu(limits: Limits, processes: int, decode_threads: int) -> Finding:
-    """The same, of these limits."""
-    visible = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    limits, processes, visible = context.limits, context.processes, comm.node_cores()
     cpus = limits.cpus or visible
     limit = f"limit {limits.cpus:g}" if limits.cpus else "no limit"
     found = f"{visible} cores visible; {limit} ({limits.source})"
@@ -30,7 +22,7 @@ def compare_cpu(limits: Limits, processes: int, decode_threads: int) -> Finding:
         fix = f"{raise_limit} to {processes} or more, or fewer processes (--trainer.devices)"
         return Finding("warn", f"{found}; {processes} processes", "they take turns", fix)
     share = max(1, int(cpus / processes))
-    threads = decode_threads or max(1, visible // processes)
+    threads = context.config.data.decode_threads or max(1, visible // processes)
     if limits.cpus and threads > 2 * share:
         return Finding(
             "warn",
@@ -43,11 +35,7 @@ def compare_cpu(limits: Limits, processes: int, decode_threads: int) -> Finding:
 
 def memory(context: Context) -> Finding:
     """Whether the memory limit lets the processes start."""
-    return compare_memory(read_limits(), context.processes_or_one)
-
-
-def compare_memory(limits: Limits, processes: int) -> Finding:
-    """The same, of these limits."""
+    limits, processes = context.limits, context.processes
     if limits.memory_bytes is None:
         return Finding("ok", f"no limit ({limits.source})", "the machine's memory is the limit")
     found = f"limit {limits.memory_bytes / _GIB:.2f} GiB ({limits.source})"
@@ -65,18 +53,16 @@ def compare_memory(limits: Limits, processes: int) -> Finding:
     )
 
 
-def shared(context: Context) -> Finding:
-    """Whether /dev/shm has room for NCCL's buffers."""
-    return check_shared(context.processes_or_one if context.on_gpus else 0)
+def shared(context: Context, path: str = "/dev/shm") -> Finding:
+    """Whether shared memory has room for NCCL's buffers.
 
-
-def check_shared(processes_on_gpus: int, path: str = "/dev/shm") -> Finding:
-    """The same, at a path. Raises ConfigError, with the fix, without room."""
-    if processes_on_gpus < 2:
+    Raises:
+        ConfigError: It has not; names the fix.
+    """
+    if not context.on_gpus or context.processes < 2:
         return skipped("only several processes on GPUs use it")
     if not Path(path).is_dir():
         return skipped(f"there is no {path}")
-    shared_memory.check(processes_on_gpus, path)
-    mount = os.statvfs(path)
-    free_mib = mount.f_bavail * mount.f_frsize // 2**20
-    return Finding("ok", f"{path} has {free_mib} MiB free", f"enough for {processes_on_gpus} GPUs")
+    shared_memory.check(context.processes, path)
+    free_mib = shutil.disk_usage(path).free // 2**20
+    return Finding("ok", f"{path} has {free_mib} MiB free", f"enough for {context.processes} GPUs")

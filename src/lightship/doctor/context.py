@@ -6,12 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import cached_property, partial
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightship.config import Config
 from lightship.distributed import launcher
 from lightship.errors import ConfigError
 from lightship.storage.parallel import in_daemon
+
+if TYPE_CHECKING:
+    from lightship.devices.host import Limits
 
 T = TypeVar("T")
 
@@ -36,12 +39,16 @@ class Context:
         self._lock = Lock()
         self._facts: dict[Callable[[Context], Any], Future[Any]] = {}
 
-    def once(self, compute: Callable[["Context"], T]) -> "Future[T]":
-        """`compute(self)`, started by the first call on a thread of its own. Does not block."""
+    def start(self, compute: Callable[["Context"], T]) -> "Future[T]":
+        """`compute(self)`, on a thread of its own since the first call. Does not block."""
         with self._lock:
             if compute not in self._facts:
                 self._facts[compute] = in_daemon(partial(compute, self))
             return self._facts[compute]
+
+    def once(self, compute: Callable[["Context"], T]) -> T:
+        """`compute(self)`, computed once for all callers. Blocks; raises what it raises."""
+        return self.start(compute).result()
 
     def left_s(self, deadline_s: float) -> float:
         """Seconds until `deadline_s` after the start, at least 0."""
@@ -53,18 +60,21 @@ class Context:
 
     @cached_property
     def processes(self) -> int:
-        """Processes of the fit on this node. Needs the imports. Raises ConfigError."""
+        """Processes of the fit on this node; 1 where the check `GPUs` fails. Needs the imports."""
         if self.is_worker:
             return int(os.environ["LOCAL_WORLD_SIZE"])
-        return 1 if self.config.trainer.is_on_tpu else launcher.processes_here(self.config.trainer)
-
-    @property
-    def processes_or_one(self) -> int:
-        """The same; 1 where that fails, which the check `GPUs` reports."""
         try:
-            return self.processes
+            trainer = self.config.trainer
+            return 1 if trainer.is_on_tpu else launcher.processes_here(trainer)
         except ConfigError:
             return 1
+
+    @cached_property
+    def limits(self) -> "Limits":
+        """CPU and memory of this container. Needs the imports."""
+        from lightship.devices.host import read_limits  # with torch
+
+        return read_limits()
 
     @cached_property
     def on_gpus(self) -> bool:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from lightship.data.sample_decoder import SampleDecoder
 from lightship.data.sample_reader import read_samples
 from lightship.data.sources.layouts import scan
 from lightship.distributed import comm
-from lightship.doctor.checks import Finding, skipped
+from lightship.doctor.checks import Finding, Status, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import step_cost
 from lightship.doctor.samples import first_samples
@@ -39,33 +38,31 @@ _FIX_LOCAL = (
     "correct --data.root (a relative path starts at the working directory), in a container mount "
     "the folder, or fix the file that is named"
 )
+_FIX_READ = (
+    "lightship pack the images into shards, keep them in the region of the nodes, and set "
+    "--data.cache_gib so that later epochs read the local disk"
+)
+_FIX_DECODE = "give the node more cores, or lightship pack --short_side_px to store images smaller"
 _EXITS = "fit exits with code 65"
 
 
-class Speeds(NamedTuple):
-    """Bytes/s read, and images/s decoded by one thread (None: unknown)."""
-
-    read_bytes: float
-    decoded_images: float | None
-
-
-def speeds(context: Context) -> Speeds:
-    """Read and decode the first samples. Blocks.
+def speeds(context: Context) -> tuple[float, float | None]:
+    """Bytes/s read, and images/s decoded by one thread (None: unknown). Blocks.
 
     Raises:
         LightshipError: They cannot be read, or decoded (unless data.on_error is skip).
     """
-    data, first = context.config.data, context.once(first_samples).result()
+    data, first = context.config.data, context.once(first_samples)
     storage.read_spans(first.spans[:1])  # connects
     read_bytes, started_s = 0, time.perf_counter()
     for at in range(0, len(first.spans), _SPANS_AT_ONCE):
-        for part in storage.read_spans(first.spans[at : at + _SPANS_AT_ONCE]):
-            read_bytes += len(part) if isinstance(part, bytes) else 0
+        parts = storage.read_spans(first.spans[at : at + _SPANS_AT_ONCE])
+        read_bytes += sum(len(part) for part in parts if isinstance(part, bytes))
         if time.perf_counter() - started_s > _MEASURED_S:
             break
     bytes_per_s = read_bytes / max(1e-6, time.perf_counter() - started_s)
     if not first.images:
-        return Speeds(bytes_per_s, None)
+        return bytes_per_s, None
     size_px, started_s = first.size_px(data) or 1, time.perf_counter()
     for image in first.images:
         try:
@@ -73,7 +70,7 @@ def speeds(context: Context) -> Speeds:
         except DataError:
             if data.on_error == "raise":
                 raise
-    return Speeds(bytes_per_s, len(first.images) / max(1e-6, time.perf_counter() - started_s))
+    return bytes_per_s, len(first.images) / max(1e-6, time.perf_counter() - started_s)
 
 
 def speed(context: Context) -> Finding:
@@ -81,13 +78,12 @@ def speed(context: Context) -> Finding:
     data = context.config.data
     is_remote = storage.is_remote(data.root)
     try:
-        bytes_per_s, decoded_per_s = context.once(speeds).result()
+        first, (bytes_per_s, decoded_per_s) = context.once(first_samples), context.once(speeds)
     except TimeoutExpired:
         raise
     except LightshipError as error:
         fix = _FIX_REMOTE if is_remote else _FIX_LOCAL
         return Finding("fail", str(error), "fit exits before its first step", fix)
-    first = context.once(first_samples).result()
     found = f"{first.layout}, {bytes_per_s / 2**20:,.0f} MiB/s"
     if first.whole_bytes is not None:
         seconds = first.whole_bytes / max(1.0, bytes_per_s)
@@ -95,11 +91,12 @@ def speed(context: Context) -> Finding:
         return Finding("ok", f"{found}; {first.whole_bytes / 2**20:,.0f} MiB", means)
     if first.image_bytes is None:
         return Finding("ok", f"{found}; no image in its first MiB", "its speed is unknown")
-    threads = data.decode_threads * context.processes_or_one or comm.cores()
     read_per_s = bytes_per_s / max(1.0, first.image_bytes)
-    decode_per_s = decoded_per_s * threads if decoded_per_s else read_per_s
     found += f" = {read_per_s:,.0f} images/s"
+    decode_per_s = read_per_s
     if decoded_per_s:
+        threads = data.decode_threads * context.processes or comm.node_cores()
+        decode_per_s = decoded_per_s * threads
         found += f", {threads} threads decode {decode_per_s:,.0f}"
     needed_per_s = _trained_per_s(context)
     if needed_per_s is None:
@@ -111,42 +108,39 @@ def speed(context: Context) -> Finding:
     if not is_streamed(data):
         means = "held in memory, the set is read once, before training; streamed, it would be slow"
         return Finding("ok", found, means)
-    fix = "give the node more cores, or lightship pack --short_side_px to store images smaller"
-    if read_per_s <= decode_per_s:
-        fix = (
-            "lightship pack the images into shards, keep them in the region of the nodes, and set "
-            "--data.cache_gib so that later epochs read the local disk"
-        )
     means = f"training waits for images {1 - fed_per_s / needed_per_s:.0%} of the time"
-    return Finding(
-        "fail" if fed_per_s * _FAR_TOO_SLOW < needed_per_s else "warn", found, means, fix
-    )
+    status: Status = "fail" if fed_per_s * _FAR_TOO_SLOW < needed_per_s else "warn"
+    return Finding(status, found, means, _FIX_READ if read_per_s <= decode_per_s else _FIX_DECODE)
 
 
 def _trained_per_s(context: Context) -> float | None:
     """Images/s that this node's devices train; None: unknown, or not in time."""
     if context.config.trainer.is_on_tpu:
         return None
-    measured = context.once(step_cost)
+    measured = context.start(step_cost)
     if not context.is_known(measured, _STEP_COST_KNOWN_S) or measured.exception() is not None:
         return None  # the check `model memory` reports it
     cost = measured.result()
     if cost is None or cost.images_per_s is None:
         return None
     # On a CPU the processes share the cores that one had alone.
-    return cost.images_per_s * (context.processes_or_one if context.on_gpus else 1)
+    return cost.images_per_s * (context.processes if context.on_gpus else 1)
 
 
 def data_set(context: Context) -> Finding:
-    """List the data set as a fit does, and decode images spread over it. Blocks."""
+    """List the data set as a fit does, and decode images spread over it. Blocks.
+
+    Raises:
+        LightshipError: What ends a fit.
+    """
     try:
-        first = context.once(first_samples).result()
-        context.once(speeds).result()  # a listing at the same time would slow it down
+        first = context.once(first_samples)
+        context.once(speeds)  # a listing at the same time would slow it down
     except LightshipError:
         return skipped("see data")
-    if first.is_read_whole:
+    if first.whole_bytes is not None:
         return skipped(f"{first.layout}: known once a fit has read it")
-    context.is_known(context.once(step_cost), _SCAN_STARTS_S)
+    context.is_known(context.start(step_cost), _SCAN_STARTS_S)
     return examine(context.config.data, context.left_s(_SCAN_ENDS_S))
 
 

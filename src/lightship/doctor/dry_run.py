@@ -1,6 +1,7 @@
 """A few training steps on random images: the net's memory, and its speed."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from lightship.config import Config
 from lightship.devices import fastest_precision
-from lightship.doctor import allreduce, samples
+from lightship.doctor.allreduce import all_reduce
 from lightship.doctor.context import Context
+from lightship.doctor.samples import first_samples
 from lightship.errors import LightshipError
 from lightship.models.nets.build import build_net
 from lightship.models.nets.recompute import recompute_blocks
@@ -49,14 +51,12 @@ def step_cost(context: Context) -> StepCost | None:
         ConfigError: The net cannot be built.
     """
     size_px, classes = context.config.data.image_size_px, None
-    try:
-        first = context.once(samples.first_samples).result()
+    with suppress(LightshipError):  # the check `data` reports it
+        first = context.once(first_samples)
         size_px, classes = first.size_px(context.config.data), first.classes
-    except LightshipError:
-        pass  # the check `data` reports it
     if size_px is None:
         return None
-    context.once(allreduce.measure).result()  # its processes would slow this down
+    context.once(all_reduce)  # its processes would slow this down
     device = torch.device("cuda", 0) if context.on_gpus else torch.device("cpu")
     return measure(context.config, size_px, classes or _CLASSES, device)
 
@@ -68,71 +68,67 @@ def measure(config: Config, size_px: int, classes: int, device: torch.device) ->
         config: Of the fit.
         size_px: Side of the images.
         classes: Their number.
-        device: Where to measure the speed; memory is counted on the CPU.
+        device: Where to train it.
 
     Raises:
         ConfigError: The net cannot be built.
     """
-    asked = config.model
-    net = build_net(asked.net, classes, size_px, asked.dropout, asked.drop_path)
-    if asked.grad_checkpointing:
-        recompute_blocks(net, f"--model.net {asked.net}")
-    if config.model.channels_last:
-        net.to(memory_format=torch.channels_last)
-    precision = fastest_precision(config.trainer.precision, config.trainer.accelerator)
-    kind, _, mode = precision.partition("-")
-    dtype = _DTYPES.get(kind, torch.float32)
-    if mode == "true":
-        net.to(dtype)
-    stepper = _Stepper(config, net, size_px, classes, dtype if mode == "mixed" else None)
-    few, more = (stepper.kept_bytes(count) for count in (_FEW, _MORE))
-    widest = stepper.widest_bytes()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
-    fixed = 2 * weights + stepper.state_bytes() + (weights if config.model.ema_decay else 0)
+    trial = _Trial(config, size_px, classes, device)
+    few, more = (trial.kept_bytes(count) for count in (_FEW, _MORE))
+    widest = trial.widest_bytes()
+    weights = sum(parameter.nbytes for parameter in trial.net.parameters())
+    fixed = 2 * weights + trial.state_bytes() + (weights if config.model.ema_decay else 0)
     batch_size = config.data.global_batch_size // config.trainer.accumulate_grad_batches
     try:
-        images_per_s = stepper.images_per_s(batch_size, device)
+        images_per_s = trial.images_per_s(batch_size)
     except torch.cuda.OutOfMemoryError:
         images_per_s = None  # the check `model memory` reports it
-    parameters = sum(parameter.numel() for parameter in net.parameters())
+    parameters = sum(parameter.numel() for parameter in trial.net.parameters())
     return StepCost(parameters, fixed, max(0, more - few) // (_MORE - _FEW), widest, images_per_s)
 
 
-class _Stepper:
-    """Steps of a net on random images."""
+class _Trial:
+    """Steps of the fit's net on random images."""
 
-    def __init__(
-        self, config: Config, net: nn.Module, size_px: int, classes: int, autocast: Any
-    ) -> None:
-        self.config, self.net, self.size_px = config.optim, net, size_px
-        self.classes, self.autocast = classes, autocast
-
-    def images(self, count: int) -> Tensor:
-        """[count, 3, S, S] on the net's device, in its dtype."""
-        like = next(self.net.parameters())
-        shape = (count, 3, self.size_px, self.size_px)
-        return torch.rand(shape, dtype=like.dtype, device=like.device)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, as the trainer's precision computes them."""
-        with torch.autocast(images.device.type, self.autocast, self.autocast is not None):
-            return self.net(images)
-
-    def restart(self) -> None:
-        """A new optimizer, on the net's device."""
-        optim = self.config
+    def __init__(self, config: Config, size_px: int, classes: int, device: torch.device) -> None:
+        self.size_px, self.classes, self.device = size_px, classes, device
+        asked, optim = config.model, config.optim
+        net = build_net(asked.net, classes, size_px, asked.dropout, asked.drop_path)
+        self.net = net.to(device)
+        if asked.grad_checkpointing:
+            recompute_blocks(self.net, f"--model.net {asked.net}")
+        if asked.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        precision = fastest_precision(config.trainer.precision, config.trainer.accelerator)
+        kind, _, mode = precision.partition("-")
+        dtype = _DTYPES.get(kind, torch.float32)
+        if mode == "true":
+            self.net.to(dtype)
+        self.autocast = dtype if mode == "mixed" else None
         self.optimizer = build_optimizer(
             self.net, optim.name, optim.lr, optim.momentum, optim.weight_decay
         )
 
-    def step(self, images: Tensor) -> None:
-        """One training step; waits for the device."""
-        labels = torch.arange(len(images), device=images.device) % self.classes
+    def images(self, count: int) -> Tensor:
+        """[count, 3, S, S] in the net's dtype."""
+        dtype = next(self.net.parameters()).dtype
+        return torch.rand(count, 3, self.size_px, self.size_px, dtype=dtype, device=self.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, as the trainer's precision computes them."""
+        with torch.autocast(self.device.type, self.autocast, self.autocast is not None):
+            return self.net(images)
+
+    def step_s(self, images: Tensor) -> float:
+        """Seconds of one training step."""
+        started_s = time.perf_counter()
+        labels = torch.arange(len(images), device=self.device) % self.classes
         nn.functional.cross_entropy(self.forward(images).float(), labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started_s
 
     def kept_bytes(self, count: int) -> int:
         """What a forward pass of `count` images keeps for the backward pass, without weights."""
@@ -154,8 +150,7 @@ class _Stepper:
         sizes = [0]
 
         def look(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            tensors = [each for each in (*inputs, output) if isinstance(each, Tensor)]
-            sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+            sizes.append(sum(x.nbytes for x in (*inputs, output) if isinstance(x, Tensor)))
 
         hooks = [layer.register_forward_hook(look) for layer in self.net.modules()]
         self.net.eval()
@@ -168,28 +163,20 @@ class _Stepper:
 
     def state_bytes(self) -> int:
         """Of the optimizer's state after a step."""
-        self.restart()
-        self.step(self.images(_FEW))
+        self.step_s(self.images(_FEW))
         state = [value for each in self.optimizer.state.values() for value in each.values()]
-        return sum(v.numel() * v.element_size() for v in state if isinstance(v, Tensor))
+        return sum(value.nbytes for value in state if isinstance(value, Tensor))
 
-    def images_per_s(self, batch_size: int, device: torch.device) -> float:
-        """Of the fastest step on a device."""
-        self.net.to(device)
-        self.restart()
-        if device.type == "cpu":
+    def images_per_s(self, batch_size: int) -> float:
+        """Of the fastest step."""
+        if self.device.type == "cpu":
             # As many as take half of the time; a CPU is no faster with more.
-            image_s = self._step_s(self.images(_FEW)) / _FEW
+            image_s = self.step_s(self.images(_FEW)) / _FEW
             fitting = max(_FEW, int(_TIMED_S / 2 / image_s))
             batch_size = min(batch_size, _MAX_BATCH_ON_CPU, fitting)
         images = self.images(batch_size)
-        self.step(images)  # the first is the slowest
+        self.step_s(images)  # the first is the slowest
         times_s: list[float] = []
         while not times_s or (sum(times_s) < _TIMED_S and len(times_s) < _MAX_STEPS):
-            times_s.append(self._step_s(images))
+            times_s.append(self.step_s(images))
         return batch_size / min(times_s)  # the others shared the device with something else
-
-    def _step_s(self, images: Tensor) -> float:
-        started_s = time.perf_counter()
-        self.step(images)
-        return time.perf_counter() - started_s

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lightship.distributed.launcher import is_on_gpus, processes_here
+from lightship.distributed.launcher import processes_here
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.packages import major_minor
@@ -14,7 +14,7 @@ _GIVE_GPUS = "docker run --gpus all, in Kubernetes resources.limits nvidia.com/g
 
 def driver(context: Context) -> Finding:
     """Whether torch's CUDA fits the GPU driver."""
-    number = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else 0
+    number = getattr(torch._C, "_cuda_getDriverVersion", int)()
     version = (number // 1000, number % 1000 // 10) if number else None
     return compare_cuda(context.config.trainer.accelerator, torch.version.cuda, version)
 
@@ -79,7 +79,7 @@ def gpus(context: Context) -> Finding:
         fix = f"{_GIVE_GPUS}; or --trainer.accelerator cpu"
         return Finding("fail", f"0 GPUs visible; {flags}", "fit exits at once", fix)
     processes = processes_here(trainer)  # raises for more processes than GPUs
-    if not is_on_gpus(trainer.accelerator):
+    if not context.on_gpus:
         word = "process" if processes == 1 else "processes"
         used = f"{seen} GPUs visible, none used" if seen else "no GPU visible"
         return Finding("ok", f"{used}, {processes} {word}", "training runs on the CPU")

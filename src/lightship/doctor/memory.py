@@ -6,12 +6,12 @@ import torch
 
 from lightship.config import Config
 from lightship.data.regime import is_streamed
-from lightship.devices.host import read_limits, usable_memory_bytes
-from lightship.doctor import samples
+from lightship.devices.host import usable_memory_bytes
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import StepCost, step_cost
 from lightship.doctor.rendezvous import count_ranks
+from lightship.doctor.samples import first_samples
 from lightship.errors import LightshipError
 from lightship.training.out_of_memory import smaller_evaluation_batch, smaller_training_batch
 
@@ -48,12 +48,11 @@ def model_memory(context: Context) -> Finding:
     """
     if context.config.trainer.is_on_tpu:
         return skipped("--trainer.accelerator tpu: XLA plans the chips' memory itself")
-    cost = context.once(step_cost).result()
+    cost = context.once(step_cost)
     if cost is None:
         return skipped("the images' size is unknown, see data")
     gpu = torch.cuda.get_device_properties(0).total_memory if context.on_gpus else None
-    host = usable_memory_bytes(read_limits())
-    room = Room(context.processes_or_one, count_ranks(context), host, gpu)
+    room = Room(context.processes, count_ranks(context), usable_memory_bytes(context.limits), gpu)
     return estimate(context.config, cost, room, _data_bytes(context))
 
 
@@ -61,11 +60,11 @@ def _data_bytes(context: Context) -> int:
     """What a process holds of the data where training runs; 0 where that is unknown."""
     data = context.config.data
     try:
-        first = context.once(samples.first_samples).result()
+        first = context.once(first_samples)
         size_px = first.size_px(data)
     except LightshipError:
         return 0
-    decoded = 3 * size_px**2 * first.count if size_px and first.count else 0
+    decoded = 3 * (size_px or 0) ** 2 * (first.count or 0)
     if is_streamed(data) or decoded > data.resident_gib * _GIB:
         return 0 if context.on_gpus else int(data.prefetch_gib * _GIB)
     return decoded

@@ -82,10 +82,7 @@ def clock(context: Context) -> Finding:
 
 
 def _probe_folder(url: str) -> str:
-    """Where to write a probe: the output, or the closest folder above it that exists.
-
-    The doctor leaves no folders behind.
-    """
+    """The output, or the closest folder above it that exists: the doctor leaves none behind."""
     if storage.is_remote(url):
         return url
     path = storage.local_path(url).absolute()

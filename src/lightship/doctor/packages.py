@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 
 from lightship.doctor.checks import Finding
@@ -13,24 +12,17 @@ _OLDEST_PYTHON = (3, 11)
 
 def packages(context: Context) -> Finding:
     """Python's version, and whether torchvision was built for the torch beside it."""
-    return compare_packages(sys.path)
-
-
-def compare_packages(path: Sequence[str]) -> Finding:
-    """The same, of the packages in these folders."""
-    found = {
-        name: next(iter(metadata.distributions(name=name, path=list(path))), None)
-        for name in ("torch", "torchvision", "lightning")
-    }
+    named = ("torch", "torchvision", "lightning")
+    found = {name: next(iter(metadata.distributions(name=name)), None) for name in named}
     versions = {name: package.version for name, package in found.items() if package}
-    if missing := [name for name in found if name not in versions]:
+    if missing := [name for name in named if name not in versions]:
         fix = "pip install lightship in this environment"
         return Finding("fail", f"no package {', '.join(missing)}", "fit cannot start", fix)
     seen = f"Python {sys.version.split()[0]}" + "".join(f", {n} {v}" for n, v in versions.items())
     if sys.version_info < _OLDEST_PYTHON:
         means = "lightship does not support this Python"
         return Finding("fail", seen, means, "install Python 3.11 or newer")
-    needs = [need for need in found["torchvision"].requires or [] if re.match(r"torch\b", need)]  # type: ignore[union-attr]
+    needs = [need for need in metadata.requires("torchvision") or [] if re.match(r"torch\b", need)]
     if wanted := re.search(r"([=>~]=) *(\d+\.\d+)", needs[0] if needs else ""):
         have, want = major_minor(versions["torch"]), major_minor(wanted[2])
         if have < want or (wanted[1] == "==" and have != want):

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from typing import Literal, TextIO
 
 from rich.console import Console
@@ -33,27 +33,25 @@ def table(
     """
     stream = stream or sys.stdout
     console = Console(file=stream, highlight=False)
-    if log_format == "json":
-        yield lambda name, finding: streams.write_line(stream, _json(name, finding))
-    elif log_format == "text" or not console.is_interactive:
-        width = max(map(len, names))
-        yield lambda name, finding: streams.write_line(stream, _lines(name, finding, width))
-    else:
+    if log_format == "auto" and console.is_interactive:
         with _rich(console, len(names)) as show:
             yield show
+    elif log_format == "json":
+        yield lambda name, finding: streams.write_line(
+            stream, streams.event("check", {"check": name, **asdict(finding)})
+        )
+    else:
+        width = max(map(len, names))
+        yield lambda name, finding: streams.write_line(stream, _lines(name, finding, width))
 
 
 def _lines(name: str, finding: Finding, name_width: int) -> str:
-    finding = Finding(*map(shown, astuple(finding)))  # type: ignore[arg-type]
-    words = finding.found + (f": {finding.means}" if finding.means else "")
-    text = f"{finding.status:<{_STATUS_WIDTH}}  {name:<{name_width}}  {' '.join(words.split())}"
-    if finding.fix:
-        text += f"\n{'':<{_STATUS_WIDTH}}  {'':<{name_width}}  fix: {' '.join(finding.fix.split())}"
-    return text
-
-
-def _json(name: str, finding: Finding) -> str:
-    return streams.event("check", {"check": name, **asdict(finding)})
+    means = f": {finding.means}" if finding.means else ""
+    lines = [(finding.status, name, finding.found + means), ("", "", f"fix: {finding.fix}")]
+    return "\n".join(
+        f"{status:<{_STATUS_WIDTH}}  {name:<{name_width}}  {' '.join(shown(text).split())}"
+        for status, name, text in lines[: 2 if finding.fix else 1]
+    )
 
 
 @contextmanager
@@ -67,12 +65,12 @@ def _rich(console: Console, count: int) -> Iterator[Show]:
     with console.status(f"running {count} checks") as status:
 
         def show(name: str, finding: Finding) -> None:
-            style = _STYLES[finding.status]
-            texts = map(shown, (finding.found, finding.means, finding.fix))
+            style = "dim" if finding.status == "skipped" else ""
+            texts = (finding.found, finding.means, finding.fix)
             rows.add_row(
-                Text(finding.status, style=style),
+                Text(finding.status, style=_STYLES[finding.status]),
                 Text(name, style="bold"),
-                *(Text(text, style="dim" if finding.status == "skipped" else "") for text in texts),
+                *(Text(shown(text), style=style) for text in texts),
             )
             status.update(f"{rows.row_count} of {count} checks done")
 

@@ -5,8 +5,8 @@ import os
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
@@ -23,8 +23,7 @@ _FIX_ALL_NODES = (
 )
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """Where the nodes meet.
 
     Attributes:
@@ -82,7 +81,7 @@ def rendezvous(context: Context) -> Finding:
 
 
 def meet(endpoint: Endpoint | None, wait_s: float = _WAIT_S) -> Finding:
-    """On node 0 listen for the others, on these connect to it. Blocks for `wait_s` at most.
+    """On node 0 listen for the others, on these connect to it. Blocks about `wait_s` at most.
 
     It listens on the port of the fit's own rendezvous, so that a port that is taken or closed shows
     while no GPU waits for it.
@@ -146,15 +145,13 @@ def _listen(endpoint: Endpoint, wait_s: float) -> Finding:
 def _connect(endpoint: Endpoint, address: str, wait_s: float) -> Finding:
     until_s = time.monotonic() + wait_s
     while True:
-        limit_s = max(0.1, min(_CONNECT_S, until_s - time.monotonic()))
         try:
-            socket.create_connection((address, endpoint.port), limit_s).close()
+            socket.create_connection((address, endpoint.port), _CONNECT_S).close()
+            return Finding("ok", f"{endpoint} answers at {address}", "this node reaches node 0")
         except OSError as error:
-            if time.monotonic() < until_s:
-                time.sleep(_PAUSE_S)
-                continue
-            is_silent = isinstance(error, TimeoutError)
-            why = "no answer" if is_silent else (error.strerror or repr(error))
-            found = f"{endpoint}, {address}: {why}"
-            return Finding("fail", found, "this node cannot join node 0", _FIX_ALL_NODES)
-        return Finding("ok", f"{endpoint} answers at {address}", "this node reaches node 0")
+            if time.monotonic() > until_s:
+                is_silent = isinstance(error, TimeoutError)
+                why = "no answer" if is_silent else (error.strerror or repr(error))
+                found = f"{endpoint}, {address}: {why}"
+                return Finding("fail", found, "this node cannot join node 0", _FIX_ALL_NODES)
+            time.sleep(_PAUSE_S)

@@ -1,8 +1,10 @@
 """The first samples at --data.root, found without listing or scanning all of it."""
 
-import io
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from lightship.data.sources.detect import (
     may_be_packed,
 )
 from lightship.data.sources.file_names import count_by_suffix, is_ignored, is_image
+from lightship.data.sources.gzip_file import Gunzipped
 from lightship.data.sources.layouts import scan
 from lightship.data.sources.listing import nothing_there
 from lightship.data.sources.own_files import without_runs
@@ -36,9 +39,8 @@ _MAX_LISTED = 256
 _SPANS_BYTES = 16 * 2**20
 _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
-_MAX_SAMPLE_BYTES = Manifest.max_sample_bytes
+_CIFAR_ROW_BYTES = 3073.0
 _DECODED = 16
-_TAR = "tar shards"
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,6 @@ class FirstSamples:
     classes: int | None = None
     whole_bytes: int | None = None
 
-    @property
-    def is_read_whole(self) -> bool:
-        """Whether only reading all of it tells what is in it."""
-        return self.whole_bytes is not None or self.layout == _TAR
-
     def size_px(self, data: DataConfig) -> int | None:
         """Side of the images as a fit takes them; None if there is none to look at.
 
@@ -90,16 +87,12 @@ class FirstSamples:
 
 
 def first_samples(context: Context) -> FirstSamples:
-    """Look at the first files at --data.root. Blocks."""
-    return find_first_samples(context.config.data)
-
-
-def find_first_samples(data: DataConfig) -> FirstSamples:
-    """The same, of a data section; a few hundred files of a listing at most.
+    """Look at the first files at --data.root, of a few hundred that are listed. Blocks.
 
     Raises:
         LightshipError: Nothing is there, or it is no data set.
     """
+    data = context.config.data
     if data.root == "digits":
         return _of_manifest(scan("digits")["train"], "the embedded digits")
     url, md5 = NAMED_ROOTS.get(data.root, (data.root, data.root_md5))
@@ -107,48 +100,68 @@ def find_first_samples(data: DataConfig) -> FirstSamples:
         kept = storage.cache_path(md5.lower(), storage.base_name(url))
         if not kept.exists():
             size = storage.size_bytes(url)
-            return FirstSamples("an archive", _pieces(url, size), whole_bytes=size)
-        return _listed(inside_if_zip(str(kept), is_download=True))
-    return _indexed(url) if may_be_packed(url) else _listed(inside_if_zip(url))
-
-
-def _listed(url: str) -> FirstSamples:
+            return FirstSamples("an archive", _pieces(url, {"": size}), whole_bytes=size)
+        url = inside_if_zip(str(kept), is_download=True)
+    elif may_be_packed(url):
+        return _indexed(url)
+    else:
+        url = inside_if_zip(url)
     try:
         files = storage.list_files(url, _MAX_LISTED, skip=is_ignored)
     except storage.NotFound as error:
         raise nothing_there(url) from error
-    if [file.path for file in files] == [""]:
-        return _in_one_file(url, files[0].size_bytes)
-    sizes = without_runs({f.path: f.size_bytes for f in files if not is_ignored(f.path)})
+    files = [file for file in files if not file.path or not is_ignored(file.path)]
+    sizes = {file.path: file.size_bytes for file in files}
+    return _listed(url, without_runs(sizes))
+
+
+def _listed(url: str, sizes: dict[str, int]) -> FirstSamples:
+    """Of the largest kind of these files (path -> bytes); the path "" is the root itself."""
     if INDEX in sizes:
         return _indexed(url)
-    kinds = files_by_kind(sizes)
-    if not kinds:
+    if "" in sizes:
+        kinds = {kind_of_file(url, sizes[""], storage.redact(url)): [""]}
+    elif not (kinds := files_by_kind(sizes)):
         raise DataError(
             f"--data.root {storage.redact(url)}: the first {len(sizes)} files are "
             f"{count_by_suffix(sizes)}; looked for {LOOKED_FOR}"
         )
     kind = largest_kind(kinds, sizes)
-    path = kinds[kind][0]
+    # An image that is too large counts as unreadable, as it does for a fit.
+    most = Manifest.max_sample_bytes if kind == "image" else max(sizes.values())
+    chosen = {path: sizes[path] for path in kinds[kind] if sizes[path] <= most}
+    spans = _pieces(url, chosen)
     if kind == "CIFAR":
-        # Its pickles are read whole; rows of 3,073 bytes.
-        path = max(kinds[kind], key=lambda path: sizes[path])
-        pieces = _pieces(storage.join(url, path), sizes[path])
-        return FirstSamples("a CIFAR python archive, unpacked", pieces, 3073.0, encoding=ENCODING)
+        layout = "a CIFAR python archive, unpacked"  # whose pickles are read whole
+        return FirstSamples(layout, spans, _CIFAR_ROW_BYTES, encoding=ENCODING)
     if kind == "image":
-        return _single_files(url, kinds[kind], sizes)
+        whole = [storage.Span(storage.join(url, path), 0, size) for path, size in chosen.items()]
+        images = [each for each in storage.read_spans(whole[:_DECODED]) if isinstance(each, bytes)]
+        return FirstSamples("one file an image", spans, _mean(list(chosen.values())), images)
     if kind == "Parquet":
-        return _in_parquet(url, path, sizes[path])
-    return _in_tar(storage.join(url, path), sizes[path])
+        first = kinds[kind][:1]
+        (part,) = scan_parquet(url, first, storage.redact(url), labelled=False).parts
+        return FirstSamples("Parquet", spans, _mean(part.length))
+    lengths, images = _look_into_tar(storage.join(url, next(iter(chosen))), kind != "tar")
+    if kind == "tar":
+        return FirstSamples("tar shards", spans, _mean(lengths), images)
+    # Read from its beginning to its end before training, whatever is in it.
+    return FirstSamples("a gzipped tar", spans, None, images, whole_bytes=sum(chosen.values()))
 
 
-def _in_one_file(url: str, size_bytes: int) -> FirstSamples:
-    kind = kind_of_file(url, size_bytes, storage.redact(url))
-    if kind == "image":
-        return _single_files(url, [""], {"": size_bytes})
-    if kind == "Parquet":
-        return _in_parquet(url, "", size_bytes)
-    return _in_tar(url, size_bytes)
+def _pieces(url: str, sizes: dict[str, int]) -> list[storage.Span]:
+    """The first 16 MiB of files (path -> bytes) in blocks."""
+    spans, left = [], _SPANS_BYTES
+    for path, size in sizes.items():
+        for at in range(0, min(size, left), _PIECE_BYTES):
+            end = min(at + _PIECE_BYTES, size)
+            spans.append(storage.Span(storage.join(url, path), at, end))
+        left -= size
+    return spans
+
+
+def _mean(lengths: Sequence[int] | np.ndarray) -> float | None:
+    return float(np.mean(lengths)) if len(lengths) else None
 
 
 def _indexed(url: str) -> FirstSamples:
@@ -170,7 +183,7 @@ def _of_manifest(manifest: Manifest, layout: str) -> FirstSamples:
     return FirstSamples(
         layout,
         [span for span, _ in plan_spans(manifest, in_place)],
-        float(manifest.length[ids].mean()),
+        _mean(manifest.length[ids]),
         images,
         manifest.encoding,
         len(manifest),
@@ -178,62 +191,25 @@ def _of_manifest(manifest: Manifest, layout: str) -> FirstSamples:
     )
 
 
-def _single_files(url: str, paths: list[str], sizes: dict[str, int]) -> FirstSamples:
-    spans: list[storage.Span] = []
-    total = 0
-    for path in paths:
-        if sizes[path] > _MAX_SAMPLE_BYTES:
-            continue  # an unreadable image, as it is for a fit
-        if spans and total + sizes[path] > _SPANS_BYTES:
-            break
-        total += sizes[path]
-        spans.append(storage.Span(storage.join(url, path), 0, sizes[path]))
-    images = [data for data in storage.read_spans(spans[:_DECODED]) if isinstance(data, bytes)]
-    return FirstSamples("one file an image", spans, total / max(1, len(spans)), images)
+def _look_into_tar(url: str, is_gzipped: bool) -> tuple[list[int], list[bytes]]:
+    """The sizes of the images among a tar's first members, and the first of these images.
 
-
-def _in_tar(url: str, size_bytes: int) -> FirstSamples:
-    """A tar, known by its first MiB alone."""
-    head = storage.read_range(url, 0, min(size_bytes, _HEAD_BYTES))
-    is_gzipped = head.startswith(b"\x1f\x8b")
-    images: list[bytes] = []
+    Raises:
+        DataError: It is no tar.
+    """
     lengths: list[int] = []
-    if is_gzipped:
-        try:
-            head = zlib.decompressobj(31).decompress(head, 4 * _HEAD_BYTES)
-        except zlib.error as error:
-            raise DataError(f"{storage.redact(url)} is a damaged gzip file ({error})") from error
-    is_tar = False
+    images: list[bytes] = []
     try:
-        for member in read_headers(io.BytesIO(head)):
-            is_tar = True
-            if member.kind == "file" and is_image(member.path) and not is_ignored(member.path):
-                lengths.append(member.size)
-                data = head[member.start : member.start + member.size]
-                if len(data) == member.size and len(images) < _DECODED:
-                    images.append(data)
-    except DataError as error:
-        if not is_tar:  # else it is where the head ends within a member
-            raise DataError(
-                f"--data.root {storage.redact(url)} is one file of {size_bytes} bytes and no tar, "
-                f"zip or Parquet ({error})"
-            ) from error
-    mean = float(np.mean(lengths)) if lengths else None
-    if is_gzipped:
-        # Read from its beginning to its end before training, whatever is in it.
-        return FirstSamples("a gzipped tar", _pieces(url, size_bytes), None, images,
-                            whole_bytes=size_bytes)  # fmt: skip
-    return FirstSamples(_TAR, _pieces(url, size_bytes), mean, images)
-
-
-def _in_parquet(url: str, file: str, size_bytes: int) -> FirstSamples:
-    (part,) = scan_parquet(url, [file], storage.redact(url), labelled=False).parts
-    where = storage.join(url, file) if file else url
-    mean = float(np.mean(part.length)) if len(part.length) else None
-    return FirstSamples("Parquet", _pieces(where, size_bytes), mean)
-
-
-def _pieces(url: str, size_bytes: int) -> list[storage.Span]:
-    """The first 16 MiB of a file in blocks."""
-    ends = range(0, min(size_bytes, _SPANS_BYTES), _PIECE_BYTES)
-    return [storage.Span(url, at, min(at + _PIECE_BYTES, size_bytes)) for at in ends]
+        with storage.open_binary(url) as file:
+            stream: Any = Gunzipped(file, url) if is_gzipped else file
+            for member in islice(read_headers(stream), _MAX_LISTED):
+                if member.kind == "file" and is_image(member.path) and not is_ignored(member.path):
+                    lengths.append(member.size)
+                    if len(images) < _DECODED and member.size <= _HEAD_BYTES:
+                        stream.seek(member.start)
+                        images.append(stream.read(member.size))
+                if member.start > _HEAD_BYTES:
+                    break
+    except (DataError, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"--data.root {storage.redact(url)} is no whole tar ({error})") from error
+    return lengths, images

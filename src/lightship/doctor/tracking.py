@@ -20,8 +20,11 @@ from lightship.tracking.start import run_id, start_tracking
 
 _REQUEST_S = 5.0
 _MIN_KEY_LENGTH = 40
-_JWT = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+")
 _NEW_KEY = "create a key at the server's /authorize page and set WANDB_API_KEY to it"
+_REACH = (
+    "allow HTTPS to it (HTTPS_PROXY, NetworkPolicy), correct WANDB_BASE_URL, or set --run.tracking "
+    "offline"
+)
 _WRITABLE = (
     "set WANDB_DIR, WANDB_CACHE_DIR, WANDB_DATA_DIR and TMPDIR to writable folders, or set "
     "--run.tracking none"
@@ -50,9 +53,8 @@ def _start_and_finish(run: RunConfig) -> str:
         tempfile.TemporaryDirectory(prefix="lightship-") as folder,
         log.captured("lightship.tracking") as warnings,
     ):
-        tracker = start_tracking(
-            "offline", run.project, run_id(), redact(str(run.output)), {}, Path(folder)
-        )
+        name = redact(str(run.output))
+        tracker = start_tracking("offline", run.project, run_id(), name, {}, Path(folder))
         if tracker:
             tracker.log_metrics({"doctor": 1.0}, 1)
             tracker.finish(0)
@@ -72,15 +74,31 @@ def _check_key(mode: str) -> Finding:
         return Finding("warn", missing, _OFFLINE, fix)
     if key == settings.identity_token_file:
         return Finding("ok", f"an identity token in {key}", "wandb exchanges it for a key")
+    if problem := _malformed(key):
+        return Finding("fail", problem, _OFFLINE, _NEW_KEY)
+    server = settings.base_url
+    try:
+        owner = _owner(server, key)
+    except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+            found = f"{server} rejects the key ({error.code})"
+            return Finding("fail", found, _OFFLINE, _NEW_KEY)
+        return Finding("warn", f"{server} does not answer as W&B does ({error})", _OFFLINE, _REACH)
+    if owner is None:
+        return Finding("fail", f"{server} knows no user with this key", _OFFLINE, _NEW_KEY)
+    return Finding("ok", f"{server} accepts the key of {owner}", "the run is online")
+
+
+def _malformed(key: str) -> str:
+    """Why wandb does not take a key (the rules of wandb 0.31's wbauth), or ''."""
     secret = key.partition("-")[2] or key
-    if not _JWT.fullmatch(key):  # the rules of wandb 0.31 (wbauth)
-        if not re.fullmatch(r"[\w-]+", secret):
-            found = "the key has characters other than letters, digits and _ (a newline, a quote?)"
-            return Finding("fail", found, _OFFLINE, _NEW_KEY)
-        if len(secret) < _MIN_KEY_LENGTH:
-            found = f"the key has {len(secret)} characters; W&B's have {_MIN_KEY_LENGTH} or more"
-            return Finding("fail", found, _OFFLINE, _NEW_KEY)
-    return _ask_server(settings.base_url, key)
+    if re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", key):  # a JWT
+        return ""
+    if not re.fullmatch(r"[\w-]+", secret):
+        return "the key has characters other than letters, digits and _ (a newline, a quote?)"
+    if len(secret) < _MIN_KEY_LENGTH:
+        return f"the key has {len(secret)} characters; W&B's have {_MIN_KEY_LENGTH} or more"
+    return ""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -90,36 +108,15 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """None: the answer is an HTTPError of its status."""
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
-
-
-def _ask_server(server: str, key: str) -> Finding:
-    """Have the server name the key's owner."""
+def _owner(server: str, key: str) -> str | None:
+    """The user whose key it is, by W&B's server. Raises OSError or ValueError."""
     login = base64.b64encode(f"api:{key}".encode()).decode()
     request = urllib.request.Request(
         f"{server.rstrip('/')}/graphql",
         data=json.dumps({"query": "query { viewer { username } }"}).encode(),
         headers={"Authorization": f"Basic {login}", "Content-Type": "application/json"},
     )
-    try:
-        with _OPENER.open(request, timeout=_REQUEST_S) as reply:
-            answer = json.loads(reply.read(2**16))
-    except (OSError, ValueError) as error:
-        why = str(error)
-        if isinstance(error, urllib.error.HTTPError):
-            why = f"status {error.code}"
-            if error.code in (401, 403):
-                found = f"{server} rejects the key ({error.code})"
-                return Finding("fail", found, _OFFLINE, _NEW_KEY)
-        return Finding(
-            "warn",
-            f"{server} does not answer as W&B does ({why})",
-            _OFFLINE,
-            "allow HTTPS to it (HTTPS_PROXY, NetworkPolicy), correct WANDB_BASE_URL, or set "
-            "--run.tracking offline",
-        )
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=_REQUEST_S) as reply:
+        answer = json.loads(reply.read(2**16))
     viewer = ((answer or {}).get("data") or {}).get("viewer")
-    if not viewer:
-        return Finding("fail", f"{server} knows no user with this key", _OFFLINE, _NEW_KEY)
-    found = f"{server} accepts the key of {viewer.get('username')}"
-    return Finding("ok", found, "the run is online")
+    return viewer and str(viewer.get("username"))

@@ -23,13 +23,24 @@ from lightship import cli, storage
 from lightship.commands.base import Command
 from lightship.commands.doctor import import_fit
 from lightship.config import DataConfig
-from lightship.doctor import allreduce, container, data, dry_run, gpus, packages, render, rendezvous
+from lightship.devices.host import Limits, read_limits
+from lightship.doctor import (
+    allreduce,
+    container,
+    data,
+    dry_run,
+    gpus,
+    packages,
+    render,
+    rendezvous,
+    samples,
+)
 from lightship.doctor.checks import CHECKS, Check, Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import StepCost
 from lightship.doctor.memory import Room, estimate
 from lightship.doctor.runner import run
-from lightship.doctor.samples import FirstSamples, find_first_samples
+from lightship.doctor.samples import FirstSamples
 from lightship.errors import LightshipError
 from lightship.models.nets.build import build_net
 from tests.support.faults import FaultProxy
@@ -104,7 +115,14 @@ def installed(lab: Lab, torch: str, needs: str) -> Finding:
     for name, version in (("torch", torch), ("lightning", "2.6.0")):
         package(lab.path, name, version)
     package(lab.path, "torchvision", "0.24.0", needs)
-    return packages.compare_packages([str(lab.path)])
+    return packages_in(lab)
+
+
+def packages_in(lab: Lab) -> Finding:
+    at = context()
+    with lab.env.context() as env:
+        env.setattr("sys.path", [str(lab.path)])
+        return packages.packages(at)
 
 
 def gpu_device(lab: Lab) -> str:
@@ -112,24 +130,37 @@ def gpu_device(lab: Lab) -> str:
     return str(lab.path)
 
 
-def v2(lab: Lab, own: str = "/", **files: str) -> container.Limits:
+def v2(lab: Lab, own: str = "/", **files: str) -> Limits:
     """A tree of cgroups of version 2; keys are like `pod__memory_max`."""
     (lab.path / "cgroup.controllers").write_text("cpu memory")
     return _cgroups(lab, f"0::{own}\n", files)
 
 
-def v1(lab: Lab, own: str = "/", **files: str) -> container.Limits:
+def v1(lab: Lab, own: str = "/", **files: str) -> Limits:
     """Of version 1."""
     return _cgroups(lab, f"4:memory:{own}\n2:cpu,cpuacct:{own}\n", files)
 
 
-def _cgroups(lab: Lab, own: str, files: dict[str, str]) -> container.Limits:
+def _cgroups(lab: Lab, own: str, files: dict[str, str]) -> Limits:
     for name, text in files.items():
         path = lab.path / name.replace("__", "/").replace("DOT", ".").replace("COMMA", ",")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
     (lab.path / "own").write_text(own)
-    return container.read_limits(str(lab.path), str(lab.path / "own"))
+    return read_limits(str(lab.path), str(lab.path / "own"))
+
+
+def limited(look: Callable[[Context], Finding], limits: Limits, *flags: str) -> Finding:
+    """What a check finds within these limits, on CPUs."""
+    at = context("--trainer.accelerator=cpu", *flags)
+    at.limits = limits
+    return look(at)
+
+
+def two_gpus(path: str) -> Finding:
+    at = context()
+    at.on_gpus, at.processes = True, 2
+    return container.shared(at, path)
 
 
 @contextlib.contextmanager
@@ -282,8 +313,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         lambda lab: installed(lab, "2.8.0+cu126", "torch (>=2.9.0)"), "fail", "torch 2.8.0",
         r"pip install 'torch==2.9.\*'"),
     "no torch": (
-        lambda lab: packages.compare_packages([str(lab.path)]), "fail", "no package torch",
-        "pip install lightship"),
+        packages_in, "fail", "no package torch", "pip install lightship"),
     "driver too old": (
         lambda lab: gpus.compare_cuda("auto", "13.0", (12, 4), str(lab.path)), "fail",
         "CUDA 13.0; the driver runs up to 12.4", "update the driver to one of CUDA 13"),
@@ -304,30 +334,35 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
                      lab.finding("GPUs", "--trainer.devices=2"))[1],
         "fail", "PET_NPROC_PER_NODE is 3", "unset PET_NPROC_PER_NODE"),
     "memory limit, cgroup v2": (
-        lambda lab: container.compare_memory(v2(lab, memoryDOTmax="268435456"), 1), "fail",
+        lambda lab: limited(container.memory, v2(lab, memoryDOTmax="268435456")), "fail",
         r"limit 0.25 GiB \(cgroup v2\)", "resources.limits.memory, docker run --memory"),
     "memory limit of the cgroup above": (
-        lambda lab: container.compare_memory(
-            v2(lab, "/pod/box", pod__memoryDOTmax="268435456", pod__box__memoryDOTmax="max"), 1),
+        lambda lab: limited(
+            container.memory,
+            v2(lab, "/pod/box", pod__memoryDOTmax="268435456", pod__box__memoryDOTmax="max")),
         "fail", "limit 0.25 GiB", "resources.limits.memory"),
     "memory limit, cgroup v1": (
-        lambda lab: container.compare_memory(
+        lambda lab: limited(
+            container.memory,
             v1(lab, "/box", memory__box__memoryDOTlimit_in_bytes="268435456",
-               memory__memoryDOTlimit_in_bytes="9223372036854771712"), 1),
+               memory__memoryDOTlimit_in_bytes="9223372036854771712")),
         "fail", r"limit 0.25 GiB \(cgroup v1\)", "resources.limits.memory"),
     "CPU limit, cgroup v2": (
-        lambda lab: container.compare_cpu(v2(lab, cpuDOTmax="50000 100000"), 1, 0), "warn",
+        lambda lab: limited(container.cpu, v2(lab, cpuDOTmax="50000 100000")), "warn",
         r"limit 0.5 \(cgroup v2\); 1 processes", r"CPU limit \(resources.limits.cpu"),
     "CPU limit, cgroup v1": (
-        lambda lab: container.compare_cpu(
+        lambda lab: limited(
+            container.cpu,
             v1(lab, cpuCOMMAcpuacct__cpuDOTcfs_quota_us="150000",
-               cpuCOMMAcpuacct__cpuDOTcfs_period_us="100000"), 2, 0),
+               cpuCOMMAcpuacct__cpuDOTcfs_period_us="100000"),
+            "--trainer.devices=2"),
         "warn", r"limit 1.5 \(cgroup v1\)", "raise the CPU limit .* to 2"),
     "threads beyond the CPU limit": (
-        lambda lab: container.compare_cpu(v2(lab, cpuDOTmax="200000 100000"), 1, 64), "warn",
+        lambda lab: limited(
+            container.cpu, v2(lab, cpuDOTmax="200000 100000"), "--data.decode_threads=64"), "warn",
         "64 decoding threads per process", "--data.decode_threads 2 and OMP_NUM_THREADS=2"),
     "too small /dev/shm": (
-        lambda lab: lab.answer(lambda: container.check_shared(2, "/proc")), "fail",
+        lambda lab: lab.answer(lambda: two_gpus("/proc")), "fail",
         "/proc has 0 MiB free; 2 GPUs on one node need 256 MiB: docker run --shm-size=256m", ""),
     "port taken": (port_taken, "fail", "cannot bind port .* on node 0, this node",
                    r"stop the process that listens .* or set another port in PET_RDZV_ENDPOINT"),
@@ -502,7 +537,8 @@ def test_an_unreadable_first_image_is_left_out_where_a_fit_does(lab: Lab) -> Non
 def test_sound_things_are_ok(lab: Lab) -> None:
     assert installed(lab, "2.9.0", "torch==2.9.0").status == "ok"
     assert gpus.compare_cuda("gpu", "12.6", (12, 4), "/nowhere").status == "ok"
-    assert container.compare_memory(container.Limits(None, 8 * GIB, "cgroup v2"), 2).status == "ok"
+    roomy = Limits(None, 8 * GIB, "cgroup v2")
+    assert limited(container.memory, roomy, "--trainer.devices=2").status == "ok"
     assert memory(lab, WIDE, 80, on_gpu=True).status == "ok"
     assert lab.finding("data", images(lab), NET).status == "ok"
     assert lab.finding("data set", images(lab), NET).status == "ok"
@@ -523,7 +559,7 @@ def test_ranks_exchange(lab: Lab) -> None:
 
 
 def test_ranks_that_have_not_started_are_no_failure_of_the_network() -> None:
-    slow = allreduce._run([{}], 1, "1 rank", False, 0.01)
+    slow = allreduce._run([{}], "1 rank", False, 0.01)
     assert slow.status == "warn"
     assert "a rank is still importing torch" in slow.found
     for progress, status in {
@@ -531,7 +567,7 @@ def test_ranks_that_have_not_started_are_no_failure_of_the_network() -> None:
         "imported\nconnected\n": "warn",  # the other ranks are late
         "imported\nconnected\nall started\n": "fail",  # hangs
     }.items():
-        assert allreduce._late("no result", [io.StringIO(progress)]).status == status
+        assert allreduce._late("no result", [progress]).status == status
 
 
 def test_nodes_that_run_the_doctor_meet(lab: Lab) -> None:
@@ -546,8 +582,8 @@ def test_nodes_that_run_the_doctor_meet(lab: Lab) -> None:
     assert "1 of 1 nodes connected" in found[0].found
 
 
-def first_samples(root: str, **options: Any) -> FirstSamples:
-    return find_first_samples(DataConfig(root=root, **options))
+def first_samples(root: str, *flags: str) -> FirstSamples:
+    return samples.first_samples(context(f"--data.root={root}", *flags))
 
 
 def packed(lab: Lab) -> str:
@@ -594,7 +630,7 @@ def test_first_samples_of_every_layout(layout: str, lab: Lab) -> None:
 def test_an_archive_that_is_fetched_whole_is_not_fetched(lab: Lab) -> None:
     lab.env.setenv("LIGHTSHIP_CACHE", str(lab.path / "cache"))
     url = put(lab.s3.url("x"), {"set.tar": tarred(little_set())}) + "/set.tar"
-    first = first_samples(url, root_md5="0" * 32)
+    first = first_samples(url, f"--data.root_md5={'0' * 32}")
     assert first.layout == "an archive"
     assert first.whole_bytes == storage.size_bytes(url)
     assert not (lab.path / "cache").exists()
@@ -696,9 +732,7 @@ def test_a_fact_is_computed_once_for_all_threads() -> None:
 
     shared = context()
     found: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(shared.once(count).result())) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(shared.once(count))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
