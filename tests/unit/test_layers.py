@@ -93,8 +93,7 @@ LOCAL_IMPORTS = {
     },
     "a data worker does without torch": {"data/images/scaling.py": "torch"},
     "doctor shows its first rows without torch": {
-        "doctor/context.py": "lightship.devices.host.read_limits",
-        "doctor/output.py": "lightship.run.folder.RunFolder",
+        "doctor/output.py": "lightship.run.folder.RunFolder"
     },
     "an optional package": {
         "exporters/formats.py": "onnxruntime",

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from lightship.distributed.store import open_store
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
+from lightship.errors import ConfigError
 
 _MIB, _ROUNDS = 16, 3  # of the all-reduces that are timed
 _MAX_RANKS_ON_CPU = 2  # more would show no more, and take their time to import torch
@@ -46,7 +47,10 @@ def all_reduce(context: Context) -> Finding:
         if ranks == 1:
             return skipped("one process: no collectives")
         return _run([{}], f"{ranks} ranks", context.on_gpus, 18.0)
-    processes = context.processes
+    try:
+        processes = context.processes
+    except ConfigError as error:
+        return skipped(f"the number of processes is not known ({error})")
     if processes == 1:
         return skipped("one process on this node: no collectives (--trainer.devices)")
     ranks = processes if context.on_gpus else min(processes, _MAX_RANKS_ON_CPU)
@@ -88,7 +92,9 @@ def _run(ranks: Sequence[dict[str, str]], named: str, on_gpus: bool, timeout_s: 
     for exit_code, text in zip(codes, texts, strict=True):
         if exit_code:
             lines = text.strip().splitlines() or [f"exit code {exit_code}"]
-            found = f"all-reduce failed {group}: {lines[-1][:300]}{_interfaces()}"
+            found = f"all-reduce failed {group}: {lines[-1][:300]}"
+            given = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+            found += f" ({', '.join(given)})" if given else ""
             return Finding("fail", found, _MEANS, _FIX)
     seconds = re.search(r"^seconds (.+)$", texts[0], re.MULTILINE)
     speed = f", {_MIB / float(seconds[1]):,.0f} MiB/s" if seconds else ""
@@ -108,12 +114,6 @@ def _late(found: str, outputs: Sequence[str]) -> Finding:
             means = "unknown whether the ranks reach each other"
             return Finding("warn", f"{found}: a rank is still importing torch", means, _BUSY)
     return Finding("fail", found, _MEANS, _FIX)
-
-
-def _interfaces() -> str:
-    """The variables that set the network interface, if any do."""
-    given = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
-    return f" ({', '.join(given)})" if given else ""
 
 
 def main(on_gpus: bool, timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from lightship.devices.host import Limits, read_limits
 from lightship.distributed import comm, shared_memory
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
@@ -11,9 +12,10 @@ _GIB = 2**30
 _PROCESS_BYTES = 3 * _GIB // 4  # of Python, torch and Lightning alone
 
 
-def cpu(context: Context) -> Finding:
-    """Whether the processes' threads have the cores they count on."""
-    limits, processes, visible = context.limits, context.processes, comm.node_cores()
+def cpu(context: Context, limits: Limits | None = None) -> Finding:
+    """Whether the processes' threads have the cores they count on, in this or another container."""
+    limits = limits or read_limits()
+    processes, visible = context.processes_or_one, comm.node_cores()
     cpus = limits.cpus or visible
     limit = f"limit {limits.cpus:g}" if limits.cpus else "no limit"
     found = f"{visible} cores visible; {limit} ({limits.source})"
@@ -33,9 +35,9 @@ def cpu(context: Context) -> Finding:
     return Finding("ok", found, f"{cpus / processes:g} cores per process")
 
 
-def memory(context: Context) -> Finding:
-    """Whether the memory limit lets the processes start."""
-    limits, processes = context.limits, context.processes
+def memory(context: Context, limits: Limits | None = None) -> Finding:
+    """Whether the memory limit of this or another container lets the processes start."""
+    limits, processes = limits or read_limits(), context.processes_or_one
     if limits.memory_bytes is None:
         return Finding("ok", f"no limit ({limits.source})", "the machine's memory is the limit")
     found = f"limit {limits.memory_bytes / _GIB:.2f} GiB ({limits.source})"
@@ -59,10 +61,10 @@ def shared(context: Context, path: str = "/dev/shm") -> Finding:
     Raises:
         ConfigError: It has not; names the fix.
     """
-    if not context.on_gpus or context.processes < 2:
+    if not context.on_gpus or (processes := context.processes_or_one) < 2:
         return skipped("only several processes on GPUs use it")
     if not Path(path).is_dir():
         return skipped(f"there is no {path}")
-    shared_memory.check(context.processes, path)
+    shared_memory.check(processes, path)
     free_mib = shutil.disk_usage(path).free // 2**20
-    return Finding("ok", f"{path} has {free_mib} MiB free", f"enough for {context.processes} GPUs")
+    return Finding("ok", f"{path} has {free_mib} MiB free", f"enough for {processes} GPUs")

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import cached_property, partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from lightship.config import Config
 from lightship.distributed import launcher
 from lightship.errors import ConfigError
 from lightship.storage.parallel import in_daemon
-
-if TYPE_CHECKING:
-    from lightship.devices.host import Limits
 
 T = TypeVar("T")
 
@@ -60,21 +57,18 @@ class Context:
 
     @cached_property
     def processes(self) -> int:
-        """Processes of the fit on this node; 1 where the check `GPUs` fails. Needs the imports."""
+        """Processes of the fit on this node. Needs the imports. Raises ConfigError."""
         if self.is_worker:
             return int(os.environ["LOCAL_WORLD_SIZE"])
+        return 1 if self.config.trainer.is_on_tpu else launcher.processes_here(self.config.trainer)
+
+    @property
+    def processes_or_one(self) -> int:
+        """The same; 1 where that fails, which the check `GPUs` reports."""
         try:
-            trainer = self.config.trainer
-            return 1 if trainer.is_on_tpu else launcher.processes_here(trainer)
+            return self.processes
         except ConfigError:
             return 1
-
-    @cached_property
-    def limits(self) -> "Limits":
-        """CPU and memory of this container. Needs the imports."""
-        from lightship.devices.host import read_limits  # with torch
-
-        return read_limits()
 
     @cached_property
     def on_gpus(self) -> bool:

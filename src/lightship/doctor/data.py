@@ -9,7 +9,6 @@ from lightship import storage
 from lightship.config import DataConfig
 from lightship.data import bad_samples
 from lightship.data.images.limits import ImageLimits
-from lightship.data.images.resize import decode_square
 from lightship.data.manifest import Manifest, refuse_one_class
 from lightship.data.regime import is_streamed
 from lightship.data.sample_decoder import SampleDecoder
@@ -19,7 +18,7 @@ from lightship.distributed import comm
 from lightship.doctor.checks import Finding, Status, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import step_cost
-from lightship.doctor.samples import first_samples
+from lightship.doctor.samples import TAR_SHARDS, first_samples
 from lightship.errors import DataError, LightshipError, TimeoutExpired
 from lightship.storage.parallel import in_daemon
 
@@ -64,13 +63,8 @@ def speeds(context: Context) -> tuple[float, float | None]:
     if not first.images:
         return bytes_per_s, None
     size_px, started_s = first.size_px(data) or 1, time.perf_counter()
-    for image in first.images:
-        try:
-            decode_square(image, first.encoding, size_px, ImageLimits.of(data))
-        except DataError:
-            if data.on_error == "raise":
-                raise
-    return bytes_per_s, len(first.images) / max(1e-6, time.perf_counter() - started_s)
+    count = sum(1 for _ in first.decoded(data, size_px))
+    return bytes_per_s, count / max(1e-6, time.perf_counter() - started_s)
 
 
 def speed(context: Context) -> Finding:
@@ -95,7 +89,7 @@ def speed(context: Context) -> Finding:
     found += f" = {read_per_s:,.0f} images/s"
     decode_per_s = read_per_s
     if decoded_per_s:
-        threads = data.decode_threads * context.processes or comm.node_cores()
+        threads = data.decode_threads * context.processes_or_one or comm.node_cores()
         decode_per_s = decoded_per_s * threads
         found += f", {threads} threads decode {decode_per_s:,.0f}"
     needed_per_s = _trained_per_s(context)
@@ -124,7 +118,7 @@ def _trained_per_s(context: Context) -> float | None:
     if cost is None or cost.images_per_s is None:
         return None
     # On a CPU the processes share the cores that one had alone.
-    return cost.images_per_s * (context.processes if context.on_gpus else 1)
+    return cost.images_per_s * (context.processes_or_one if context.on_gpus else 1)
 
 
 def data_set(context: Context) -> Finding:
@@ -138,7 +132,7 @@ def data_set(context: Context) -> Finding:
         context.once(speeds)  # a listing at the same time would slow it down
     except LightshipError:
         return skipped("see data")
-    if first.whole_bytes is not None:
+    if first.whole_bytes is not None or first.layout == TAR_SHARDS:
         return skipped(f"{first.layout}: known once a fit has read it")
     context.is_known(context.start(step_cost), _SCAN_STARTS_S)
     return examine(context.config.data, context.left_s(_SCAN_ENDS_S))

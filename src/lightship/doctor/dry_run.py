@@ -68,19 +68,19 @@ def measure(config: Config, size_px: int, classes: int, device: torch.device) ->
         config: Of the fit.
         size_px: Side of the images.
         classes: Their number.
-        device: Where to train it.
+        device: Where to measure the speed; memory is counted on the CPU.
 
     Raises:
         ConfigError: The net cannot be built.
     """
-    trial = _Trial(config, size_px, classes, device)
+    trial = _Trial(config, size_px, classes)
     few, more = (trial.kept_bytes(count) for count in (_FEW, _MORE))
     widest = trial.widest_bytes()
     weights = sum(parameter.nbytes for parameter in trial.net.parameters())
     fixed = 2 * weights + trial.state_bytes() + (weights if config.model.ema_decay else 0)
     batch_size = config.data.global_batch_size // config.trainer.accumulate_grad_batches
     try:
-        images_per_s = trial.images_per_s(batch_size)
+        images_per_s = trial.images_per_s(batch_size, device)
     except torch.cuda.OutOfMemoryError:
         images_per_s = None  # the check `model memory` reports it
     parameters = sum(parameter.numel() for parameter in trial.net.parameters())
@@ -90,11 +90,10 @@ def measure(config: Config, size_px: int, classes: int, device: torch.device) ->
 class _Trial:
     """Steps of the fit's net on random images."""
 
-    def __init__(self, config: Config, size_px: int, classes: int, device: torch.device) -> None:
-        self.size_px, self.classes, self.device = size_px, classes, device
-        asked, optim = config.model, config.optim
-        net = build_net(asked.net, classes, size_px, asked.dropout, asked.drop_path)
-        self.net = net.to(device)
+    def __init__(self, config: Config, size_px: int, classes: int) -> None:
+        self.optim, self.size_px, self.classes = config.optim, size_px, classes
+        asked = config.model
+        self.net = build_net(asked.net, classes, size_px, asked.dropout, asked.drop_path)
         if asked.grad_checkpointing:
             recompute_blocks(self.net, f"--model.net {asked.net}")
         if asked.channels_last:
@@ -105,29 +104,32 @@ class _Trial:
         if mode == "true":
             self.net.to(dtype)
         self.autocast = dtype if mode == "mixed" else None
-        self.optimizer = build_optimizer(
-            self.net, optim.name, optim.lr, optim.momentum, optim.weight_decay
-        )
 
     def images(self, count: int) -> Tensor:
-        """[count, 3, S, S] in the net's dtype."""
-        dtype = next(self.net.parameters()).dtype
-        return torch.rand(count, 3, self.size_px, self.size_px, dtype=dtype, device=self.device)
+        """[count, 3, S, S] on the net's device, in its dtype."""
+        like = next(self.net.parameters())
+        shape = (count, 3, self.size_px, self.size_px)
+        return torch.rand(shape, dtype=like.dtype, device=like.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, as the trainer's precision computes them."""
-        with torch.autocast(self.device.type, self.autocast, self.autocast is not None):
+        with torch.autocast(images.device.type, self.autocast, self.autocast is not None):
             return self.net(images)
+
+    def restart(self) -> None:
+        """A new optimizer, on the net's device."""
+        o = self.optim
+        self.optimizer = build_optimizer(self.net, o.name, o.lr, o.momentum, o.weight_decay)
 
     def step_s(self, images: Tensor) -> float:
         """Seconds of one training step."""
         started_s = time.perf_counter()
-        labels = torch.arange(len(images), device=self.device) % self.classes
+        labels = torch.arange(len(images), device=images.device) % self.classes
         nn.functional.cross_entropy(self.forward(images).float(), labels).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if images.is_cuda:
-            torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(images.device)
         return time.perf_counter() - started_s
 
     def kept_bytes(self, count: int) -> int:
@@ -163,13 +165,16 @@ class _Trial:
 
     def state_bytes(self) -> int:
         """Of the optimizer's state after a step."""
+        self.restart()
         self.step_s(self.images(_FEW))
         state = [value for each in self.optimizer.state.values() for value in each.values()]
         return sum(value.nbytes for value in state if isinstance(value, Tensor))
 
-    def images_per_s(self, batch_size: int) -> float:
-        """Of the fastest step."""
-        if self.device.type == "cpu":
+    def images_per_s(self, batch_size: int, device: torch.device) -> float:
+        """Of the fastest step on a device."""
+        self.net.to(device)
+        self.restart()
+        if device.type == "cpu":
             # As many as take half of the time; a CPU is no faster with more.
             image_s = self.step_s(self.images(_FEW)) / _FEW
             fitting = max(_FEW, int(_TIMED_S / 2 / image_s))

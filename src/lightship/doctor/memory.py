@@ -6,7 +6,7 @@ import torch
 
 from lightship.config import Config
 from lightship.data.regime import is_streamed
-from lightship.devices.host import usable_memory_bytes
+from lightship.devices.host import read_limits, usable_memory_bytes
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import StepCost, step_cost
@@ -52,7 +52,8 @@ def model_memory(context: Context) -> Finding:
     if cost is None:
         return skipped("the images' size is unknown, see data")
     gpu = torch.cuda.get_device_properties(0).total_memory if context.on_gpus else None
-    room = Room(context.processes, count_ranks(context), usable_memory_bytes(context.limits), gpu)
+    host = usable_memory_bytes(read_limits())
+    room = Room(context.processes_or_one, count_ranks(context), host, gpu)
     return estimate(context.config, cost, room, _data_bytes(context))
 
 

@@ -21,6 +21,8 @@ def run(checks: Sequence[Check], context: Context) -> Iterator[tuple[Check, Find
         late = f"no answer within {check.deadline_s:g} s"
         if context.is_known(future, check.deadline_s):
             yield check, future.result()
+        elif check.needs_imports and not context.loaded.done():
+            yield check, skipped("lightship is still being imported, see imports")
         elif check.if_late == "skipped":
             yield check, skipped(late)
         else:

@@ -1,7 +1,7 @@
 """The first samples at --data.root, found without listing or scanning all of it."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -12,6 +12,7 @@ from lightship import storage
 from lightship.config import DataConfig
 from lightship.data.images.decode import decode
 from lightship.data.images.limits import ImageLimits
+from lightship.data.images.resize import decode_square
 from lightship.data.manifest import Manifest, load_manifests
 from lightship.data.regime import side_of
 from lightship.data.sample_reader import plan_spans, read_samples
@@ -41,6 +42,8 @@ _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
 _CIFAR_ROW_BYTES = 3073.0
 _DECODED = 16
+TAR_SHARDS = "tar shards"
+"""The layout whose content only reading all of it tells."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,25 @@ class FirstSamples:
         """
         if data.image_size_px:
             return data.image_size_px
+        pixels = next(self.decoded(data), None)
+        return None if pixels is None else side_of(pixels, "the first image")
+
+    def decoded(self, data: DataConfig, size_px: int | None = None) -> Iterator[np.ndarray]:
+        """The images as a fit decodes them, [H, W, 3] uint8; squares if there is a `size_px`.
+
+        Raises:
+            DataError: One cannot be read or skipped.
+        """
+        limits = ImageLimits.of(data)
         for image in self.images:
             try:
-                pixels = decode(image, self.encoding, limits=ImageLimits.of(data))
+                if size_px:
+                    yield decode_square(image, self.encoding, size_px, limits)
+                else:
+                    yield decode(image, self.encoding, limits=limits)
             except DataError:
                 if data.on_error == "raise":
                     raise
-            else:
-                return side_of(pixels, "the first image")
-        return None
 
 
 def first_samples(context: Context) -> FirstSamples:
@@ -127,35 +140,35 @@ def _listed(url: str, sizes: dict[str, int]) -> FirstSamples:
             f"{count_by_suffix(sizes)}; looked for {LOOKED_FOR}"
         )
     kind = largest_kind(kinds, sizes)
-    # An image that is too large counts as unreadable, as it does for a fit.
-    most = Manifest.max_sample_bytes if kind == "image" else max(sizes.values())
-    chosen = {path: sizes[path] for path in kinds[kind] if sizes[path] <= most}
+    chosen = {path: sizes[path] for path in kinds[kind]}
+    if kind == "image":
+        most = Manifest.max_sample_bytes  # a larger one counts as unreadable, as it does for a fit
+        chosen = {path: size for path, size in chosen.items() if size <= most}
+        spans = _pieces(url, chosen, piece_bytes=most)
+        images = [each for each in storage.read_spans(spans[:_DECODED]) if isinstance(each, bytes)]
+        return FirstSamples("one file an image", spans, _mean(list(chosen.values())), images)
     spans = _pieces(url, chosen)
     if kind == "CIFAR":
         layout = "a CIFAR python archive, unpacked"  # whose pickles are read whole
         return FirstSamples(layout, spans, _CIFAR_ROW_BYTES, encoding=ENCODING)
-    if kind == "image":
-        whole = [storage.Span(storage.join(url, path), 0, size) for path, size in chosen.items()]
-        images = [each for each in storage.read_spans(whole[:_DECODED]) if isinstance(each, bytes)]
-        return FirstSamples("one file an image", spans, _mean(list(chosen.values())), images)
     if kind == "Parquet":
         first = kinds[kind][:1]
         (part,) = scan_parquet(url, first, storage.redact(url), labelled=False).parts
         return FirstSamples("Parquet", spans, _mean(part.length))
     lengths, images = _look_into_tar(storage.join(url, next(iter(chosen))), kind != "tar")
     if kind == "tar":
-        return FirstSamples("tar shards", spans, _mean(lengths), images)
+        return FirstSamples(TAR_SHARDS, spans, _mean(lengths), images)
     # Read from its beginning to its end before training, whatever is in it.
     return FirstSamples("a gzipped tar", spans, None, images, whole_bytes=sum(chosen.values()))
 
 
-def _pieces(url: str, sizes: dict[str, int]) -> list[storage.Span]:
-    """The first 16 MiB of files (path -> bytes) in blocks."""
+def _pieces(url: str, sizes: dict[str, int], piece_bytes: int = _PIECE_BYTES) -> list[storage.Span]:
+    """The first 16 MiB of files (path -> bytes) in pieces, of which the last is whole too."""
     spans, left = [], _SPANS_BYTES
     for path, size in sizes.items():
-        for at in range(0, min(size, left), _PIECE_BYTES):
-            end = min(at + _PIECE_BYTES, size)
-            spans.append(storage.Span(storage.join(url, path), at, end))
+        for at in range(0, min(size, left), piece_bytes):
+            span = storage.Span(storage.join(url, path), at, min(at + piece_bytes, size))
+            spans.append(span)
         left -= size
     return spans
 

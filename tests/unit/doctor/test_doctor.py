@@ -150,11 +150,9 @@ def _cgroups(lab: Lab, own: str, files: dict[str, str]) -> Limits:
     return read_limits(str(lab.path), str(lab.path / "own"))
 
 
-def limited(look: Callable[[Context], Finding], limits: Limits, *flags: str) -> Finding:
+def limited(look: Callable[[Context, Limits], Finding], limits: Limits, *flags: str) -> Finding:
     """What a check finds within these limits, on CPUs."""
-    at = context("--trainer.accelerator=cpu", *flags)
-    at.limits = limits
-    return look(at)
+    return look(context("--trainer.accelerator=cpu", *flags), limits)
 
 
 def two_gpus(path: str) -> Finding:
@@ -705,6 +703,19 @@ def test_a_check_that_hangs_or_breaks_does_not_take_the_others_with_it(capsys) -
     assert findings["refuses"] == Finding("fail", "no", "harm", "fix it")
     assert findings["is well"] == Finding("ok", "fine")
     never.set()
+
+
+def test_a_slow_import_is_the_fault_of_its_own_check_alone() -> None:
+    imported = threading.Event()
+    checks = [check for check in CHECKS if check.name in ("imports", "GPU driver", "CPU")]
+    at = context(load=lambda: imported.wait() and None)
+    at.started_s -= 60
+    findings = {check.name: finding for check, finding in run(checks, at)}
+    imported.set()
+    assert findings["imports"].status == "fail"
+    assert findings["imports"].found == "no answer within 20 s"
+    for name in ("GPU driver", "CPU"):
+        assert findings[name] == skipped("lightship is still being imported, see imports")
 
 
 def test_what_cannot_be_imported_is_a_reason_to_skip() -> None:
