@@ -1,6 +1,7 @@
 """A net that gives no numbers: the run and every command on it end as they should."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,24 @@ def test_the_run_goes_on_and_every_command_ends_well(root, tmp_path: Path, capsy
     capsys.readouterr()
     assert cli.main(["predict", f"--run.output={output}", "--model.trust=true"]) == 78
     assert "output is not finite for any image" in capsys.readouterr().err
+
+
+def test_a_run_that_early_stopping_ended_says_what_helps(root, tmp_path: Path, capsys) -> None:
+    """More patience does not; another run from the last good weights does."""
+    output, soon = tmp_path / "run", "--model.net=tests.support.own_nets:nan_soon"
+    stopping = [soon, "--trainer.max_epochs=9", "--trainer.early_stopping_patience=2"]
+    assert fit(root, output, *stopping) == 0
+    assert "; early stopping ends the run, and no such checkpoint" in capsys.readouterr().err
+    for more in ([], ["--trainer.early_stopping_patience=5"], ["--trainer.max_epochs=12"]):
+        assert fit(root, output, *stopping, *more) == 0
+        said = capsys.readouterr().err
+        assert "run already complete" in said
+        assert "early stopping ended this run at epoch 2, where val/loss was not finite" in said
+        assert "patience" not in said
+    [weights] = re.findall(r"best checkpoint: (--model\.weights \S+\.ckpt)", said)
+    again = [soon, "--trainer.max_epochs=1", "--optim.lr=0.001", *weights.split()]
+    assert fit(root, tmp_path / "again", *again) == 0
+    assert strict(tmp_path / "again" / "DONE")["test/loss"] > 0
 
 
 def test_stop_ends_with_a_code_of_its_own(root, tmp_path: Path, capsys) -> None:

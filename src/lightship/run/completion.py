@@ -18,11 +18,21 @@ class Finished:
         step: Optimizer steps done.
         epoch: Epochs done.
         settings: With which it finished.
+        has_score: Whether its last checkpoint has one: its validation loss was finite.
+        best_url: URL of its best checkpoint; None: no checkpoint has a score.
     """
 
     step: int
     epoch: int
     settings: TrainerConfig
+    has_score: bool
+    best_url: str | None
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether early stopping ended it where the loss was not finite."""
+        patience = self.settings.early_stopping_patience
+        return bool(patience) and not self.has_score and not self._reaches(self.settings)
 
     def trains_on(self, settings: TrainerConfig) -> bool:
         """Whether these settings train it further."""
@@ -30,6 +40,8 @@ class Finished:
             return False
         if self._reaches(self.settings):
             return True
+        if self.has_diverged and self.settings.monitor == "val/loss":
+            return False  # no patience continues it
         before, patience = self.settings.early_stopping_patience, settings.early_stopping_patience
         return bool(before) and (patience > before or not patience)
 
@@ -41,6 +53,8 @@ class Finished:
                 for name, bound, done in self._bounds(settings)
                 if 0 <= bound < done
             ]
+        if self.has_diverged:
+            return [self._remedy()]
         if self._bounds(settings) == self._bounds(self.settings):
             return []
         return [
@@ -48,6 +62,17 @@ class Finished:
             f"{shown_bounds(settings)}, raise --trainer.early_stopping_patience "
             f"(was {self.settings.early_stopping_patience})"
         ]
+
+    def _remedy(self) -> str:
+        """What a user does about a run that has diverged."""
+        start = ""
+        if self.best_url is not None:
+            start = f" It can start from the best checkpoint: --model.weights {self.best_url}"
+        return (
+            f"training diverged: early stopping ended this run at epoch {self.epoch}, where "
+            "val/loss was not finite. Train again with a lower --optim.lr or with "
+            f"--trainer.gradient_clip_val, and another --run.output.{start}"
+        )
 
     def _reaches(self, settings: TrainerConfig) -> bool:
         return any(bound != -1 and done >= bound for _, bound, done in self._bounds(settings))

@@ -7,14 +7,14 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightship import config as settings
 from lightship import storage, strict_json
 from lightship.checkpoint.loading import RESUME_KEYS, load_ckpt_path
-from lightship.checkpoint.record import Metric
+from lightship.checkpoint.record import Commit, Metric
 from lightship.checkpoint.store import CheckpointStore
 from lightship.config import Config, TrainerConfig
 from lightship.errors import ConfigError, PeerLost, TimeoutExpired
@@ -98,13 +98,20 @@ class RunFolder:
         commits, reasons = self.checkpoints.commits(), []
         if commits:
             before = TrainerConfig(**config_file.read(self.url)["trainer"])
-            finished = Finished(commits[-1].step, commits[-1].epoch, before)
+            finished = self._finished(commits, before)
             if finished.trains_on(self.config.trainer):
                 return None
             reasons = finished.why_complete(self.config.trainer)
         report = f"report: {storage.redact(self.at('report', 'report.html'))}"
         shown = [f"{key} {value:.4f}" for key, value in results.items()]
         return "; ".join([f"run already complete: {', '.join([*shown, report])}", *reasons])
+
+    def _finished(self, commits: Sequence[Commit], settings: TrainerConfig) -> Finished:
+        """The finished run that has these records, oldest first."""
+        last, is_scored = commits[-1], any(commit.metric for commit in commits)
+        best = self.checkpoints.best() if last.score is None and is_scored else None
+        url = storage.redact(self.checkpoints.url_of(best)) if best else None
+        return Finished(last.step, last.epoch, settings, last.score is not None, url)
 
     def _metric_before(self) -> Metric | None:
         """Of the checkpoints of a version that did not record it."""

@@ -48,7 +48,9 @@ def build_callbacks(
         features_url: Folder of features (see `HeadInit`).
     """
     run, trainer, has_validation = config.run, config.trainer, "val" in data.manifests
-    divergence = Divergence(trainer.on_nonfinite, metrics)
+    patience = trainer.early_stopping_patience
+    early_stopping = EarlyStopping.of(trainer) if patience else None
+    divergence = Divergence(trainer.on_nonfinite, metrics, early_stopping)
     callbacks: list[Callback] = [StepSeeding(run.seed)]
     if config.model.head_init == "features":
         callbacks.append(HeadInit(features_url, progress.display))
@@ -60,8 +62,8 @@ def build_callbacks(
     callbacks += [SyncBuffers(), ScheduleChange(), Freezing()]
     if config.model.batch_norm == "precise":
         callbacks.append(PreciseBatchNorm(ema))
-    if trainer.early_stopping_patience:
-        callbacks.append(EarlyStopping.of(trainer))
+    if early_stopping is not None:
+        callbacks.append(early_stopping)
     if tracker is not None and run.log_images and has_validation:
         examples = data.examples("val", run.log_images)
         callbacks.append(ImagePredictionLogger(*examples, data.class_names, tracker))

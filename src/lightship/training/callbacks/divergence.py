@@ -11,6 +11,7 @@ from torch import Tensor
 from lightship.distributed import comm
 from lightship.errors import Diverged
 from lightship.tracking.metrics_csv import MetricsCSV
+from lightship.training.callbacks.early_stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,16 @@ class Divergence(Callback):
     Args:
         action: What follows: a warning (warn), or the end of the run (stop).
         table: The run's metrics, in which earlier losses are looked up. Rank 0's are complete.
+        early_stopping: The run's, called before this; None: it has none.
     """
 
-    def __init__(self, action: Literal["warn", "stop"], table: MetricsCSV) -> None:
-        self._action, self._table = action, table
+    def __init__(
+        self,
+        action: Literal["warn", "stop"],
+        table: MetricsCSV,
+        early_stopping: EarlyStopping | None = None,
+    ) -> None:
+        self._action, self._table, self._early_stopping = action, table, early_stopping
         self._reported = False
 
     def look(self, split: str, metrics: Mapping[str, float | Tensor], step: int) -> None:
@@ -45,12 +52,21 @@ class Divergence(Callback):
                 f"{told}; stopped by --trainer.on_nonfinite stop, with all checkpoints kept. "
                 "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
             )
-        if not self._reported and comm.is_rank_0():
+        has_ended = self._early_stopping is not None and self._early_stopping.has_ended
+        if (not self._reported or has_ended) and comm.is_rank_0():
             self._reported = True
             logger.warning(
-                f"{told}; the run goes on (--trainer.on_nonfinite warn), and no such "
-                "checkpoint counts as the best. Lower --optim.lr or set --trainer.gradient_clip_val"
+                f"{told}; {self._effect(has_ended)}, and no such checkpoint counts as the best. "
+                "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
             )
+
+    def _effect(self, has_ended: bool) -> str:
+        """What the run does."""
+        if has_ended:
+            return "early stopping ends the run"
+        if self._early_stopping is not None and self._early_stopping.monitor == "val/loss":
+            return "early stopping ends the run if the next val/loss is not finite either"
+        return "--trainer.on_nonfinite warn does not end the run"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the validation's loss."""

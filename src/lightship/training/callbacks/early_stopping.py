@@ -1,4 +1,7 @@
-"""Early stopping whose patience may change when a run is resumed."""
+"""Early stopping whose patience may change when a run is resumed.
+
+It also ends the run where the monitored loss is not finite (Lightning's `check_finite`).
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -39,6 +42,11 @@ class EarlyStopping(callbacks.EarlyStopping):
             mode=Metric.of(config.monitor).mode,
             check_on_train_epoch_end=False,  # an epoch that max_steps ends early has no validation
         )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended the run."""
+        return self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the count, but not the patience."""

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightship.checkpoint.policy import CheckpointPolicy
+from lightship.config import TrainerConfig
 from lightship.distributed.signals import StopRequest
 from lightship.errors import EXIT_CODES, Diverged
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.training.callbacks.checkpointing import Checkpointing
 from lightship.training.callbacks.divergence import Divergence
+from lightship.training.callbacks.early_stopping import EarlyStopping
 from lightship.training.callbacks.throughput import Throughput
 from tests.support.little_fit import classifier, fit
 
@@ -35,13 +37,16 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "divergence" in record.name]
 
 
-def fit_failing(tmp_path, action="warn", value=math.nan, from_step=7.0, in_evaluation=False):
+def fit_failing(
+    tmp_path, action="warn", value=math.nan, from_step=7.0, in_evaluation=False, stopping=None
+):
     """Four epochs of four steps, with a log point every third step and at each epoch's end."""
     model, table = classifier(), MetricsCSV(str(tmp_path))
     model.net = Failing(model.net, value, from_step, in_evaluation)
-    divergence = Divergence(action, table)
+    divergence = Divergence(action, table, stopping)
+    before = [] if stopping is None else [stopping]
     try:
-        fit([divergence, Throughput(6, 3, divergence)], [table], model=model, max_epochs=4)
+        fit([*before, divergence, Throughput(6, 3, divergence)], [table], model=model, max_epochs=4)
     finally:
         table.finalize()
     return table
@@ -53,6 +58,26 @@ def test_warn_says_once_since_when_and_goes_on(tmp_path, caplog, value: float) -
     [line] = lines(caplog)
     # The seventh step is in the log point of the eighth; that before was of the sixth.
     assert "train/loss is not finite (nan) since step 8 (last finite at step 6)" in line
+    assert "--trainer.on_nonfinite warn does not end the run" in line
+    assert table.rows[-1]["step"] == 16
+
+
+def test_early_stopping_ends_the_run_at_the_validation(tmp_path, caplog) -> None:
+    stopping = EarlyStopping.of(TrainerConfig(early_stopping_patience=3))
+    table = fit_failing(tmp_path, stopping=stopping)
+    seen, ended = lines(caplog)
+    assert "train/loss is not finite (nan) since step 8" in seen
+    assert "early stopping ends the run if the next val/loss is not finite either" in seen
+    assert "val/loss is not finite (nan) since step 8 (last finite at step 4)" in ended
+    assert "; early stopping ends the run, and" in ended
+    assert table.rows[-1]["step"] == 8
+
+
+def test_early_stopping_by_accuracy_ends_no_run_for_its_loss(tmp_path, caplog) -> None:
+    config = TrainerConfig(early_stopping_patience=9, monitor="val/acc")
+    table = fit_failing(tmp_path, stopping=EarlyStopping.of(config))
+    [line] = lines(caplog)
+    assert "--trainer.on_nonfinite warn does not end the run" in line
     assert table.rows[-1]["step"] == 16
 
 
