@@ -315,7 +315,7 @@ class RunFolder:
             set_aside(url, "is a link")
             return None
         text = storage.read_small(url, _MAX_ID_BYTES).decode(errors="replace").strip()
-        if is_id(text):
+        if "\ufffd" not in text and is_id(text):  # not UTF-8
             return text
         set_aside(url, "is damaged")
         return None
