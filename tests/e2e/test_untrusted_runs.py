@@ -155,6 +155,7 @@ def test_ones_own_net_is_run_where_it_is_named(desk: Path, flags: list[str], cap
 # ---- links -------------------------------------------------------------------------------------
 
 OWN_NAME = "step-00000001-00001-abcdef-1.ckpt"
+OWN_FEATURES = f"{'c' * 32}-00000.npz"
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str]:
@@ -182,7 +183,8 @@ def victim(desk: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "folder", ["checkpoints", "data", "export", "logs", "logs/wandb", "report"]
+    "folder",
+    ["checkpoints", "data", "export", "features/train", "logs", "logs/wandb", "report"],
 )
 def test_a_folder_that_is_a_link_is_not_written_through(
     desk: Path, victim: Path, resume: list[str], capsys, folder: str
@@ -191,6 +193,7 @@ def test_a_folder_that_is_a_link_is_not_written_through(
     if link.exists():
         shutil.copytree(link, victim, dirs_exist_ok=True)
         shutil.rmtree(link)
+    link.parent.mkdir(exist_ok=True)
     link.symlink_to(victim, target_is_directory=True)
     before = snapshot(victim)
     for arguments in (resume, ["test", "--run.output=run"], ["export", "--run.output=run"]):
@@ -285,6 +288,7 @@ def test_other_files_in_an_output_stay(desk: Path, flags: list[str]) -> None:
         "notes.txt", "checkpoints/step-by-step.txt", "checkpoints/old.ckpt", "data/a.png",
         "checkpoints/best/step-00000001-00001-abcdef-1.ckpt", "logs/run.log", ".a.lightship-tmp",
         f"code/.{'a' * 32}.lightship-tmp", "report/figure.png", "predictions.csv.parts/notes.txt",
+        "features/notes.txt", "features/train/notes.txt", "features/mine/" + OWN_FEATURES,
         "predictions.csv.parts/000000-aaaa.jsonl", f"predictions.csv.parts/old/0-{'a' * 12}.jsonl",
     }  # fmt: skip
     for name in mine:
@@ -292,10 +296,15 @@ def test_other_files_in_an_output_stay(desk: Path, flags: list[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("precious")
     before = snapshot(desk / "mine")
+    (desk / "elsewhere").mkdir()
+    (desk / "elsewhere" / OWN_FEATURES).write_text("precious")
+    for link in ("features/old", "features/train/old"):
+        (desk / "mine" / link).symlink_to(desk / "elsewhere", target_is_directory=True)
     for arguments in (["fit", *flags], ["test"], ["predict"], ["export"]):
         assert cli.main([*arguments, "--run.output=mine"]) == 0
     after = snapshot(desk / "mine")
     assert {name: after.get(name) for name in mine} == before
+    assert (desk / "elsewhere" / OWN_FEATURES).read_text() == "precious"
 
 
 # ---- what a run's files ask for ----------------------------------------------------------------

@@ -16,6 +16,7 @@ from lightship.checkpoint.record import Commit
 from lightship.checkpoint.store import CheckpointStore
 from lightship.commands.base import Command
 from lightship.config import PREPROCESSING, Config
+from lightship.data.feature_store import remove_features
 from lightship.data.images.resize import DEFAULT_RESIZE
 from lightship.data.manifest import refuse_one_class
 from lightship.data.module import ImageData
@@ -357,8 +358,8 @@ def _finish(
             tracker.log_confusion(report.confusion, report.class_names, f"{split}/confusion")
         tracker.finish(0)
     store.check_fence()
+    remove_features(folder.at("features"))  # before: a complete run is not started again
     folder.mark_done(numbers)
-    folder.remove_features()
     chosen = f"best {best.metric.monitor}" if best.metric else "newest"
     of = f" (checkpoint of step {best.step}, {chosen})" if split else ""
     progress.display.done(f"done: {numbers_line(numbers, split)}{of}", numbers)

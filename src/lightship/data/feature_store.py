@@ -33,6 +33,32 @@ class Rows(NamedTuple):
     labels: np.ndarray
 
 
+def remove_features(url: str) -> None:
+    """Remove what the stores of a run have written; all other files stay. Rank 0; blocks.
+
+    Args:
+        url: Folder of the stores' folders.
+
+    Raises:
+        ConfigError: One of the folders is a link.
+    """
+    storage.refuse_link(url)
+    for folder in ("sample", "train", "val"):  # of head_init.py and frozen_backbone.py
+        inner = storage.join(url, folder)
+        storage.refuse_link(inner)
+        for name in filter(_FILE.fullmatch, _names(inner)):
+            storage.remove(storage.join(inner, name))
+    storage.remove_folder(url)
+
+
+def _names(url: str) -> set[str]:
+    """Paths of the files in a folder, none of those below where links lead."""
+    try:
+        return {file.path for file in storage.list_files(url, skip=lambda folder: True)}
+    except storage.NotFound:
+        return set()
+
+
 class FeatureStore:
     """The features of a list of samples, in parts of `ROWS` rows. Rank 0; methods block.
 
@@ -64,10 +90,7 @@ class FeatureStore:
 
     def _load_parts(self) -> int:
         self._parts, self._open = [], []
-        try:
-            found = {file.path for file in storage.list_files(self.url)}
-        except storage.NotFound:
-            return 0
+        found = _names(self.url)
         kept = 0
         while (name := self._name(len(self._parts))) in found:
             rows = self._read(name)

@@ -23,7 +23,10 @@ from lightship.run.completion import Finished, read_results, shown_bounds
 from lightship.run.quarantine import set_aside
 
 logger = logging.getLogger(__name__)
-_FOLDERS = ("checkpoints", "data", "export", "features", "logs", "logs/wandb", "report")
+_FOLDERS = (
+    "checkpoints", "data", "export", "features", "features/sample", "features/train",
+    "features/val", "logs", "logs/wandb", "report",
+)  # fmt: skip
 """All that are written to or deleted from."""
 _FILES = (
     "DONE", "logs/metrics.csv", "logs/starts.json", "logs/tracking_id", "report/report.html",
@@ -335,16 +338,6 @@ class RunFolder:
     def mark_done(self, numbers: dict[str, Any]) -> None:
         """Mark the run as complete, with its final metrics."""
         storage.write_bytes(self.at("DONE"), strict_json.dumps(numbers).encode())
-
-    def remove_features(self) -> None:
-        """Remove the features that the run's starts shared (see `data.feature_store`)."""
-        try:
-            files = storage.list_files(self.at("features"))
-        except storage.NotFound:
-            return
-        for file in files:
-            storage.remove(self.at("features", file.path))
-        storage.remove_folder(self.at("features"))
 
 
 def _is_same(key: str, was: Any, now: Any) -> bool:
