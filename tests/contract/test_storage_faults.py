@@ -68,6 +68,20 @@ def short_deadline(
     proxy.requests.clear()
 
 
+@pytest.mark.usefixtures("short_deadline")
+@pytest.mark.parametrize("size_mib", [6, 20])
+def test_a_file_may_take_longer_than_the_deadline(
+    proxy: FaultProxy, s3: S3Server, size_mib: int
+) -> None:
+    """In pieces: each is progress."""
+    url, data = s3.url("large"), os.urandom(size_mib * 2**20)
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    s3.client().put_object(Bucket=bucket, Key=key, Body=data)
+    proxy.plan("trickle")
+    assert storage.read_small(url, 2**30) == data
+    assert proxy.requests["GET"] == -(-size_mib // 8)
+
+
 @by_both
 @pytest.mark.parametrize("fault", PASSING)
 def test_passing_faults_are_survived_with_the_same_bytes(

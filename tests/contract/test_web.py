@@ -307,6 +307,23 @@ def test_a_download_longer_than_announced_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_may_take_longer_than_the_deadline(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that knows no ranges."""
+    server, size = start(), 20 * 2**20
+
+    def slow(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(size))
+        request.end_headers()
+        for _ in range(40) if request.command == "GET" else ():
+            request.wfile.write(bytes(size // 40))
+            time.sleep(0.1)
+
+    server.paths["/slow"] = slow
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "2")
+    assert storage.read_small(f"{server.url}/slow", size) == bytes(size)
+
+
 def test_a_trickle_is_given_up(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the size that is announced would take years."""
     server = start()

@@ -3,8 +3,8 @@
 Faults: "status" (an error answer), "reset" (half of the body, then a TCP reset), "stall" (half of
 the body, then silence), "short" and "long" (a body one byte off, with headers that agree with it),
 "flip" (a body of the right length with one wrong bit), "flip told" (beside the server's check sum),
-"slow" (every answer `SLOW_S` late), "hour ahead" (by the server's clock it is an hour later),
-"deaf" (a request's body is neither asked for nor taken).
+"slow" (every answer `SLOW_S` late), "trickle" (a body at `TRICKLE_BYTES_PER_S`), "hour ahead" (by
+the server's clock it is an hour later), "deaf" (a request's body is neither asked for nor taken).
 """
 
 import collections
@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 SLOW_S = 1.0
+TRICKLE_BYTES_PER_S = 4 * 2**20
 _HOP_HEADERS = ("connection", "transfer-encoding", "content-length", "keep-alive", "expect")
 
 
@@ -185,7 +186,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
+            self._send(body)
+
+    def _send(self, body: bytes) -> None:
+        if self.proxy.fault != "trickle":
             self.wfile.write(body)
+            return
+        step = TRICKLE_BYTES_PER_S // 10
+        for start in range(0, len(body), step):
+            self.wfile.write(body[start : start + step])
+            self.proxy.closing.wait(0.1)
 
 
 def _an_hour_later(name: str, value: str) -> str:

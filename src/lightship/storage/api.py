@@ -15,7 +15,7 @@ from lightship.storage.backend import FileInfo, Selection, length_of
 from lightship.storage.errors import NotFound, StorageTimeout, TooLarge
 from lightship.storage.local import copy_stream, whole_file
 from lightship.storage.parallel import in_daemon, run_within
-from lightship.storage.reads import read_bytes
+from lightship.storage.reads import read_bytes, read_whole
 from lightship.storage.registry import HTTP, call, open_binary, resolve
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.urls import base_name, cache_path, is_remote, join, local_path, redact, split
@@ -85,10 +85,11 @@ def read_small(url: str, max_bytes: int) -> bytes:
         NotFound: There is none, or what is there is no plain file.
     """
     size = call(url, "size")  # None: a folder, which cannot be read, or a server that does not say
-    data = b"" if size == 0 or (size or 0) > max_bytes else read_bytes(url)  # 0: also /proc's files
-    size = max(size or 0, len(data))
-    if size > max_bytes:
+    if (size or 0) > max_bytes:
         raise TooLarge(f"{redact(url)} has {size:,} bytes; at most {max_bytes:,} are read")
+    data = read_bytes(url) if size is None else read_whole(url, size)  # 0: also /proc's files
+    if len(data) > max_bytes:
+        raise TooLarge(f"{redact(url)} has {len(data):,} bytes; at most {max_bytes:,} are read")
     return data
 
 

@@ -1,17 +1,22 @@
 """Reading: spans at once or ahead of their use, in order, a bounded number in flight."""
 
+import io
+import itertools
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Literal
 
 from lightship.errors import LightshipError
-from lightship.storage.backend import Backend, Data, Span
+from lightship.storage.archives import Archive
+from lightship.storage.backend import PIECE_BYTES, Backend, Data, Span
 from lightship.storage.errors import StorageTimeout
 from lightship.storage.parallel import Executor
-from lightship.storage.registry import read_span, resolve
+from lightship.storage.registry import call, read_span, resolve
 from lightship.storage.retry import Deadline
+from lightship.storage.web import Web
 
 _MAX_BYTES = 64 * 2**20
 """In flight ahead of use; more would share the line with the reads that are due first."""
@@ -23,6 +28,28 @@ def read_bytes(url: str) -> bytes:
     (data,) = read_spans([Span(url)])
     assert isinstance(data, bytes)
     return data
+
+
+def read_whole(url: str, size_bytes: int) -> bytes:
+    """The whole file, whose size is known. However long it takes, if it makes progress.
+
+    In pieces, each with a deadline and retries of its own. In one: a small file, one of an archive,
+    which is unpacked from its start, and one of a web server, which may know no ranges.
+    """
+    if size_bytes == 0:
+        return b""
+    backend, _ = resolve(url)
+    if size_bytes <= PIECE_BYTES or isinstance(backend, Archive | Web):
+        return bytes(call(url, "read", 0, None, size=size_bytes))
+    reads, whole = ReadAhead(_MAX_BYTES // 2, Deadline(url, PIECE_BYTES)), io.BytesIO()
+    edges = [*range(0, size_bytes, PIECE_BYTES), size_bytes]
+    try:
+        futures = deque(reads.begin(Span(url, *edge)) for edge in itertools.pairwise(edges))
+        while futures:
+            whole.write(reads.result(futures.popleft()))
+    finally:
+        reads.close()
+    return whole.getvalue()
 
 
 def read_range(url: str, start: int, end: int) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from lightship.errors import ConfigError
-from lightship.storage.backend import Data, wrong_length
+from lightship.storage.backend import PIECE_BYTES, Data, wrong_length
 from lightship.storage.errors import Refused, WrongLength
 from lightship.storage.fsspec_backend import Async
 from lightship.storage.retry import Deadline, Limits
@@ -56,10 +56,10 @@ class Web(Async):
         super().__init__(kind(**options), is_read_only=True)
 
     def get(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
-        left_s = max(deadline.left_s(), 1e-3)
-        return sync(self.fs.loop, self._get, path, start, end, timeout=left_s)
+        left_s = None if end is None else max(deadline.left_s(), 1e-3)  # a whole file: `_parts`
+        return sync(self.fs.loop, self._get, deadline, path, start, end, timeout=left_s)
 
-    async def _get(self, url: str, start: int, end: int | None) -> bytes:
+    async def _get(self, deadline: Deadline, url: str, start: int, end: int | None) -> bytes:
         if start == end:
             return b""
         headers = {}
@@ -75,9 +75,11 @@ class Web(Async):
             if (size or 0) > most:
                 raise Refused(f"{redact(url)} has {size} bytes, too many to be read whole")
             parts, count = [], 0
-            async for part in answer.content.iter_any():
+            async for part in _parts(deadline, answer):
                 parts.append(part)
                 count += len(part)
+                if count > PIECE_BYTES:
+                    deadline.progress()
                 if end is not None and count > end - start:
                     break  # too long, which `read` reports
                 if count > most:
@@ -88,16 +90,13 @@ class Web(Async):
         sync(self.fs.loop, self._download, deadline, path, to_path, self.size(deadline, path))
 
     async def _download(self, deadline: Deadline, url: str, to_path: Path, size: int) -> None:
-        began_s, count = time.monotonic(), 0
+        count = 0
         async with self._answer(url, {}) as answer:
             with to_path.open("wb") as out:
-                async for part in answer.content.iter_any():
+                async for part in _parts(deadline, answer):
                     out.write(part)
                     count += len(part)
                     deadline.progress()
-                    may_take_s = deadline.total_s + count / deadline.limits.slowest_bytes_per_s
-                    if time.monotonic() - began_s > may_take_s:  # a trickle
-                        raise OSError(f"{count} of {size} bytes came in {may_take_s:.0f} s")
                     if count > size:
                         break
         if count != size:
@@ -112,6 +111,17 @@ class Web(Async):
                 raise FileNotFoundError(url)
             answer.raise_for_status()
             yield answer
+
+
+async def _parts(deadline: Deadline, answer: Any) -> AsyncIterator[bytes]:
+    """The parts of an answer as they come. Raises OSError if they come in a trickle."""
+    began_s, count = time.monotonic(), 0
+    async for part in answer.content.iter_any():
+        count += len(part)
+        may_take_s = deadline.total_s + count / deadline.limits.slowest_bytes_per_s
+        if time.monotonic() - began_s > may_take_s:
+            raise OSError(f"only {count} bytes came in {may_take_s:.0f} s")
+        yield part
 
 
 async def _check_redirect(session: Any, context: Any, redirect: Any) -> None:
