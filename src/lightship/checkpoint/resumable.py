@@ -40,10 +40,9 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
     for number, row in enumerate(rows or ()):
         place = f"lightship.metrics[{number}]"
         _refuse_unless(isinstance(row, Mapping) and row.keys() >= {"step", "time_s"}, place)
-        for name, value in row.items():  # NaN is a loss that is not finite
+        for name, value in row.items():
             is_name = isinstance(name, str) and name.isprintable() and name[:1].isalnum()
-            is_right = is_name and type(value) in (int, float) and not abs(value) > 1e300
-            _refuse_unless(is_right, place)
+            _refuse_unless(is_name and _is_metric(value), place)
 
 
 def _refuse_unless(is_right: bool, place: str) -> None:
@@ -53,6 +52,13 @@ def _refuse_unless(is_right: bool, place: str) -> None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, bool) or (type(value) is int and 0 <= value < _MAX_COUNT)
+
+
+def _is_metric(value: Any) -> bool:
+    """Whether it is a number; NaN and infinity are losses that were not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return True
+    return type(value) in (int, float) and abs(value) <= 1e300
 
 
 def _is_plain(value: Any) -> bool:
