@@ -86,6 +86,10 @@ class PeerLost(LightshipError):
     exit_name = "peer_lost"
 
 
+class TakenOver(PeerLost):
+    """A later start of the run has taken over: only it trains on (exit 75)."""
+
+
 class Preempted(LightshipError):
     """Stopped by a signal, with the state saved (exit 143)."""
 

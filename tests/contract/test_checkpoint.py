@@ -244,6 +244,39 @@ def test_only_the_newest_attempt_commits(url: str) -> None:
     assert CheckpointStore(url).commits()[-1].attempt == new.attempt
 
 
+def test_a_start_that_is_taken_over_deletes_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later one may have chosen what its last commit makes old."""
+    old = opened(url, keep_last=1)
+    first, write = save(old, 1), storage.write_bytes
+
+    def taken_over_after_a_record(to_url: str, data: bytes) -> None:
+        write(to_url, data)
+        if to_url.endswith(".commit.json"):
+            opened(url)
+
+    monkeypatch.setattr(storage, "write_bytes", taken_over_after_a_record)
+    with pytest.raises(PeerLost, match="has taken over"):
+        save(old, 2)
+    assert storage.exists(first)
+
+
+def test_a_record_that_comes_late_goes_with_its_payload(url: str) -> None:
+    """An earlier start may have been about to write it when it was taken over."""
+    old = opened(url)
+    save(old, 1)
+    late = save(old, 2)
+    record = storage.read_bytes(record_url(late))
+    storage.remove(record_url(late))
+    new = opened(url)
+    new.newest()
+    storage.write_bytes(record_url(late), record)
+    save(new, 3)
+    assert not storage.exists(late)
+    assert not storage.exists(record_url(late))
+
+
 def test_a_bit_that_flips_on_the_way_is_no_takeover(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +361,6 @@ def test_what_goes_wrong_in_the_background_is_raised(tmp_path: Path) -> None:
     for surfaces in (
         lambda store: store.wait(),
         lambda store: store.save_checkpoint(state(2), store.path_of_step(2)),
-        lambda store: store.teardown(),
     ):
         with pytest.raises(Exception, match="attempt-file"):
             surfaces(broken())

@@ -234,6 +234,18 @@ def test_a_node_that_gave_up_is_replaced(job, reference) -> None:
     assert agents[1].wait() == 1, agents[1].said
     assert "killed by SIGKILL" in agents[1].said
     agents[1] = run.start_node(step_s=SLOW_S)
+def test_a_run_that_is_started_twice_is_left_to_the_second(job, reference) -> None:
+    """The first does not restart in place: the two would take it from each other for ever."""
+    run = job()
+    first = run.start("--trainer.devices=2", step_s=0.5)
+    run.at_step(2)
+    second = run.start("--trainer.devices=2", step_s=SLOW_S)
+    assert ended(first, second) == [75, 0], first.said + second.said
+    assert "has taken over" in first.said
+    assert "restarting all ranks" not in first.said + second.said
+    same(run, reference)
+
+
     assert ended(*agents) == [0, 0], agents[0].said
     same(run, reference)
 

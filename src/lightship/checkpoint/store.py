@@ -25,6 +25,7 @@ from lightship.checkpoint.record import (
     ATTEMPT,
     DEFAULT_METRIC,
     MAX_RECORD_BYTES,
+    PAYLOAD,
     RECORD,
     CheckpointDamaged,
     Commit,
@@ -35,7 +36,7 @@ from lightship.checkpoint.record import (
     record_of,
 )
 from lightship.checkpoint.serialization import take_snapshot, to_bytes
-from lightship.errors import ConfigError, PeerLost, TimeoutExpired
+from lightship.errors import ConfigError, TakenOver, TimeoutExpired
 
 logger = logging.getLogger(__name__)
 _ATTEMPT = re.compile(f"({ATTEMPT})(?: ([0-9a-f]{{8}}))?")
@@ -70,6 +71,7 @@ class CheckpointStore(CheckpointIO):
         self.attempt = ""
         self._saves = 0
         self._commits: list[Commit] | None = None
+        self._listed: list[str] = []
         self._damaged: list[str] = []
         self._named_late: list[Commit] = []
         self._garbage: list[str] = []
@@ -113,12 +115,26 @@ class CheckpointStore(CheckpointIO):
         """URL of a commit's payload."""
         return self._at(commit.file)
 
-    def _list(self) -> list[Commit]:
+    def has_changed(self) -> bool:
+        """Whether there are other checkpoints than `commits` has listed, which then lists again.
+
+        Blocks. After `open_attempt` an earlier start saves no more.
+        """
+        if self._names() == self._listed:
+            return False
+        self._commits = None
+        return True
+
+    def _names(self) -> list[str]:
+        """Names of all payloads and records; all other files are the user's."""
         try:
             listed = storage.list_files(self.url, skip=lambda folder: True)
         except storage.NotFound:
-            listed = []
-        names = [item.path for item in listed if is_own(item.path)]  # all others are the user's
+            return []
+        return [item.path for item in listed if is_own(item.path)]
+
+    def _list(self) -> list[Commit]:
+        names = self._listed = self._names()
         found, damaged, belonging = [], [], set()
         for name in names:
             if name.endswith(RECORD):
@@ -167,7 +183,7 @@ class CheckpointStore(CheckpointIO):
             except CheckpointDamaged as error:
                 logger.warning(f"{error}; using the previous checkpoint")
                 self.commits().remove(commit)
-                self._garbage += [record_of(commit.file), commit.file]
+                self._garbage.append(commit.file)
             else:
                 return commit
         return None
@@ -265,13 +281,13 @@ class CheckpointStore(CheckpointIO):
         return self._in_flight is not None and not self._in_flight.done()
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint, its commit record first. Blocks."""
-        storage.remove(record_of(str(path)))
-        storage.remove(str(path))
+        """Delete a checkpoint, its commit record first. Blocks.
 
-    def teardown(self) -> None:
-        """Finish the save in flight."""
-        self.wait()
+        An earlier start may have written a record after this one has listed its payload alone.
+        """
+        payload = str(path).removesuffix(RECORD).removesuffix(PAYLOAD) + PAYLOAD
+        storage.remove(record_of(payload))
+        storage.remove(payload)
 
     def _write(self, snapshot: dict[str, Any], url: str, save: int) -> None:
         about = snapshot.setdefault("lightship", {})
@@ -299,7 +315,7 @@ class CheckpointStore(CheckpointIO):
         """Check that this attempt is the newest. Rank 0, before it writes shared files. Blocks.
 
         Raises:
-            PeerLost: A later start of the run has taken over.
+            TakenOver: A later start of the run has taken over.
             TimeoutExpired: The output is gone (e.g. unmounted) or read with errors, and may come
                 back.
         """
@@ -312,7 +328,7 @@ class CheckpointStore(CheckpointIO):
         if not owner:
             raise TimeoutExpired(f"{storage.redact(self._at('attempt'))} is damaged")
         if owner != self.attempt:
-            raise PeerLost(
+            raise TakenOver(
                 f"another start of this run ({owner}) has taken over {storage.redact(self.url)}; "
                 f"this one ({self.attempt}) stops"
             )
@@ -338,11 +354,11 @@ class CheckpointStore(CheckpointIO):
             best.setdefault(commit.metric, commit)
         keep |= {commit.file for commit in best.values()}
         self._commits = [commit for commit in commits if commit.file in keep]
-        for commit in commits:
-            if commit.file not in keep:
-                self.remove_checkpoint(self.url_of(commit))
+        self._garbage += [commit.file for commit in commits if commit.file not in keep]
+        if self._garbage:
+            self.check_fence()  # a later start may resume from one of them
         while self._garbage:
-            storage.remove(self._at(self._garbage.pop()))
+            self.remove_checkpoint(self._at(self._garbage.pop()))
 
     def _at(self, name: str) -> str:
         return storage.join(self.url, name)

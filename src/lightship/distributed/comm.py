@@ -23,7 +23,7 @@ from lightship.console import log
 from lightship.distributed import messages
 from lightship.distributed.bounded import NoAnswer, call_within
 from lightship.distributed.store import open_store
-from lightship.errors import ConfigError, LightshipError, PeerLost, TimeoutExpired
+from lightship.errors import ConfigError, LightshipError, PeerLost, TakenOver, TimeoutExpired
 from lightship.redaction import redact
 
 T = TypeVar("T")
@@ -394,3 +394,4 @@ def write_error_file(error: BaseException) -> None:
         with open(f"{path}.part", "w") as file:
             json.dump(facts, file)
         os.replace(f"{path}.part", path)  # whole: the agent may end this process at any moment
+        facts["is_taken_over"] = isinstance(error, TakenOver)

@@ -220,8 +220,9 @@ class _Agent(LocalElasticAgent):
         if failure.exitcode == PREEMPTED and self._is_node_waiting(worker_group):
             # Stopped by a node that makes room for a new one: torch then restarts, uncounted.
             return RunResult(state=WorkerState.HEALTHY)
-        if failure.exitcode in FINAL | {PREEMPTED, -signal.SIGTERM}:
-            self._remaining_restarts = 0  # a restart does not help
+        is_final = failure.exitcode in FINAL | {PREEMPTED, -signal.SIGTERM}
+        if is_final or self.logs.is_taken_over(result):
+            self._remaining_restarts = 0  # a restart does not help, or would take the run back
         elif self._remaining_restarts:
             message = self.logs.message(failure.local_rank)
             if message and message == self.last_message and not is_known(failure.exitcode):

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.agent.server import RunResult
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, Std
@@ -53,11 +54,19 @@ class WorkerLogs(DefaultLogsSpecs):
 
     def message(self, local_rank: int) -> str:
         """The error message that a worker of the last attempt has written, or ''."""
+        return str(self._error(local_rank).get("message", ""))
+
+    def is_taken_over(self, result: RunResult) -> bool:
+        """Whether a worker ended because a later start of the run has taken over."""
+        ranks = [failure.local_rank for failure in result.failures.values()]
+        return any(self._error(rank).get("is_taken_over") for rank in ranks)
+
+    def _error(self, local_rank: int) -> dict[str, Any]:
+        """What `comm.write_error_file` has written in a worker of the last attempt, or nothing."""
         if self._last is None:
-            return ""
+            return {}
         path = Path(self._last.error_files[local_rank])
-        failure = ProcessFailure(local_rank, 0, 0, str(path)) if path.is_file() else None
-        return str(failure.error_file_data["message"]) if failure else ""
+        return ProcessFailure(local_rank, 0, 0, str(path)).error_file_data if path.is_file() else {}
 
     def failure(self, result: RunResult) -> WorkerFailed:
         """The first failure, with its last lines if they are not on the console."""

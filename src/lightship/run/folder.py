@@ -180,6 +180,17 @@ class RunFolder:
                 incompatible with those of an earlier start; there is no such checkpoint.
         """
         storage.check_writable(self.url)
+        start = self._choose(ckpt_path)
+        self.checkpoints.open_attempt()  # a start that was refused leaves the run to its owner
+        if self.checkpoints.has_changed():  # by an earlier start that still ran
+            start = self._choose(ckpt_path)
+        self._remove_temporaries()
+        self._remove_done(start)
+        config_file.write(self.url, self.config)
+        return start
+
+    def _choose(self, ckpt_path: str | None) -> Start:
+        """Where this start begins. Raises as `open`."""
         store = self.checkpoints
         where = f"--run.output {storage.redact(self.url)}"
         commits = list(store.commits())
@@ -202,10 +213,6 @@ class RunFolder:
         elif commits:
             logger.warning("no valid checkpoint found; starting from scratch")
         self._refuse_fewer(start)
-        store.open_attempt()  # the last: a start that is refused leaves the run to its owner
-        self._remove_temporaries()
-        self._remove_done(start)
-        config_file.write(self.url, self.config)
         return start
 
     def sees(self, attempt: str) -> bool:
