@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
+from lightship.checkpoint import store
 from lightship.commands import fit as run
 from lightship.commands import predict
 from lightship.commands.base import Command
@@ -193,6 +194,25 @@ def late() -> None:
 def impatient() -> None:
     """Wait a second for an output to be seen, as on a file system that is no NFS."""
     folder._SEEN_WITHIN_S = 1.0
+
+
+def slow_checkpoints() -> None:
+    """Each is written, and read by the ranks that did not choose it, later than timeout_s (3)."""
+
+    def late(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **how: Any) -> Any:
+            time.sleep(6)
+            return function(*arguments, **how)
+
+        return called
+
+    store.CheckpointStore._write = late(store.CheckpointStore._write)  # type: ignore[method-assign]
+    store.read_checkpoint = late(store.read_checkpoint)
+
+
+def validating() -> None:
+    """Note each batch of a validation in TEST_FOLDER/validated."""
+    _note_batches("validation_step", "validated")
 
 
 def predicting() -> None:

@@ -142,6 +142,29 @@ def test_a_frozen_worker_is_noticed(job, reference, measured) -> None:
     same(run, reference)
 
 
+def test_a_worker_frozen_in_validation_is_noticed(job) -> None:
+    """The others agree on stop requests there, in a process group of its own."""
+    run = job("--trainer.timeout_s=3")
+    agent = run.start(
+        "--trainer.devices=2", hook="validating", step_s=1,
+        PET_MAX_RESTARTS="0", PET_SHUTDOWN_TIMEOUT="2",
+    )  # fmt: skip
+    path = run.folder / "validated"
+    until(lambda: path.exists() and '"rank": 1' in path.read_text(), "rank 1 to validate")
+    os.kill(run.worker(1), signal.SIGSTOP)
+    assert agent.wait() == 74, agent.said
+    assert "no answer from rank 1 within --trainer.timeout_s" in agent.said
+
+
+def test_a_checkpoint_may_take_longer_than_the_timeout(job) -> None:
+    """To write, while the others train on, and to read."""
+    run = job("--trainer.timeout_s=3", "--run.checkpoint_every_steps=4")
+    for epochs in (1, 2):
+        flags = ("--trainer.devices=2", f"--trainer.max_epochs={epochs}")
+        agent = run.start(*flags, hook="slow_checkpoints", PET_MAX_RESTARTS="0")
+        assert agent.wait() == 0, agent.said
+
+
 def test_a_frozen_rank_0_is_noticed(job) -> None:
     """It keeps the store at which the others would report."""
     run = job("--trainer.timeout_s=3")
@@ -211,6 +234,18 @@ def test_workers_die_with_their_agent(job, reference, measured) -> None:
     same(run, reference)
 
 
+def test_a_run_that_is_started_twice_is_left_to_the_second(job, reference) -> None:
+    """The first does not restart in place: the two would take it from each other for ever."""
+    run = job()
+    first = run.start("--trainer.devices=2", step_s=0.5)
+    run.at_step(2)
+    second = run.start("--trainer.devices=2", step_s=SLOW_S)
+    assert ended(first, second) == [75, 0], first.said + second.said
+    assert "has taken over" in first.said
+    assert "restarting all ranks" not in first.said + second.said
+    same(run, reference)
+
+
 def test_a_lost_node_is_waited_for(job, reference, measured) -> None:
     run = job()
     agents = [hosting(run), run.start_node(step_s=SLOW_S)]
@@ -234,18 +269,6 @@ def test_a_node_that_gave_up_is_replaced(job, reference) -> None:
     assert agents[1].wait() == 1, agents[1].said
     assert "killed by SIGKILL" in agents[1].said
     agents[1] = run.start_node(step_s=SLOW_S)
-def test_a_run_that_is_started_twice_is_left_to_the_second(job, reference) -> None:
-    """The first does not restart in place: the two would take it from each other for ever."""
-    run = job()
-    first = run.start("--trainer.devices=2", step_s=0.5)
-    run.at_step(2)
-    second = run.start("--trainer.devices=2", step_s=SLOW_S)
-    assert ended(first, second) == [75, 0], first.said + second.said
-    assert "has taken over" in first.said
-    assert "restarting all ranks" not in first.said + second.said
-    same(run, reference)
-
-
     assert ended(*agents) == [0, 0], agents[0].said
     same(run, reference)
 

@@ -22,18 +22,26 @@ class CheckpointPolicy:
     seconds: float | None
     _begun: tuple[int, float] = field(default=(0, 0.0), init=False)
     _durable: tuple[int, float] = field(default=(0, 0.0), init=False)
+    _durable_for_all: int = field(default=0, init=False)
 
     def start(self, step: int) -> None:
         """Training starts at `step`, which is durable (or 0)."""
         self._begun = self._durable = step, time.monotonic()
+        self._durable_for_all = step
 
     def save_begun(self, step: int) -> None:
         """A save of `step` has started; at most one is in flight, so the one before is durable."""
+        self._durable_for_all = self._begun[0]
         self._durable, self._begun = self._begun, (step, time.monotonic())
 
     def save_durable(self) -> None:
-        """No save is in flight."""
+        """No save of this process is in flight."""
         self._durable = self._begun
+
+    def all_durable(self) -> None:
+        """All processes know that no save is in flight."""
+        self.save_durable()
+        self._durable_for_all = self._begun[0]
 
     @property
     def begun_step(self) -> int:
@@ -47,6 +55,10 @@ class CheckpointPolicy:
     def is_late(self) -> bool:
         """Whether a save is due by the clock of this process."""
         return self.seconds is not None and time.monotonic() - self._begun[1] >= self.seconds / 2
+
+    def may_be_reached(self, step: int) -> bool:
+        """Whether `is_reached` by steps may hold on any process: the same answer on all of them."""
+        return self.steps is not None and step - self._durable_for_all >= self.steps
 
     def is_reached(self, step: int) -> bool:
         """Whether the bound is reached: no further step before the save in flight is durable."""

@@ -90,8 +90,12 @@ def fit(command: Command) -> None:
         if config.optim.name != "muon-sgd":  # with its three rates
             logger.info(model.rates_line)
         with _resuming(start, stop):
+            if (
+                start.url is not None
+            ):  # kept for the trainer, whose ranks wait no longer than timeout_s
+                comm.on_every_rank(partial(store.peek, start.url))
             trainer.fit(model, datamodule=data, ckpt_path=start.url)
-        store.wait()
+        comm.on_rank_0(store.wait)  # however long it takes
         stop.end_training()
 
         best = _best(store)
@@ -328,7 +332,8 @@ def _evaluate(
     split = next((name for name in ("test", "val") if name in data.manifests), None)
     if split is None:
         return None, {}
-    model.load_state_dict(store.load_checkpoint(store.url_of(best))["state_dict"])
+    checkpoint = comm.on_every_rank(partial(store.load_checkpoint, store.url_of(best)))
+    model.load_state_dict(checkpoint["state_dict"])
     return split, evaluate(config, data, model, split, progress)
 
 

@@ -1,6 +1,7 @@
 """The checkpoint and the model of a command on a trained run."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from lightship import storage
@@ -74,12 +75,13 @@ def _read(command: Command) -> dict[str, Any]:
     config, choice = command.config, command.ckpt_path or "best"
     store = RunFolder(config).checkpoints if config.run.output is not None else None
     if store is None or choice not in ("best", "last"):
-        return load_ckpt_path(choice, MODEL_KEYS, store.url if store else "")
+        where = store.url if store else ""
+        return comm.on_every_rank(partial(load_ckpt_path, choice, MODEL_KEYS, where))
     commit = comm.broadcast_from_rank_0(store.best if choice == "best" else store.newest)
     if commit is None:
         where = storage.redact(str(config.run.output))
         raise ConfigError(f"--ckpt_path {choice}: no valid checkpoint under --run.output {where}")
-    return store.load_checkpoint(store.url_of(commit))
+    return comm.on_every_rank(partial(store.load_checkpoint, store.url_of(commit)))
 
 
 def build_model(checkpoint: dict[str, Any], command: Command) -> ImageClassifier:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lightship.distributed import comm
+
 
 class Agreement:
     """One small all-reduce every `every_steps` steps.
@@ -20,13 +22,16 @@ class Agreement:
     def open(self) -> None:
         """Make the group. Called on every rank before training. Blocks for the others."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
+            self._group = comm.new_cpu_group()
 
-    def any_rank(self, step: int, *flags: bool) -> list[bool]:
-        """Each flag as any rank has it; all False on the steps in between."""
+    def any_rank(self, step: int, *flags: bool, now: bool = False) -> list[bool]:
+        """Each flag as any rank has it; all False on the steps in between, unless it is `now`.
+
+        Every rank, with the same `step` and `now`; blocks for the others.
+        """
         if self._group is None:
             return list(flags)
-        if step % self.every_steps:
+        if step % self.every_steps and not now:
             return [False] * len(flags)
         raised = torch.tensor(flags, dtype=torch.uint8)
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group)

@@ -33,6 +33,7 @@ _REPORT_S = 0.5  # below the least --trainer.timeout_s
 _PIECE_BYTES = 2**24
 _DONE, _FAILED, _WORKING = range(3)
 _store: dist.Store | None = None
+_timeout: timedelta | None = None
 
 
 def init_process_group(timeout_s: float, on_cuda: bool) -> None:
@@ -53,8 +54,8 @@ def init_process_group(timeout_s: float, on_cuda: bool) -> None:
     # Lightning takes seconds to import, and an agent needs none of it.
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-    global _store
-    timeout = timedelta(seconds=timeout_s)
+    global _store, _timeout
+    timeout = _timeout = timedelta(seconds=timeout_s)
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]
     log.set_rank(int(os.environ["RANK"]))
     store, rank, world_size = open_store(timeout_s)
@@ -77,6 +78,14 @@ def _choose_gpu(local_rank: int) -> None:
             "the node (srun --gpus-per-node), not to each task (--gpus-per-task)"
         )
     torch.cuda.set_device(local_rank)
+
+
+def new_cpu_group() -> Any:
+    """All ranks once more, for CPU tensors, with the timeout of the first group, not torch's.
+
+    Every rank; blocks for the others.
+    """
+    return dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def destroy_process_group() -> None:
@@ -391,7 +400,7 @@ def write_error_file(error: BaseException) -> None:
         text = str(error) if isinstance(error, LightshipError) else f"{error!r}"
         trace = redact("".join(traceback.format_exception(error)))
         facts = {"message": redact(text), "timestamp": int(time.time()), "trace": trace}
+        facts["is_taken_over"] = isinstance(error, TakenOver)
         with open(f"{path}.part", "w") as file:
             json.dump(facts, file)
         os.replace(f"{path}.part", path)  # whole: the agent may end this process at any moment
-        facts["is_taken_over"] = isinstance(error, TakenOver)

@@ -21,19 +21,28 @@ class Run:
         self.lost = self.waits = 0
         self.saves: list[int] = []
         in_flight, durable = None, start
+        peer = CheckpointPolicy(bound.steps, bound.seconds)  # of a process that writes nothing
 
         def keep_within(step: int) -> None:
             nonlocal in_flight, durable
             written = in_flight is not None and step - in_flight >= write_steps
-            if in_flight is not None and not written and bound.is_reached(step):
+            may_block = peer.may_be_reached(step) or bound.steps is None  # all agree at these steps
+            assert peer.may_be_reached(step) == bound.may_be_reached(step)
+            if in_flight is not None and not written and may_block and bound.is_reached(step):
                 self.waits += 1
                 written = True
             if written:
                 durable, in_flight = in_flight, None
             if in_flight is None:
                 bound.save_durable()
+            peer.save_durable()
+            if peer.may_be_reached(step):
+                assert in_flight is None
+                bound.all_durable()
+                peer.all_durable()
 
         bound.start(start)
+        peer.start(start)
         for step in range(start + 1, start + steps + 1):
             clock_s[0] += 1
             self.lost = max(self.lost, step - durable)
@@ -43,6 +52,7 @@ class Run:
                 durable = durable if in_flight is None else in_flight  # one at most in flight
                 in_flight = step
                 bound.save_begun(step)
+                peer.save_begun(step)
                 keep_within(step)
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightship.checkpoint.policy import CheckpointPolicy
 from lightship.checkpoint.resumable import check_resumable
 from lightship.checkpoint.store import CheckpointStore
+from lightship.distributed import comm
 from lightship.distributed.agreement import Agreement
 from lightship.distributed.signals import RESPONSES, Phase, StopRequest
 from lightship.errors import Preempted
@@ -99,8 +100,7 @@ class Checkpointing(Checkpoint):
         if step == self._seen_step:
             return  # a part of a global batch, not a step
         self._seen_step = step
-        self._keep_within_bound(step)
-        stop, late = self.agreement.any_rank(step, bool(self.stop), self.bound.is_late())
+        stop, late = self._agree(step, bool(self.stop), self.bound.is_late())
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if last and not self._can_resume_into_validation(trainer):
             return  # on_train_epoch_end is next
@@ -171,29 +171,43 @@ class Checkpointing(Checkpoint):
         return (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
 
     def _save(self, trainer: Trainer) -> None:
+        comm.on_rank_0(self.store.wait)  # for the save before, which may take long
         trainer.save_checkpoint(self.store.path_of_step(trainer.global_step))
         self._validated, self._score = False, None
         self.bound.save_begun(trainer.global_step)
-        self._keep_within_bound(trainer.global_step)  # if no step may be lost
+        self._agree(trainer.global_step)  # if no step may be lost
 
-    def _keep_within_bound(self, step: int) -> None:
-        """Block on a write that takes too long. Rank 0 writes; collectives make the others wait.
+    def _agree(self, step: int, *flags: bool) -> list[bool]:
+        """Agree on flags, and on blocking on a write that takes too long. Every rank.
+
+        Rank 0 writes, and the others wait for it, however long it takes: see `comm.on_rank_0`.
 
         Raises:
             LightshipError: The last checkpoint could not be written.
         """
-        if self.store.is_saving:
-            if not self.bound.is_reached(step):
-                return
+        may_block = self.bound.may_be_reached(step)
+        *agreed, block = self.agreement.any_rank(
+            step, *flags, self._must_block(step), now=may_block
+        )
+        if block:
             began_s = time.monotonic()
-            self.store.wait()
+            comm.on_rank_0(self.store.wait)
             self._warn_of_blocking(time.monotonic() - began_s)
+        if block or may_block:
+            self.bound.all_durable()
+        return agreed
+
+    def _must_block(self, step: int) -> bool:
+        """Whether a write of this rank takes too long. Raises the error of one that failed."""
+        if self.store.is_saving:
+            return self.bound.is_reached(step)
         self.store.wait()
         self.bound.save_durable()
+        return False
 
     def _warn_of_blocking(self, waited_s: float) -> None:
         """Once, for more than a second."""
-        if waited_s > 1 and not self._has_warned:
+        if waited_s > 1 and not self._has_warned and comm.is_rank_0():
             self._has_warned = True
             logger.warning(
                 f"training blocked {waited_s:.1f} s on a checkpoint write, which takes longer than "
@@ -201,8 +215,7 @@ class Checkpointing(Checkpoint):
             )
 
     def _leave(self, trainer: Trainer) -> None:
-        self.store.wait()
-        trainer.strategy.barrier("saved")  # the first rank to exit ends the writer too
+        comm.on_rank_0(self.store.wait)  # the first rank to exit ends the writer too
         response = RESPONSES[Phase.TRAINING]
         raise Preempted(response.text(self.stop.number, trainer.global_step))
 
