@@ -90,9 +90,7 @@ def fit(command: Command) -> None:
         if config.optim.name != "muon-sgd":  # with its three rates
             logger.info(model.rates_line)
         with _resuming(start, stop):
-            if (
-                start.url is not None
-            ):  # kept for the trainer, whose ranks wait no longer than timeout_s
+            if start.url is not None:  # the trainer's ranks wait no longer than timeout_s for it
                 comm.on_every_rank(partial(store.peek, start.url))
             trainer.fit(model, datamodule=data, ckpt_path=start.url)
         comm.on_rank_0(store.wait)  # however long it takes
