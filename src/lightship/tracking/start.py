@@ -41,9 +41,9 @@ def run_id(stored: str | None = None) -> str:
 
 
 def is_run_id(text: str) -> bool:
-    """Whether W&B takes a text as a run's id."""
+    """Whether W&B takes a text as a run's id, and it is no damaged file's (U+FFFD)."""
     is_text = text.isprintable() and text == text.strip() and 1 <= len(text) <= _ID_LETTERS
-    return is_text and not re.search(r"[:;,#?/']", text)
+    return is_text and not re.search(r"[:;,#?/'\ufffd]", text)
 
 
 def start_tracking(

@@ -260,7 +260,7 @@ def test_any_name_of_an_output_will_do(tmp_path, name):
     assert read_wandb_file(path).exit_code == 0
 
 
-@pytest.mark.parametrize("text", ["a/b", "", " a", "a\n", "a\x00b", "\ufffd\x1b", "a:b", LONG])
+@pytest.mark.parametrize("text", ["a/b", "", " a", "a\n", "a\x00b", "\ufffd", "a:b", LONG])
 def test_a_stored_id_that_is_damaged_is_none(text):
     assert run_id(text) != text
     assert not is_run_id(text)
