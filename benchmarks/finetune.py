@@ -13,7 +13,7 @@ from benchmarks.finetune_data import NET, macro_f1
 from benchmarks.stream_peers import python_of
 from benchmarks.table import machine, print_table, run_json, spread
 from lightship.config import DataConfig
-from lightship.data.manifest import split_validation
+from lightship.data.held_out import split_validation
 from lightship.data.sources import layouts
 
 RUNS = int(os.environ.get("RUNS", "1"))
@@ -74,7 +74,6 @@ def _write_splits(root: str, path: str) -> None:
     """The images as lightship takes them, with its validation split, for the peers."""
     found = layouts.scan(root)
     train, val = split_validation(found["train"], DataConfig.val_fraction)
-    assert val is not None
     parts = {"train": train, "val": val, "test": found["test"]}
     samples = {
         name: [(m.url(m.file_index[i]), int(m.label[i])) for i in range(len(m))]

@@ -1,23 +1,29 @@
-"""One arm of the table `scale`: python -m benchmarks.scale_make SAMPLES.
+"""One arm of the table `scale`: python -m benchmarks.scale_make LAYOUT SAMPLES.
 
 What happens to a manifest once a run and once a node. Prints one line of JSON.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from benchmarks.scale_order import memory_mb
+from benchmarks import scale_manifest
 from lightship.data.columns import Columns
 from lightship.data.file_list import FileList
-from lightship.data.manifest import Manifest, split_validation
-from lightship.data.manifest_table import check_table, write_table
+from lightship.data.held_out import hold_out
+from lightship.data.manifest import Manifest
+from lightship.data.manifest_table import check_table, open_table, write_table
+from lightship.data.shards.index import INDEX, load_index, shard_sizes
 
+T = TypeVar("T")
 _FRACTION = 0.05
 
 
@@ -38,24 +44,50 @@ def folders(samples: int) -> Manifest:
     )
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Processor seconds."""
-    began_s = time.process_time()
-    work()
-    return time.process_time() - began_s
+def main(layout: str, samples: int) -> None:
+    """Measure each step: its processor time, and the memory that it allocates at most.
 
+    Memory by a second call, and of packed shards alone: tracing a name a sample takes minutes.
+    """
+    found = {}
 
-def main(samples: int) -> None:
-    """Measure each step."""
-    before_mb, manifest = memory_mb("VmHWM"), folders(samples)
-    found = {"hold_out_s": timed(lambda: split_validation(manifest, _FRACTION))}
-    with tempfile.TemporaryDirectory() as folder:
+    def step(name: str, work: Callable[[int], T]) -> T:
+        began_s = time.process_time()
+        result = work(0)
+        found[f"{name}_s"] = time.process_time() - began_s
+        if layout != "packed":
+            return result
+        tracemalloc.start()
+        result = work(1)
+        found[f"{name}_mb"] = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        return result
+
+    with tempfile.TemporaryDirectory(dir=os.environ.get("SCALE_DIR")) as folder:
+        if layout == "packed":
+            root = Path(folder, "packed")
+            root.mkdir()
+            scale_manifest.write(root / INDEX, samples)
+            listed = shard_sizes(open_table(Columns(root / INDEX))["train"])
+            listed[INDEX] = (root / INDEX).stat().st_size
+
+            def read_index(turn: int) -> Manifest:
+                os.environ["LIGHTSHIP_CACHE"] = f"{folder}/{turn}"  # another node
+                return load_index(str(root), INDEX, str(root), listed)["train"]
+
+            manifest = step("index", read_index)
+        else:
+            manifest = folders(samples)
+        held_out = step("hold_out", lambda _: hold_out(manifest, _FRACTION))
         path = Path(folder, "table")
-        found["write_s"] = timed(lambda: write_table(path, {"train": manifest}))
-        found["copy_s"] = timed(lambda: Columns(path).check_content())
-        found["check_s"] = timed(lambda: check_table(Columns(path)))
-    print(json.dumps({**found, "peak_mb": memory_mb("VmHWM") - before_mb}))
+        step(
+            "write",
+            lambda turn: write_table(Path(f"{path}{turn}"), {"train": manifest}, held_out),
+        )
+        step("copy", lambda _: Columns(Path(f"{path}0")).check_content())
+        step("check", lambda _: check_table(Columns(Path(f"{path}0"))))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

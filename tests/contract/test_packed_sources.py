@@ -163,7 +163,7 @@ def test_reading_the_index_opens_no_shard(store: str, monkeypatch) -> None:
         "lightship.storage.api.open_binary", lambda url: asked.append(url) or open_binary(url)
     )
     assert sum(len(manifest) for manifest in layouts.scan(root).values()) == len(FILES)
-    assert asked == [storage.join(root, INDEX)]
+    assert set(asked) == {storage.join(root, INDEX)}
 
 
 def test_shards_on_a_web_server_where_nothing_can_be_listed(tmp_path: Path, s3) -> None:

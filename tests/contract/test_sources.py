@@ -1,5 +1,6 @@
 """Every layout on every storage gives the same images, labels and order; wrong ones are told."""
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 
 from lightship import storage
-from lightship.data.manifest import Manifest, load_manifests, save_manifests
+from lightship.data import table_cache
+from lightship.data.manifest import Manifest
+from lightship.data.manifest_table import check_table, open_table, write_table
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts, roots
 from lightship.data.sources.split_names import splits_of_files
@@ -116,9 +119,11 @@ def test_every_layout_gives_the_same_images_labels_and_order(store, layout):
     root = LAYOUTS[layout](store)
     manifests = layouts.scan(root)
     assert_holds(manifests, expected(FILES))
-    url = storage.join(store, "kept.npz")
-    save_manifests(url, manifests)
-    assert_holds(load_manifests(url), expected(FILES))
+    url = storage.join(store, "kept.table")
+    table_cache.upload(table_cache.store(lambda path: write_table(path, manifests)), url)
+    kept = open_table(table_cache.fetch(table_cache.Table.at(url), check_table))
+    root = next(iter(manifests.values())).root
+    assert_holds({s: dataclasses.replace(m, root=root) for s, m in kept.items()}, expected(FILES))
 
 
 def test_without_splits_all_is_train(store):

@@ -116,16 +116,16 @@ def trace(path: str, point: str = "", nth: int = 0, pause_s: float = 0.0) -> Non
 
     def writing_file(url: str, path: Path) -> None:
         time.sleep(pause_s)
-        passes("before a shard")
-        os.write(file, f"{'/'.join(url.split('/')[-2:])}\n".encode())
+        is_index = url.endswith(INDEX)
+        passes("before the index" if is_index else "before a shard")
+        if not is_index:
+            os.write(file, f"{'/'.join(url.split('/')[-2:])}\n".encode())
         write_file(url, path)
-        passes("after a shard")
+        passes("after the index" if is_index else "after a shard")
 
     def writing_bytes(url: str, data: Any) -> None:
-        if url.endswith(INDEX):
-            passes("before the index")
         write_bytes(url, data)
-        for ending, name in ((INDEX, "index"), ("pack.json", "plan"), ("unfinished", "mark")):
+        for ending, name in (("pack.json", "plan"), ("unfinished", "mark")):
             if url.endswith(ending):
                 passes(f"after the {name}")
         if f"/{WORK}/" in url and url.endswith(".json"):

@@ -25,7 +25,8 @@ from lightship.config import PackConfig
 from lightship.data.columns import TRAILER_BYTES, Columns
 from lightship.data.images.decode import decode
 from lightship.data.images.limits import ImageLimits
-from lightship.data.manifest import Manifest, load_manifests, save_manifests
+from lightship.data.manifest import Manifest
+from lightship.data.manifest_npz import load_manifests
 from lightship.data.manifest_table import check_table, open_table, write_table
 from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX
@@ -51,6 +52,7 @@ from tests.support.images import (
     zipped,
 )
 from tests.support.little_fit import classifier
+from tests.support.older_manifest import save_manifests
 
 _LIMITS = ImageLimits(2**22)  # 4 million pixels: 80 MiB of a decoder at most
 
@@ -219,7 +221,7 @@ def _table() -> bytes:
         return path.read_bytes()
 
 
-def _open_table(data: bytes, folder: Path) -> None:
+def _sealed_table(data: bytes) -> bytes:
     """With the digests of the header and the columns, which anyone can compute, made right."""
     place = data.find(b'{"format"')
     header, end = data[place:-TRAILER_BYTES], data[-TRAILER_BYTES:]
@@ -230,7 +232,11 @@ def _open_table(data: bytes, folder: Path) -> None:
         data = data[:place] + header
         data += f"lightship columns 1 {len(header)} {digest}".ljust(TRAILER_BYTES - 1).encode()
         data += b"\n"
-    path = Path(_at(folder, data))
+    return data
+
+
+def _open_table(data: bytes, folder: Path) -> None:
+    path = Path(_at(folder, _sealed_table(data)))
     columns = Columns(path)
     columns.check_content()
     check_table(columns)
@@ -253,7 +259,7 @@ SOURCES = [
     _layout("parquet text", lambda: parquet(_set(), per_file=99, features=False), ".parquet"),
     _layout("cifar batch", _cifar, "data_batch_2"),
     _layout("cifar meta", _cifar, "batches.meta"),
-    _layout("pack index", _packed, INDEX, repair=_sealed),
+    _layout("pack index", _packed, INDEX, repair=_sealed_table),
     _layout("packed shard", _packed, ".tar"),
     _layout("pack.json", _packed, "pack.json"),
     Target("zip", lambda: [zipped(_set())], partial(_alone, "a.zip")),

@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,17 +27,48 @@ _MAGIC = "lightship columns"
 TRAILER_BYTES = 128
 _TRAILER = re.compile(rf"{_MAGIC} (\d{{1,9}}) (\d{{1,12}}) ([0-9a-f]{{64}}) *\n")
 _ALIGNED, _MAX_HEADER_BYTES, _MAX_CONTAINERS = 64, 2**26, 2**20
-_PIECE_BYTES = 4 * 2**20
+_PIECE_BYTES, _PIECE_ROWS = 4 * 2**20, 2**19
 _FREE_ROWS, _MAX_ROWS_PER_BYTE = 2**20, 16  # of columns that take no bytes
 _TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "i8")
 """In the order in which they are tried."""
 
 
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The values of a column, or some of them in its order, in arrays of 4 MiB at most.
+
+    Attributes:
+        values: [N] of any integer type.
+        chosen: [N] bool: which; None: all.
+        numbers: What stands for each value; None: itself.
+    """
+
+    values: np.ndarray
+    chosen: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.values), _PIECE_ROWS):
+            part = slice(start, start + _PIECE_ROWS)
+            piece = self.values[part]
+            if self.chosen is not None:
+                piece = piece[self.chosen[part]]
+            yield piece if self.numbers is None else self.numbers[piece]
+
+    def __len__(self) -> int:
+        return len(self.values) if self.chosen is None else int(np.count_nonzero(self.chosen))
+
+    def bounds(self) -> tuple[int, int]:
+        """The least and the greatest value; (0, 0) if there is none."""
+        found = [(int(piece.min()), int(piece.max())) for piece in self if len(piece)] or [(0, 0)]
+        return min(low for low, _ in found), max(high for _, high in found)
+
+
 class ColumnWriter:
-    """Writes a file, in memory of a piece of 4 MiB.
+    """Writes a file, in memory of a piece.
 
     Args:
-        file: Open and empty.
+        file: Open for writing and reading, and empty.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -45,23 +76,33 @@ class ColumnWriter:
         self._content = hashlib.sha256()
         self._columns: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, values: np.ndarray) -> None:
-        """Append a column, [N] of any integer type."""
-        if len(values) and (low := int(values.min())) == (high := int(values.max())):
-            self._columns[name] = {"count": len(values), "value": low}
+    def add(self, name: str, pieces: Pieces) -> None:
+        """Append a column."""
+        low, high = pieces.bounds()
+        count = len(pieces)
+        if count and low == high:
+            self._columns[name] = {"count": count, "value": low}
             return
-        if not len(values):
-            low = high = 0
         dtype = next(
             np.dtype(f"<{kind}")
             for kind in _TYPES
             if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
         )
         self._put(bytes(-self._at % _ALIGNED))
-        self._columns[name] = {"count": len(values), "type": dtype.str[1:], "start": self._at}
-        step = _PIECE_BYTES // dtype.itemsize
-        for start in range(0, len(values), step):
-            self._put(np.ascontiguousarray(values[start : start + step], dtype=dtype).data)
+        self._columns[name] = {"count": count, "type": dtype.str[1:], "start": self._at}
+        for piece in pieces:
+            self._put(np.ascontiguousarray(piece, dtype=dtype).data)
+
+    def read(self, name: str) -> np.ndarray:
+        """A column that was added, [N], mapped from the file."""
+        about = self._columns[name]
+        if "value" in about:
+            return np.broadcast_to(_constant(about["value"]), (about["count"],))
+        if not about["count"]:
+            return np.zeros(0, dtype=np.int64)
+        self._file.flush()
+        memory = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(memory, f"<{about['type']}", about["count"], about["start"])
 
     def finish(self, about: Mapping[str, Any]) -> str:
         """Write the header, with `about` in it, and the trailer; the file's digest."""

@@ -19,8 +19,9 @@ from lightship import storage
 from lightship.config import NAMED_SETS, DataConfig
 from lightship.data.bad_samples import BadSamples
 from lightship.data.decoded_cache import DecodedCache, key_of_split
+from lightship.data.held_out import split_validation
 from lightship.data.images.limits import ImageLimits
-from lightship.data.manifest import Manifest, split_validation
+from lightship.data.manifest import Manifest
 from lightship.data.regime import choose_regime, is_streamed, resize_of, side_of_first
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
@@ -81,8 +82,7 @@ def main() -> None:
     threading.Thread(target=_end_with_owner, daemon=True).start()
     splits = layouts.scan(config.root, config.root_md5)
     if "val" not in splits and "train" in splits and config.val_fraction > 0:
-        splits["train"], val = split_validation(splits["train"], config.val_fraction)
-        splits |= {"val": val} if val is not None else {}
+        splits["train"], splits["val"] = split_validation(splits["train"], config.val_fraction)
     size_px = config.image_size_px
     for name in ("train", "val", "test"):
         if name in splits:

@@ -34,6 +34,19 @@ class FileList(Sequence[str]):
             sizes.append(np.array([len(name) + 1 for name in some], dtype=np.int64))
         return cls(bytes(text[:-1]), np.cumsum(np.concatenate(sizes)))
 
+    def select(self, chosen: np.ndarray) -> "FileList":
+        """The names whose entry of `chosen` ([F] bool) is true."""
+        if chosen.all():
+            return self
+        text, sizes = bytearray(), [np.zeros(1, dtype=np.int64)]
+        for first in range(0, len(self), _AT_ONCE):
+            starts = self.starts[first : first + _AT_ONCE + 1].astype(np.int64)
+            size, some = np.diff(starts), chosen[first : first + _AT_ONCE]
+            piece = bytes(self.text[starts[0] : starts[-1]]).ljust(starts[-1] - starts[0], b"\0")
+            text += np.frombuffer(piece, dtype=np.uint8)[np.repeat(some, size)].tobytes()
+            sizes.append(size[some])
+        return FileList(bytes(text[:-1]), np.cumsum(np.concatenate(sizes)))
+
     @classmethod
     def from_text(cls, text: bytes) -> "FileList":
         """From `text` alone.

@@ -1,10 +1,11 @@
-"""All splits of a run as one file, which every process of a node maps into memory.
+"""All splits as one file, which every process of a node maps into memory: of a run, or of a pack.
 
 Beside the columns (see `columns.py`) it holds what would take a pass over them: bytes of a split,
 fingerprint, row groups, the first sample without a label. So a process starts in time and memory
 that do not depend on the number of samples.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,50 +13,87 @@ from typing import Any
 
 import numpy as np
 
-from lightship.data.columns import Columns, ColumnWriter
+from lightship.data.columns import Columns, ColumnWriter, Pieces
 from lightship.data.file_list import FileList
-from lightship.data.manifest import Manifest, check_description
+from lightship.data.manifest import Manifest
 from lightship.data.mapped_split import NUMBERS, MappedSplit
 from lightship.errors import DataError
 from lightship.redaction import canonical
 from lightship.storage.bounds import MAX_FILE_BYTES
 from lightship.storage.urls import stays_inside
 
-_AT_ONCE = 2**20
+_CONTAINERS = ("bytes", "gzip", "parquet")
 
 
-def write_table(path: Path, manifests: Mapping[str, Manifest]) -> str:
+def write_table(
+    path: Path, manifests: Mapping[str, Manifest], held_out: np.ndarray | None = None
+) -> str:
     """Write all splits, which have the same classes, to a new file; its digest. Blocks.
 
-    The same splits give the same bytes.
+    The same splits give the same bytes. Columns are read and written piece by piece.
+
+    Args:
+        path: Of the file.
+        manifests: The splits.
+        held_out: [N] bool: the samples of train that become val; None: the splits as they are.
     """
-    summaries: dict[str, Any] = {}
-    with path.open("xb") as file:
+    parts: dict[str, tuple[Manifest, np.ndarray | None]]
+    parts = {split: (manifest, None) for split, manifest in manifests.items()}
+    if held_out is not None:
+        train = manifests["train"]
+        parts |= {"train": (train, ~held_out), "val": (train, held_out)}
+    with path.open("x+b") as file:
         out = ColumnWriter(file)
-        for split, manifest in manifests.items():
-            for column in NUMBERS:
-                out.add(f"{split}.{column}", getattr(manifest, column))
-            _add_names(out, f"{split}.files", FileList.of(manifest.files))
-            if manifest.members is not None:
-                _add_names(out, f"{split}.members", FileList.of(manifest.members))
-            if manifest.container == "parquet":
-                out.add(f"{split}.edges", manifest.block_edges())
-            summaries[split] = {
-                "root": canonical(manifest.root),
-                "size_bytes": manifest.size_bytes,
-                "first_unlabelled": manifest.first_unlabelled,
-                "fingerprint": manifest.fingerprint(),
-                "container": manifest.container,
-                "encoding": manifest.encoding,
-                "not_read": manifest.not_read,
-            }
-            class_names = manifest.class_names
+        summaries = {split: _write_split(out, split, *part) for split, part in parts.items()}
+        class_names = next(iter(manifests.values())).class_names
         return out.finish({"class_names": class_names, "splits": summaries})
 
 
+def _write_split(
+    out: ColumnWriter, split: str, manifest: Manifest, chosen: np.ndarray | None
+) -> dict[str, Any]:
+    """Write the columns of the `chosen` samples ([N] bool; None: of all); their summary."""
+    files = FileList.of(manifest.files)
+    members = None if manifest.members is None else FileList.of(manifest.members)
+    columns = {name: Pieces(getattr(manifest, name), chosen) for name in NUMBERS}
+    if chosen is not None:
+        files, numbers = manifest.files_of(columns["file_index"])
+        columns["file_index"] = replace(columns["file_index"], numbers=numbers)
+        members = None if members is None else members.select(chosen)
+    for name, pieces in columns.items():
+        out.add(f"{split}.{name}", pieces)
+    _add_names(out, f"{split}.files", files)
+    if members is not None:
+        _add_names(out, f"{split}.members", members)
+    written: dict[str, Any] = {name: out.read(f"{split}.{name}") for name in NUMBERS}
+    rows = replace(manifest, files=files, members=members, mapped=None, **written)
+    if rows.container == "parquet":
+        out.add(f"{split}.edges", Pieces(rows.block_edges()))
+    return {
+        "root": canonical(rows.root),
+        "size_bytes": rows.size_bytes,
+        "first_unlabelled": rows.first_unlabelled,
+        "fingerprint": rows.fingerprint(),
+        "container": rows.container,
+        "encoding": rows.encoding,
+        "not_read": rows.not_read,
+    }
+
+
 def _add_names(out: ColumnWriter, name: str, names: FileList) -> None:
-    out.add(name, np.frombuffer(names.text, dtype=np.uint8))
-    out.add(f"{name}.starts", names.starts)
+    out.add(name, Pieces(np.frombuffer(names.text, dtype=np.uint8)))
+    out.add(f"{name}.starts", Pieces(names.starts))
+
+
+def columns_of(manifests: Mapping[str, Manifest]) -> Columns | None:
+    """The file whose splits these are, all of them as it has them; None: there is none."""
+    summaries = [manifest.summary for manifest in manifests.values()]
+    found = {summary.columns for summary in summaries if summary}
+    if None in summaries or len(found) != 1:
+        return None
+    [columns] = found
+    splits = [summary.split for summary in summaries if summary]
+    return columns if splits == list(manifests) == list(columns.header["splits"]) else None
 
 
 def open_table(columns: Columns) -> dict[str, Manifest]:
@@ -87,55 +125,71 @@ def check_table(columns: Columns) -> None:
     Raises:
         DataError: It is damaged.
     """
-    path, splits = columns.path, open_table(columns)
+    where, splits = str(columns.path), open_table(columns)
     if not splits:
-        raise DataError(f"{path} is damaged: it has no split")
+        raise DataError(f"{where} is damaged: it has no split")
     for split, manifest in splits.items():
-        if not len(manifest):
-            raise DataError(f"{path} is damaged: {split} has no sample")
-        bounds = {
-            "file_index": (0, len(manifest.files)),
-            "label": (-1, len(manifest.class_names)),
-            "crc32": (-1, 2**32),
-        }
-        total, first_unlabelled = 0, None
-        for start in range(0, len(manifest), _AT_ONCE):
-            for column in NUMBERS:
-                values = getattr(manifest, column)[start : start + _AT_ONCE]
-                least, end = bounds.get(column, (0, MAX_FILE_BYTES))
-                low, high = int(values.min()), int(values.max())
-                if not least <= low <= high < end:
-                    raise DataError(
-                        f"{path} is damaged: {split}.{column} goes from {low} to {high}"
-                    )
-                if column == "length":
-                    total += int(values.sum(dtype=np.int64))
-                if column == "label" and low < 0 and first_unlabelled is None:
-                    first_unlabelled = start + int(np.argmax(values < 0))
-        mapped = manifest.mapped
-        assert mapped is not None
-        if (total, first_unlabelled) != (mapped.size_bytes, mapped.first_unlabelled):
-            raise DataError(f"{path} is damaged: the summary of {split} is not that of its columns")
-        _check_names(path, manifest)
-        _check_edges(path, manifest)
-        if replace(manifest, mapped=None).fingerprint() != mapped.fingerprint:
-            raise DataError(f"{path} is damaged: fingerprint of {split} differs")
+        rows = replace(manifest, mapped=None)
+        check_split(where, split, rows, manifest.fingerprint())
+        summaries = [(each.size_bytes, each.first_unlabelled) for each in (rows, manifest)]
+        if summaries[0] != summaries[1]:
+            raise DataError(f"{where}: the summary of {split} is not that of its columns")
+        if isinstance(manifest.members, FileList) and not manifest.members.is_whole():
+            raise DataError(f"{where} is damaged: its members do not follow one another")
+        _check_edges(where, manifest)
 
 
-def _check_names(path: Path, manifest: Manifest) -> None:
-    """Refuse names that are no text, overlap, or lie outside the root."""
-    assert isinstance(manifest.files, FileList)
-    for names in (manifest.files, manifest.members):
-        if isinstance(names, FileList) and not names.is_whole():
-            raise DataError(f"{path} is damaged: its names do not follow one another")
-    for file in manifest.files:
-        if not stays_inside(file):  # whatever root takes the place of the file's own
-            raise DataError(f"{path} names {file!r:.80}, which is not below its root")
-
-
-def _check_edges(path: Path, manifest: Manifest) -> None:
+def _check_edges(where: str, manifest: Manifest) -> None:
     """Refuse row groups that do not divide the samples."""
     if manifest.container == "parquet":
         edges = manifest.block_edges()
         if len(edges) < 2 or edges[0] or edges[-1] != len(manifest) or (np.diff(edges) <= 0).any():
-            raise DataError(f"{path} is damaged: its row groups do not divide its samples")
+            raise DataError(f"{where} is damaged: its row groups do not divide its samples")
+
+
+def check_split(where: str, split: str, manifest: Manifest, fingerprint: str) -> None:
+    """Refuse a split of a file that no scan makes. Reads it piece by piece.
+
+    Args:
+        where: What to call the file.
+        split: Name of the split.
+        manifest: The split, which `check_description` has accepted, with columns of one length.
+        fingerprint: What it is said to be.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    if not len(manifest):
+        raise DataError(f"{where} is damaged: {split} has no sample")
+    bounds = {
+        "file_index": (0, len(manifest.files)),
+        "label": (-1, len(manifest.class_names)),
+        "crc32": (-1, 2**32),
+    }
+    for column in NUMBERS:
+        least, end = bounds.get(column, (0, MAX_FILE_BYTES))
+        low, high = Pieces(getattr(manifest, column)).bounds()
+        if not least <= low <= high < end:
+            raise DataError(f"{where} is damaged: {split}.{column} goes from {low} to {high}")
+    if not manifest.length.sum(dtype=np.float64) < 2**62:
+        raise DataError(f"{where} is damaged: {split} has more bytes than there are")
+    assert isinstance(manifest.files, FileList)
+    if not manifest.files.is_whole():
+        raise DataError(f"{where} is damaged: its names do not follow one another")
+    for file in manifest.files:
+        if not stays_inside(file):  # whatever root takes the place of the file's own
+            raise DataError(f"{where} names {file!r:.80}, which is not below its root")
+    if manifest.fingerprint() != fingerprint:
+        raise DataError(f"{where} is damaged: fingerprint of {split} differs")
+
+
+def check_description(split: str, manifest: Manifest) -> None:
+    """Raise ValueError for class names, a root, a container or an encoding that no scan gives."""
+    names = manifest.class_names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"the class names of {split} are {names!r:.80}")
+    text = (manifest.root, manifest.container, manifest.encoding, manifest.not_read)
+    is_text = all(isinstance(each, str) for each in text)
+    is_known = is_text and re.fullmatch(r"image|raw:\d+x\d+x\d+", text[2])
+    if not is_known or text[1] not in _CONTAINERS:
+        raise ValueError(f"the root, container and encoding of {split} are {text[:3]!r:.80}")

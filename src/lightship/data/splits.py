@@ -11,8 +11,10 @@ from typing import NamedTuple
 from lightship import storage
 from lightship.config import DataConfig
 from lightship.data import table_cache
-from lightship.data.manifest import Manifest, load_manifests, split_validation
-from lightship.data.manifest_table import check_table, open_table, write_table
+from lightship.data.held_out import hold_out
+from lightship.data.manifest import Manifest
+from lightship.data.manifest_npz import load_manifests
+from lightship.data.manifest_table import check_table, columns_of, open_table, write_table
 from lightship.data.sources import layouts, roots
 from lightship.data.table_cache import Table
 from lightship.distributed import comm
@@ -42,10 +44,10 @@ def scan_splits(config: DataConfig, need: str) -> Scanned:
     """
 
     def find() -> Scanned:
-        splits = _scan(config)
+        table = _scan(config, None)
+        splits = open_table(table_cache.fetch(table))
         _check_split(config, splits, need)
-        sizes = {split: len(manifest) for split, manifest in splits.items()}
-        return Scanned(_write_and_upload(splits, None), sizes)
+        return Scanned(table, {split: len(manifest) for split, manifest in splits.items()})
 
     return comm.broadcast_from_rank_0(find)
 
@@ -85,16 +87,23 @@ def _check_split(config: DataConfig, splits: Mapping[str, Manifest], need: str) 
         )
 
 
-def _scan(config: DataConfig) -> dict[str, Manifest]:
-    """The splits, part of train held out where there is no val. Rank 0; blocks."""
-    return _with_val(config, layouts.scan(config.root, config.root_md5))
+def _scan(config: DataConfig, url: str | None) -> Table:
+    return _store(config, layouts.scan(config.root, config.root_md5), url)
 
 
-def _with_val(config: DataConfig, splits: dict[str, Manifest]) -> dict[str, Manifest]:
-    if "val" in splits or "train" not in splits or config.val_fraction == 0:
-        return splits
-    train, val = split_validation(splits["train"], config.val_fraction)
-    return {**splits, "train": train} | ({"val": val} if val is not None else {})
+def _store(config: DataConfig, splits: Mapping[str, Manifest], url: str | None) -> Table:
+    """The table of the splits, part of train held out where there is no val. Rank 0; blocks.
+
+    The index of a pack that has val, or from which nothing is held out, is that table as it lies.
+    """
+    held_out = None
+    if "val" not in splits and "train" in splits and config.val_fraction:
+        held_out = hold_out(splits["train"], config.val_fraction)
+    if held_out is None and (columns := columns_of(splits)):
+        table = Table(columns.digest, columns.size_bytes, None)
+    else:
+        table = table_cache.store(lambda path: write_table(path, splits, held_out))
+    return table if url is None else table_cache.upload(table, url)
 
 
 def _load_or_scan(
@@ -102,7 +111,7 @@ def _load_or_scan(
 ) -> Table:
     """The table, on rank 0's node and, with a folder, there. Rank 0; blocks."""
     if cache_url is None:
-        return scanned.table if scanned else _write_and_upload(_scan(config), None)
+        return scanned.table if scanned else _scan(config, None)
     source = f"{canonical(config.root)}\n{config.root_md5}"
     url, older_url = (
         storage.join(cache_url, f"manifest-{hashlib.sha256(text.encode()).hexdigest()[:12]}{kind}")
@@ -117,9 +126,8 @@ def _load_or_scan(
         return table_cache.upload(scanned.table, url)
     if use_saved and storage.exists(older_url):  # of a run begun by 0.1.0
         with _scanning_again_if_damaged():
-            saved = load_manifests(older_url)
-            return _write_and_upload(_with_val(config, saved), url)
-    return _write_and_upload(_scan(config), url)
+            return _store(config, load_manifests(older_url), url)
+    return _scan(config, url)
 
 
 @contextmanager
@@ -129,11 +137,6 @@ def _scanning_again_if_damaged() -> Iterator[None]:
         yield
     except DataError as error:
         logger.warning(f"{error}; scanning --data.root again")
-
-
-def _write_and_upload(splits: Mapping[str, Manifest], url: str | None) -> Table:
-    table = table_cache.store(lambda path: write_table(path, splits))
-    return table if url is None else table_cache.upload(table, url)
 
 
 def _on_every_rank(config: DataConfig, find: Callable[[], Table]) -> dict[str, Manifest]:
@@ -173,9 +176,8 @@ def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manife
     """
 
     def find() -> Table:
-        return _write_and_upload(
-            {"predict": layouts.scan_images(config.root, config.root_md5, leave_out)}, None
-        )
+        images = layouts.scan_images(config.root, config.root_md5, leave_out)
+        return table_cache.store(lambda path: write_table(path, {"predict": images}))
 
     return _on_every_rank(config, find)["predict"]
 

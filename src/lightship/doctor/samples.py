@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -13,10 +13,10 @@ from lightship.config import DataConfig
 from lightship.data.images.decode import decode
 from lightship.data.images.limits import ImageLimits
 from lightship.data.images.resize import decode_square
-from lightship.data.manifest import Manifest, load_manifests
+from lightship.data.manifest import Manifest
 from lightship.data.regime import side_of
 from lightship.data.sample_reader import plan_spans, read_samples
-from lightship.data.shards.index import INDEX
+from lightship.data.shards.index import INDEX, INDEX_0_1, index_in, read_index
 from lightship.data.sources.cifar import ENCODING
 from lightship.data.sources.detect import (
     LOOKED_FOR,
@@ -41,7 +41,7 @@ _SPANS_BYTES = 16 * 2**20
 _PIECE_BYTES = 4 * 2**20  # as the stream's blocks
 _HEAD_BYTES = 2 * 2**20
 _CIFAR_ROW_BYTES = 3073.0
-_DECODED = 16
+_DECODED, _MAX_FIRST = 16, 2**16
 TAR_SHARDS = "tar shards"
 """The layout whose content only reading all of it tells."""
 
@@ -116,7 +116,10 @@ def first_samples(context: Context) -> FirstSamples:
             return FirstSamples("an archive", _pieces(url, {"": size}), whole_bytes=size)
         url = inside_if_zip(str(kept), is_download=True)
     elif may_be_packed(url):
-        return _indexed(url)
+        try:
+            return _indexed(url, INDEX)
+        except (storage.NotFound, storage.Denied):
+            return _indexed(url, INDEX_0_1)
     else:
         url = inside_if_zip(url)
     try:
@@ -130,8 +133,8 @@ def first_samples(context: Context) -> FirstSamples:
 
 def _listed(url: str, sizes: dict[str, int]) -> FirstSamples:
     """Of the largest kind of these files (path -> bytes); the path "" is the root itself."""
-    if INDEX in sizes:
-        return _indexed(url)
+    if name := index_in(sizes):
+        return _indexed(url, name)
     if "" in sizes:
         kinds = {kind_of_file(url, sizes[""], storage.redact(url)): [""]}
     elif not (kinds := files_by_kind(sizes)):
@@ -177,16 +180,16 @@ def _mean(lengths: Sequence[int] | np.ndarray) -> float | None:
     return float(np.mean(lengths)) if len(lengths) else None
 
 
-def _indexed(url: str) -> FirstSamples:
+def _indexed(url: str, name: str) -> FirstSamples:
     """Packed shards, whose index tells all."""
-    manifests = load_manifests(storage.join(url, INDEX))
+    manifests = read_index(url, name)
     split = "train" if "train" in manifests else min(manifests)
-    return _of_manifest(replace(manifests[split], root=url), "packed shards")
+    return _of_manifest(manifests[split], "packed shards")
 
 
 def _of_manifest(manifest: Manifest, layout: str) -> FirstSamples:
-    count = int(np.searchsorted(np.cumsum(manifest.length), _SPANS_BYTES)) + 1
-    ids = np.arange(min(count, len(manifest)))
+    count = int(np.searchsorted(np.cumsum(manifest.length[:_MAX_FIRST]), _SPANS_BYTES)) + 1
+    ids = np.arange(min(count, len(manifest), _MAX_FIRST))
     in_place = ids[np.lexsort((manifest.offset[ids], manifest.file_index[ids]))]
     images = []
     for _, data in read_samples(manifest, ids[:_DECODED]):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightship.data.columns import TRAILER_BYTES, Columns, ColumnWriter
+from lightship.data.columns import TRAILER_BYTES, Columns, ColumnWriter, Pieces
 from lightship.errors import DataError
 from lightship.versions import NewerVersion
 
@@ -17,7 +17,7 @@ def written(path: Path, **columns: np.ndarray) -> Path:
     with path.open("wb") as file:
         out = ColumnWriter(file)
         for name, values in columns.items():
-            out.add(name, values)
+            out.add(name, Pieces(values))
         out.finish({"more": 1})
     return path
 

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,8 +19,11 @@ import pytest
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data.manifest import Manifest, load_manifests, save_manifests
+from lightship.data.manifest import Manifest
+from lightship.data.manifest_npz import load_manifests
+from lightship.data.manifest_table import write_table
 from lightship.data.sample_reader import read_samples
+from lightship.data.shards.index import INDEX
 from lightship.data.sources import layouts
 from lightship.data.splits import load_splits
 from lightship.errors import DataError
@@ -35,6 +39,7 @@ from tests.support.images import (
     webdataset,
     zipped,
 )
+from tests.support.older_manifest import save_manifests
 
 FILES = little_set(("train",))
 PNG = FILES["train/ant/000.png"]
@@ -216,13 +221,16 @@ def wide(count: int) -> bytes:
     return table(**{f"train__{name}": zeros for name in names})
 
 
-def valid(**changed: Any) -> bytes:
-    """A table with its right fingerprint."""
+def one_sample(**changed: Any) -> dict[str, Manifest]:
     columns = {"file_index": [0], "offset": [512], "length": [9], "label": [0], "crc32": [-1]}
     arrays: Any = {name: np.array(values, "i8") for name, values in columns.items()}
     values: dict[str, Any] = {"files": ["x.tar"], "class_names": ["a", "b"], **arrays, **changed}
-    manifest = Manifest(root="", container="bytes", encoding="image", **values)
-    save_manifests("memory://hostile-table", {"train": manifest})
+    return {"train": Manifest(root="", container="bytes", encoding="image", **values)}
+
+
+def valid(**changed: Any) -> bytes:
+    """A table of 0.1.0 with its right fingerprint."""
+    save_manifests("memory://hostile-table", one_sample(**changed))
     return storage.read_bytes("memory://hostile-table")
 
 
@@ -243,21 +251,24 @@ TABLES: dict[str, Callable[[], bytes]] = {
     "nested header": lambda: table(header=b"[" * 2**26),
     "long header": lambda: table(header=b"[],".join([b""] * 2**24)),
     "header of numbers": lambda: table(header=b"9" * 2**20),
-    "offset below 0": lambda: valid(offset=np.array([-512])),
-    "length below 0": lambda: valid(length=np.array([-9])),
-    "length 2^61": lambda: valid(length=np.array([2**61])),
-    "file beyond": lambda: valid(file_index=np.array([7])),
-    "label beyond": lambda: valid(label=np.array([2])),
-    "file above": lambda: valid(files=["../../x.tar"]),
-    "file of another URL": lambda: valid(files=["a::http://127.0.0.1:9/x.png"]),
-    "file that is not there": lambda: valid(files=["/etc/passwd"]),
-    "beyond its shard": lambda: valid(offset=np.array([10**6])),
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "offset below 0": {"offset": np.array([-512])},
+    "length below 0": {"length": np.array([-9])},
+    "length 2^61": {"length": np.array([2**61])},
+    "file beyond": {"file_index": np.array([7])},
+    "label beyond": {"label": np.array([2])},
+    "file above": {"files": ["../../x.tar"]},
+    "file of another URL": {"files": ["a::http://127.0.0.1:9/x.png"]},
+    "file that is not there": {"files": ["/etc/passwd"]},
+    "beyond its shard": {"offset": np.array([10**6])},
 }
 
 
 def test_tables_that_attack(tmp_path):
     roots = {}
-    for name, data in TABLES.items():
+    tables = TABLES | {name: partial(valid, **changed) for name, changed in WRONG.items()}
+    for name, data in tables.items():
         roots[name] = (
             put(str(tmp_path / name), {"lightship-index.npz": data(), "x.tar": bytes(10240)}),
         )
@@ -265,6 +276,27 @@ def test_tables_that_attack(tmp_path):
     assert all("lightship-index.npz" in text for text in said.values())
     assert "not below" in said["file above"]
     assert "not below" in said["file of another URL"]
+
+
+def test_indexes_that_attack(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTSHIP_CACHE", str(tmp_path / "cache"))
+    roots = {}
+    for name, changed in {**WRONG, "sparse": {}, "no trailer": {}, "right": {}}.items():
+        roots[name] = (put(str(tmp_path / name), {"x.tar": bytes(10240)}),)
+        write_table(tmp_path / name / INDEX, one_sample(**changed))
+    sparse_index = tmp_path / "sparse" / INDEX
+    end = sparse_index.read_bytes()
+    sparse(sparse_index, 40 * 2**30)
+    with sparse_index.open("ab") as file:
+        file.write(end)
+    sparse(tmp_path / "no trailer" / INDEX, 40 * 2**30)
+    assert call_bounded(scan, *roots.pop("right"), max_mib=100).result == 1
+    said = refusals(scan, roots, max_mib=100, max_s=60)
+    assert all(INDEX in text for text in said.values())
+    assert "more than the shards" in said["sparse"]
+    assert "not below" in said["file above"]
+    assert "not below" in said["file of another URL"]
+    assert len(list((tmp_path / "cache/tables").iterdir())) <= 3, "no copy of what is refused"
 
 
 def test_a_right_table_is_read(tmp_path):

@@ -16,7 +16,8 @@ from lightship.config import DataConfig
 from lightship.data import table_cache
 from lightship.data.columns import Columns
 from lightship.data.file_list import FileList
-from lightship.data.manifest import Manifest, save_manifests, split_validation
+from lightship.data.held_out import hold_out, split_validation
+from lightship.data.manifest import Manifest
 from lightship.data.manifest_table import check_table, open_table, write_table
 from lightship.data.mapped_split import NUMBERS
 from lightship.data.order_versions import order_of
@@ -26,6 +27,7 @@ from lightship.data.splits import load_splits
 from lightship.data.streaming import pickle_with_files
 from lightship.errors import ConfigError, DataError
 from tests.support.images import encoded, put
+from tests.support.older_manifest import save_manifests
 from tests.unit.data.test_manifest import manifest_of
 
 PNG = encoded(np.zeros((8, 8, 3), dtype=np.uint8))
@@ -83,9 +85,30 @@ def test_what_changes_a_mapped_manifest_changes_what_is_known_of_it(tmp_path: Pa
         assert_equal(dataclasses.replace(mapped, **change), dataclasses.replace(whole, **change))
     assert_equal(mapped.take([4, 0]), whole.take([4, 0]))
     for a, b in zip(split_validation(mapped, 0.4), split_validation(whole, 0.4), strict=True):
-        assert a is not None
-        assert b is not None
         assert_equal(a, b)
+
+
+@pytest.mark.parametrize("samples", [5, 3 * 10**6])
+def test_what_is_held_out_is_written_piece_by_piece_as_if_it_had_been_taken(
+    tmp_path: Path, samples: int
+) -> None:
+    labels = np.arange(samples) % 3 - (samples == 5)
+    whole = dataclasses.replace(
+        manifest_of([0, 1, 2]), label=labels, length=np.arange(samples) % 250 + 5,
+        file_index=np.arange(samples) * 400 // samples, offset=np.arange(samples) % 999,
+        crc32=np.arange(samples), files=[f"{i:{i % 7 + 1}}é" for i in range(400)],
+        members=[str(i) for i in range(samples)] if samples == 5 else None,
+    )  # fmt: skip
+    mapped = tabled(tmp_path / "whole", train=whole, test=whole.take([1]))
+    train, val = split_validation(whole, 0.4)
+    write_table(tmp_path / "taken", {"train": train, "test": whole.take([1]), "val": val})
+    held_out = hold_out(mapped["train"], 0.4)
+    tracemalloc.start()
+    write_table(tmp_path / "held out", mapped, held_out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "held out").read_bytes() == (tmp_path / "taken").read_bytes()
+    assert peak < samples + 24 * 2**20
 
 
 def large(samples: int) -> Manifest:
@@ -197,7 +220,7 @@ def test_what_no_scan_makes_is_refused(tmp_path: Path, case: str) -> None:
 
 def test_row_groups_outside_parquet_are_refused(tmp_path: Path) -> None:
     class Other(Manifest):
-        container_read = iter(["parquet"])  # by what writes its row groups, and no other
+        container_read = iter(["bytes", "parquet"])  # the second: what writes its row groups
 
         def __getattribute__(self, name: str) -> Any:
             if name == "container":

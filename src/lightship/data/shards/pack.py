@@ -15,9 +15,20 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import PackConfig
-from lightship.data.manifest import Manifest, save_manifests
+from lightship.data import table_cache
+from lightship.data.manifest import Manifest
+from lightship.data.manifest_table import write_table
 from lightship.data.sample_reader import read_samples
-from lightship.data.shards.index import INDEX, PLAN, SKIPPED, UNFINISHED, WORK, load_index
+from lightship.data.shards.index import (
+    INDEX,
+    INDEX_0_1,
+    PLAN,
+    SKIPPED,
+    UNFINISHED,
+    WORK,
+    index_in,
+    load_index,
+)
 from lightship.data.shards.plan import Plan, Shard, ShardRecord
 from lightship.data.shards.write import SCRATCH, Packing, stored_form
 from lightship.data.sources import layouts, roots
@@ -56,7 +67,8 @@ def pack(
     """
     url = destination.rstrip("/") or destination
     held = _list_destination(source, url)
-    if INDEX not in held:
+    index = index_in(held)
+    if not index:
         _check_writable(url)
     manifests = _scan(source, options)
     plan = _plan(source, url, manifests, options, PLAN in held)
@@ -68,7 +80,7 @@ def pack(
         raise ConfigError(
             f"DST {storage.redact(url)} holds {min(strange)}, which is not of this pack; remove it"
         )
-    if INDEX in held and _is_finished(url, held):
+    if index and _is_finished(url, index, held):
         return
     records = _load_records(url, shards, plan.key, held)
     _begin(url, plan, manifests, held)
@@ -176,10 +188,10 @@ def _growth(manifest: Manifest, options: PackConfig) -> float:
     return round(after / before, 4) if before else 1.0
 
 
-def _is_finished(url: str, held: Mapping[str, int]) -> bool:
+def _is_finished(url: str, index: str, held: Mapping[str, int]) -> bool:
     place = storage.redact(url)
     try:
-        manifests = load_index(url, f"DST {place}", lambda files: held)
+        manifests = load_index(url, index, f"DST {place}", held)
     except DataError as error:
         logger.warning(f"packing again: {error}")
         return False
@@ -195,8 +207,8 @@ def _begin(
 ) -> None:
     """Mark DST as unfinished, and write the plan and the class names."""
     storage.write_bytes(storage.join(url, UNFINISHED), b"Rerun lightship pack to continue.\n")
-    if INDEX in held:
-        storage.remove(storage.join(url, INDEX))
+    for index in {INDEX, INDEX_0_1} & held.keys():
+        storage.remove(storage.join(url, index))
     if PLAN not in held:
         plan.save(url)
     names = next(iter(manifests.values())).class_names
@@ -252,7 +264,8 @@ def _finish(
             container="bytes",
             encoding="image",
         )
-    save_manifests(storage.join(url, INDEX), packed)
+    table = table_cache.store(lambda path: write_table(path, packed))
+    table_cache.upload(table, storage.join(url, INDEX))
     _remove(url, {*_own_files(held), *(shard.record_file for shard in shards)})
 
 

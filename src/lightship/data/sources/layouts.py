@@ -1,11 +1,12 @@
 """Layouts: what a URL holds (folders, zip, tar, Parquet, CIFAR), and its samples as manifests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from lightship import storage
-from lightship.data.manifest import Manifest, load_manifests
-from lightship.data.shards.index import INDEX, load_index
+from lightship.data.manifest import Manifest
+from lightship.data.shards.index import INDEX, INDEX_0_1, index_in, load_index
 from lightship.data.sources.build_manifests import build_manifests, build_unlabelled
 from lightship.data.sources.cifar import check_cifar_size, scan_cifar
 from lightship.data.sources.class_folders import check_no_empty_class, read_class_folders
@@ -25,11 +26,11 @@ from lightship.data.sources.parquet import scan_parquet
 from lightship.data.sources.parts import Found, Part
 from lightship.data.sources.roots import resolve_root, warn_of_shadowed_folder
 from lightship.data.sources.tar import scan_tars
+from lightship.data.table_cache import Table
 from lightship.errors import DataError
 from lightship.storage.urls import split
 
 _CLEAR_MAJORITY = 0.9
-_SIZE_THREADS = 16
 
 
 def scan(root: str, root_md5: str | None = None) -> dict[str, Manifest]:
@@ -87,13 +88,13 @@ def _look(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing | dict[
     """What lies at a root, or if it holds packed shards, the splits that their index names."""
     if (packed := _find_on_web(url, root)) is not None:
         return packed
-    load = None
+    find = None
     if storage.is_remote(url) and split(url)[2] is None:
         # Beside the listing, which tells whether it is there: a round trip less to wait for.
-        load = storage.in_daemon(partial(load_manifests, storage.join(url, INDEX))).result
+        find = storage.in_daemon(partial(Table.at, storage.join(url, INDEX))).result
     listing = list_root(url, root, leave_out)
-    if INDEX in listing.sizes:
-        return load_index(url, f"--data.root {root}", lambda files: listing.sizes, load)
+    if name := index_in(listing.sizes):
+        return load_index(url, name, f"--data.root {root}", listing.sizes, find)
     return listing
 
 
@@ -101,20 +102,10 @@ def _find_on_web(url: str, root: str) -> dict[str, Manifest] | None:
     """The packed shards under a web address; None if there are none."""
     if not may_be_packed(url):
         return None
-
-    def size_of(file: str) -> tuple[str, int] | None:
-        try:
-            return file, storage.size_bytes(storage.join(url, file))
-        except (storage.NotFound, storage.Denied):
-            return None
-
-    def sizes_of(files: Iterable[str]) -> dict[str, int]:
-        return dict(filter(None, storage.parallel_map(size_of, files, _SIZE_THREADS)))
-
-    try:
-        return load_index(url, f"--data.root {root}", sizes_of)
-    except (storage.NotFound, storage.Denied):
-        return None
+    for name in (INDEX, INDEX_0_1):
+        with suppress(storage.NotFound, storage.Denied):
+            return load_index(url, name, f"--data.root {root}", None)
+    return None
 
 
 def _find(url: str, root: str, listing: Listing, labelled: bool) -> Found:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lightship import storage
 from lightship.data.names import printable
-from lightship.data.shards.index import INDEX, UNFINISHED, WORK
+from lightship.data.shards.index import UNFINISHED, WORK, index_in
 from lightship.data.sources.file_names import is_ignored, system_folder
 from lightship.data.sources.own_files import folders_without_images, run_folders, without_runs
 from lightship.errors import DataError
@@ -55,7 +55,7 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
         found = _list_zip(head.removeprefix("zip://"), archive_url)
     else:
         found = _list(url)
-    if UNFINISHED in found.sizes and INDEX not in found.sizes:
+    if UNFINISHED in found.sizes and not index_in(found.sizes):
         raise DataError(
             f"--data.root {root} is an unfinished pack: rerun lightship pack to continue it, or "
             f"remove {WORK}/ to use the shards that exist"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 
 from lightship import storage
-from lightship.data.shards.index import INDEX, PLAN, SKIPPED
+from lightship.data.shards.index import INDEX, INDEX_0_1, PLAN, SKIPPED
 from lightship.data.sources.parquet_file import open_parquet
 from lightship.errors import LightshipError
 
@@ -75,7 +75,8 @@ def without_own(unread: Iterable[str], paths: Collection[str], url: str) -> list
 
 def _is_of_pack(path: str, paths: Collection[str]) -> bool:
     folder, slash, name = path.rpartition("/")
-    return name == INDEX or (name in (PLAN, SKIPPED) and f"{folder}{slash}classes.txt" in paths)
+    is_beside_classes = name in (PLAN, SKIPPED) and f"{folder}{slash}classes.txt" in paths
+    return name in (INDEX, INDEX_0_1) or is_beside_classes
 
 
 def _is_prediction(url: str, path: str) -> bool:
