@@ -34,3 +34,11 @@ def test_a_head_that_one_process_refuses_ends_all(job: Callable[..., Job]) -> No
     agent = run.start("--trainer.devices=2", hook="refusing")
     assert agent.wait() == 78, agent.said
     assert "rank 1 refuses the head" in agent.said
+
+
+def test_processes_compare_the_features_that_are_kept(job: Callable[..., Job]) -> None:
+    """Those of the head's fit, before training on them."""
+    flags = [*FROZEN, "--trainer.max_steps=12", "--model.head_init=features"]
+    alone, shared = (fitted(job(*flags), "plain", devices) for devices in (1, 2))
+    for name, value in alone.items():
+        assert torch.allclose(value, shared[name], rtol=0, atol=1e-4), name

@@ -18,7 +18,9 @@ from lightship.cli import main
 from lightship.commands import fit
 from lightship.data import feature_store
 from lightship.data.batch import Batch
+from lightship.data.feature_store import FeatureStore
 from lightship.data.images.resize import Resize, decode_square
+from lightship.data.module import ImageData
 from lightship.models.classifier import ImageClassifier
 from lightship.models.head import Head
 from lightship.run import config_file
@@ -217,7 +219,7 @@ def test_a_head_from_features(
     seen.clear()
     until = 99
     again = run(tmp_path, "killed", *flags)
-    assert seen == [4] * 4, "16 of 24 were left"
+    assert seen == [4] * 5, "16 of 24 were left; 4 are compared with those that are kept"
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, again["state_dict"][name]), name
     random = run(tmp_path, "random", *flags, "--model.head_init=random")["state_dict"]
@@ -228,6 +230,61 @@ def test_a_head_from_features(
     seen.clear()
     run(tmp_path, "whole", *flags, "--trainer.max_epochs=2")
     assert not seen, "a resumed run has its head"
+
+
+@pytest.mark.parametrize("changed", ["nothing", "net", "image"])
+def test_features_of_another_net_or_file_are_computed_again(
+    changed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that is killed in the pass over the validation split; all of train is kept."""
+    compute, load = Head.features, FeatureStore.load
+
+    def listed(self: ImageData, split: str, batches: np.ndarray) -> object:
+        if split == "val":
+            raise Killed
+        return listed_dataloader(self, split, batches)
+
+    def write(seed: int) -> None:
+        """Other pixels in a file of the same size."""
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images/train/ant/000.png", compress_level=0)
+
+    put(str(tmp_path / "images"), little_set(("train", "val"), per_class=8))
+    write(0)
+    listed_dataloader = ImageData.listed_dataloader
+    flags = ["--model.freeze=backbone", "--trainer.max_epochs=1", "--data.normalize=imagenet"]
+    with monkeypatch.context() as dying:
+        dying.setattr(ImageData, "listed_dataloader", listed)
+        with pytest.raises(Killed):
+            run(tmp_path, "run", *flags)
+    counts: list[int] = []
+    loaded: list[int] = []
+
+    def noted(self: FeatureStore) -> tuple[int, np.ndarray]:
+        done, again = load(self)
+        loaded.append(done)
+        return done, again
+
+    def counted(self: Head, pixels: torch.Tensor) -> torch.Tensor:
+        counts.append(len(pixels))
+        return compute(self, pixels) * (1.2 if changed == "net" else 1)
+
+    if changed == "image":
+        write(1)
+    monkeypatch.setattr(Head, "features", counted)
+    monkeypatch.setattr(Head, "check", lambda *_: None)
+    monkeypatch.setattr(FeatureStore, "load", noted)
+    capsys.readouterr()
+    run(tmp_path, "run", *flags)
+    assert loaded == [0 if changed == "image" else 24, 0]
+    line = "train: the net gives other features than those kept; they are computed again"
+    assert (line in capsys.readouterr().err) == (changed == "net")
+    trials = 2  # of `FrozenBackbone`
+    assert counts[:trials] == [8, 8]
+    assert counts[trials:] == [64] * (3 if changed == "net" else 2), "train again, or compared; val"
 
 
 def test_a_restart_counts_the_unreadable_images_of_the_features_it_keeps(
@@ -324,7 +381,8 @@ def test_a_frozen_backbone_computes_features_once(
     shapes = watched_forward(monkeypatch)
     once = run(tmp_path, "once", *flags)
     assert shapes == {2}, "training and validation are on features"
-    assert sum(rows) == 24 + 24, "each image of train and val once"
+    tried = 4 * ("--model.head_init=features" in flags)  # of those that the head was fitted to
+    assert sum(rows) == 24 + 24 + tried, "each image of train and val once"
     assert once["lightship"]["score"] == pytest.approx(images["lightship"]["score"], abs=1e-5)
     for name, value in images["state_dict"].items():
         assert torch.allclose(value, once["state_dict"][name], rtol=0, atol=1e-5), name

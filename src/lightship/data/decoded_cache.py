@@ -156,19 +156,37 @@ def key_of(manifest: Manifest, settings: Sequence[object]) -> str | None:
         return None
     versions = [VERSION, *map(metadata.version, _DECODERS)]
     digest = hashlib.sha256(json.dumps([manifest.fingerprint(), versions, settings]).encode())
-    if not manifest.is_checked:
-        if storage.is_remote(manifest.root):
-            return None
-        root = os.fspath(storage.local_path(manifest.root))  # once: it takes longer than a stat
-        try:
-            for number in np.unique(manifest.file_index).tolist():
-                name = manifest.files[number].strip("/")
-                status = os.stat(os.path.join(root, name) if name else root)
-                facts = status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-                digest.update(f"{facts}\n".encode())
-        except OSError:
-            return None
-    return digest.hexdigest()[:32]
+    is_known = add_content(digest, manifest, manifest.file_index)
+    return digest.hexdigest()[:32] if is_known else None
+
+
+def add_content(digest: "hashlib._Hash", manifest: Manifest, files: np.ndarray) -> bool:
+    """Add to a hash what tells the content of a split's files. Blocks on local files.
+
+    Nothing if the manifest has checksums, which its fingerprint covers.
+
+    Args:
+        digest: The hash.
+        manifest: The split.
+        files: Numbers of the files, [M] integers.
+
+    Returns:
+        Whether it tells their content.
+    """
+    if manifest.is_checked:
+        return True
+    if storage.is_remote(manifest.root):
+        return False
+    root = os.fspath(storage.local_path(manifest.root))  # once: it takes longer than a stat
+    try:
+        for number in np.unique(files).tolist():
+            name = manifest.files[number].strip("/")
+            status = os.stat(os.path.join(root, name) if name else root)
+            facts = status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+            digest.update(f"{facts}\n".encode())
+    except OSError:
+        return False
+    return True
 
 
 def _footer(content: memoryview) -> bytes:

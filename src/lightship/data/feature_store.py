@@ -18,6 +18,8 @@ ROWS = 1024
 """Rows of a part: at most so many are lost by a kill."""
 _FORMAT = "features"
 _FILE = re.compile(r"[0-9a-f]{32}-\d{5}\.npz")
+_TOLERANCE = 0.03
+"""Share of the largest value by which rows may differ that another machine computes in bfloat16."""
 _MAX_PART_BYTES, _MAX_HEADER_BYTES = 2**28, 2**12
 
 
@@ -104,6 +106,26 @@ class FeatureStore:
         for name in filter(_FILE.fullmatch, found):
             storage.remove(storage.join(self.url, name))
         return kept
+
+    def begins_with(self, rows: Rows) -> bool:
+        """Whether the rows that were loaded begin with these, within rounding."""
+        kept = _merged(self._parts)
+        count = min(len(rows.labels), len(kept.labels))
+        values, found = kept.values[:count], rows.values[:count]
+        if values.shape != found.shape:
+            return False
+        is_good = (kept.labels[:count] != NOT_COUNTED) & (rows.labels[:count] != NOT_COUNTED)
+        values, found = values[is_good], found[is_good]
+        largest = np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max(
+            initial=0
+        )
+        return bool(np.allclose(found, values, 0, _TOLERANCE * largest, equal_nan=True))
+
+    def discard(self) -> None:
+        """Remove the rows that were loaded."""
+        for number in range(len(self._parts)):
+            storage.remove(storage.join(self.url, self._name(number)))
+        self._parts, self._open, self._unreadable = [], [], _NONE
 
     def append(self, rows: Rows) -> None:
         """Add the next rows; a part that is full is written."""

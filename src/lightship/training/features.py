@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightship.console.display import Display
 from lightship.console.work import work_progress
 from lightship.data.batch import NOT_COUNTED
+from lightship.data.decoded_cache import add_content
 from lightship.data.feature_store import FeatureStore, Rows
 from lightship.data.module import ImageData
 from lightship.distributed import comm
@@ -54,10 +55,7 @@ def compute_features(
         ConfigError: See `Head.check`.
     """
     data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
-    store = comm.on_rank_0(
-        lambda: FeatureStore(folder_url, _key(trainer, model, head, split, ids), len(ids))
-    )
-    done, again = comm.broadcast_from_rank_0(lambda: store.load() if store else (0, ids[:0]))
+    store, done, again = _opened(trainer, model, head, split, ids, folder_url)
     # This start counts bad images itself, so it reads those again that an earlier one could not.
     parts = [ids_in_batches(each, trainer.world_size) for each in (ids[again], ids[done:])]
     batches = np.concatenate(parts)
@@ -83,6 +81,57 @@ def compute_features(
                     show(added, len(ids))
     data.count_bad_samples()
     return store.rows() if store else None
+
+
+def _opened(
+    trainer: Trainer,
+    model: ImageClassifier,
+    head: Head,
+    split: str,
+    ids: np.ndarray,
+    folder_url: str,
+) -> tuple[FeatureStore | None, int, np.ndarray]:
+    """(store, on rank 0; see `FeatureStore.load`), without rows of another net. Every rank."""
+    store = comm.on_rank_0(
+        lambda: FeatureStore(folder_url, _key(trainer, model, head, split, ids), len(ids))
+    )
+    done, again = comm.broadcast_from_rank_0(lambda: store.load() if store else (0, ids[:0]))
+    if done and not _is_current(trainer, model, head, split, ids, store):
+        logger.info(
+            f"{split}: the net gives other features than those kept; they are computed again"
+        )
+        return store, 0, ids[:0]
+    return store, done, again
+
+
+def _is_current(
+    trainer: Trainer,
+    model: ImageClassifier,
+    head: Head,
+    split: str,
+    ids: np.ndarray,
+    store: FeatureStore | None,
+) -> bool:
+    """Whether rows that were loaded are what the net gives now; else they are discarded.
+
+    The key of a store does not have the code of the net. Every rank computes; blocks.
+    """
+    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
+    batches = ids_in_batches(ids[:_BATCH], trainer.world_size)
+    (batch,) = data.listed_dataloader(split, batches[trainer.global_rank :: trainer.world_size])
+    with evaluation_mode(model.net), trainer.precision_plugin.forward_context():
+        values = head.features(model.normalized(batch.images)).cpu().numpy()
+
+    def compared() -> bool:
+        assert store is not None
+        is_sample = batch.ids.cpu().numpy() != NOT_COUNTED
+        rows = Rows(values[is_sample], batch.labels.cpu().numpy()[is_sample])
+        is_current = store.begins_with(rows)
+        if not is_current:
+            store.discard()
+        return is_current
+
+    return comm.broadcast_from_rank_0(compared)
 
 
 def ids_in_batches(ids: np.ndarray, world_size: int) -> np.ndarray:
@@ -127,13 +176,15 @@ def balanced_ids(
 
 
 def _key(trainer: Trainer, model: ImageClassifier, head: Head, split: str, ids: np.ndarray) -> str:
-    """Hex digest of all that features depend on."""
+    """Hex digest of what features depend on, but for the code of the net."""
     data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
     names = ("net", "image_size_px", "interpolation", "eval_crop", "mean", "std", "channels_last")
     about: dict[str, Any] = {name: model.hparams[name] for name in names}
     about |= {"precision": str(trainer.precision), "split": data.manifests[split].fingerprint()}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     digest.update(ids.astype("<i8").tobytes())
+    manifest = data.manifests[split]
+    add_content(digest, manifest, manifest.file_index[ids])
     own = {id(each) for each in head.layer.parameters()}
     for name, value in model.net.state_dict(keep_vars=True).items():
         if id(value) not in own:
