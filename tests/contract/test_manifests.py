@@ -14,8 +14,8 @@ from kubernetes_validate.utils import all_versions
 
 from lightship import cli
 from lightship.config import TrainerConfig
+from lightship.distributed.liveness import MAX_SILENCE_S, MAX_START_S
 from lightship.errors import EXIT_CODES
-from lightship.training.callbacks.heartbeat import START_GRACE_S
 from tests.support.manifests import ALONE, OVERLAYS, ROOT, environment, of_kind, pod_specs, rendered
 from tests.support.pod_security import violations
 
@@ -186,7 +186,7 @@ def test_the_parts_of_a_job_agree(name: str) -> None:
     startup = container["startupProbe"]
     start_s = startup["periodSeconds"] * startup["failureThreshold"]
     silence = re.search(r"-lt (\d+)", container["livenessProbe"]["exec"]["command"][-1])
-    assert start_s == int(silence[1]) + START_GRACE_S
+    assert (int(silence[1]), start_s) == (MAX_SILENCE_S, MAX_START_S)
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:

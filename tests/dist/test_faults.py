@@ -165,6 +165,24 @@ def test_a_checkpoint_may_take_longer_than_the_timeout(job) -> None:
         assert agent.wait() == 0, agent.said
 
 
+def test_a_hung_job_that_the_probe_ends_is_a_timeout(job, tmp_path: Path) -> None:
+    """Kubernetes' liveness probe sends SIGTERM, as an eviction does, which is no failure."""
+    beat = tmp_path / "beat"
+    run = job()
+    agent = run.start(
+        "--trainer.devices=2", step_s=SLOW_S, PET_SHUTDOWN_TIMEOUT="2",
+        LIGHTSHIP_HEARTBEAT_FILE=str(beat),
+    )  # fmt: skip
+    run.at_step(4)
+    for rank in (0, 1):
+        os.kill(run.worker(rank), signal.SIGSTOP)
+    long_ago_s = time.time() - 3600
+    os.utime(beat, (long_ago_s, long_ago_s))
+    agent.kill(signal.SIGTERM)
+    assert agent.wait() == 74, agent.said
+    assert "no step for half an hour: stopped by the liveness probe" in agent.said
+
+
 def test_a_frozen_rank_0_is_noticed(job) -> None:
     """It keeps the store at which the others would report."""
     run = job("--trainer.timeout_s=3")

@@ -41,7 +41,7 @@ from lightship.distributed import comm
 from lightship.distributed.arguments import hide
 from lightship.distributed.rendezvous import answer_s, ask, launch_settings, open_rendezvous
 from lightship.distributed.rendezvous_state import StateRefused
-from lightship.distributed.signals import RESPONSES, Phase, stop_signals
+from lightship.distributed.signals import Phase, stop_signals, stopped
 from lightship.distributed.worker_logs import (
     FINAL,
     PREEMPTED,
@@ -51,7 +51,7 @@ from lightship.distributed.worker_logs import (
     how_it_ended,
     is_known,
 )
-from lightship.errors import PeerLost, Preempted, TimeoutExpired
+from lightship.errors import PeerLost, TimeoutExpired
 
 logger = logging.getLogger(__name__)
 PRIVATE_NAMES = (
@@ -95,7 +95,7 @@ def run_agent(processes: int, arguments: Sequence[str], resumes_from: str | None
             raise logs.failure(result)
         is_over = True
     except SignalException as error:
-        raise Preempted(logs.message(0) or RESPONSES[Phase.AGENT].text(error.sigval)) from None
+        raise stopped(error.sigval, Phase.AGENT, logs.message(0)) from None
     except RendezvousTimeoutError:
         raise TimeoutExpired(
             f"fewer than {settings.min_nodes} nodes (PET_NNODES) joined {settings.rdzv_endpoint} "

@@ -1,8 +1,10 @@
 """What SIGTERM, SIGINT and SIGHUP do in each phase of a process: one table, `RESPONSES`.
 
+A SIGTERM of a liveness probe ends with the code of a timeout (74), unless a checkpoint is saved.
 Worker processes handle signals in the phases of their command; their agent is in phases of its own.
 """
 
+import dataclasses
 import os
 import signal
 import threading
@@ -12,9 +14,11 @@ from types import FrameType
 from typing import Any
 
 from lightship.console.streams import event, is_json, write_error
-from lightship.errors import EXIT_CODES, Preempted
+from lightship.distributed import liveness
+from lightship.errors import EXIT_CODES, LightshipError, Preempted, TimeoutExpired
 
 _SHOW_CURSOR = "\x1b[?25h"
+_TIMEOUT = EXIT_CODES["timeout"].code
 
 
 class Phase(Enum):
@@ -88,6 +92,27 @@ def stop_signals() -> tuple[int, ...]:
     return tuple(signals)
 
 
+def _response(number: int, phase: Phase) -> Response:
+    """The row of a phase; of a probe's SIGTERM, with its reason and the code of a timeout."""
+    reason = liveness.why_expired() if number == signal.SIGTERM else ""
+    row = RESPONSES[phase]
+    return dataclasses.replace(row, message=reason, exit_code=_TIMEOUT) if reason else row
+
+
+def stopped(number: int, phase: Phase, text: str = "") -> LightshipError:
+    """What a signal ends a process with that is not ended by its handler.
+
+    Args:
+        number: The signal.
+        phase: In which it came.
+        text: In place of the row's.
+    """
+    response = _response(number, phase)
+    if response.exit_code == _TIMEOUT:
+        return TimeoutExpired(response.text(number))
+    return Preempted(text or response.text(number))
+
+
 def _last_line(response: Response, number: int) -> str:
     """What a process that exits within its signal handler writes."""
     if is_json():
@@ -145,12 +170,12 @@ class StopRequest:
             raise Preempted(RESPONSES[self.phase].text(self.number))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        response = RESPONSES[self.phase]
+        response = _response(number, self.phase)
         if number == signal.SIGINT and self:
             response = SECOND_SIGINT
         if response.action is Action.EXIT:
             write_error(_last_line(response, number))
             os._exit(response.exit_code)
         if response.action is Action.RAISE:
-            raise Preempted(response.text(number))
+            raise stopped(number, self.phase)
         self.number = self.number or number

@@ -1,15 +1,18 @@
 """What each signal does in each phase is what the table says; handlers are restored."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import lightship
+from lightship.distributed import liveness
 from lightship.distributed.signals import (
     RESPONSES,
     SECOND_SIGINT,
@@ -22,24 +25,27 @@ from lightship.distributed.signals import (
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 HANDLED = [phase for phase in RESPONSES if phase is not Phase.AGENT]
 CHILD = """
-import signal, sys, time
+import os, signal, sys, time
+from lightship.distributed import liveness
 from lightship.distributed.signals import Phase, StopRequest
-from lightship.errors import Preempted
+from lightship.errors import LightshipError
+liveness._began_s -= float(os.environ.get("TEST_AGE_S", "0"))
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 try:
     with StopRequest(Phase[sys.argv[1]]) as stop:
         for name in sys.argv[2:]:
             signal.raise_signal(signal.Signals[name])
         print(f"flag {stop.number}", file=sys.stderr)
-except Preempted as error:
-    print(f"raised: {error}", file=sys.stderr)
+except LightshipError as error:
+    print(f"raised {error.exit_code}: {error}", file=sys.stderr)
 """
 
 
-def child(phase: Phase, *names: str) -> tuple[int, str]:
+def child(phase: Phase, *names: str, **env: str) -> tuple[int, str]:
     """Exit code and output of a process that sends itself signals in a phase."""
     command = [sys.executable, "-c", CHILD, phase.name, *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    env = {**os.environ, **env}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
     return done.returncode, done.stderr
 
 
@@ -51,7 +57,7 @@ def test_a_process_does_what_the_table_says(phase: Phase, name: str) -> None:
     assert name in line
     expected = {
         Action.EXIT: (response.exit_code, f"lightship: {line}\n"),
-        Action.RAISE: (0, f"raised: {line}\n"),
+        Action.RAISE: (0, f"raised 143: {line}\n"),
         Action.DEFER: (0, f"flag {number.value}\n"),
     }
     assert child(phase, name) == expected[response.action]
@@ -75,6 +81,37 @@ def test_sigint_after_a_stop_request_exits_without_saving(first: str) -> None:
     line = f"lightship: {SECOND_SIGINT.text(signal.SIGINT)}\n"
     assert child(Phase.TRAINING, first, "SIGINT") == (SECOND_SIGINT.exit_code, line)
     assert SECOND_SIGINT.exit_code == 130
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("silent_s", "age_s", "reason"),
+    [
+        (liveness.MAX_SILENCE_S + 10, 0, "no step for half an hour: stopped by the liveness probe"),
+        (liveness.MAX_SILENCE_S - 60, 0, ""),
+        (None, liveness.MAX_START_S, "no first step within an hour: stopped by the startup probe"),
+        (None, liveness.MAX_START_S - 120, ""),
+    ],
+    ids=["silent", "evicted", "late", "evicted before the first step"],
+)
+@pytest.mark.parametrize("phase", [Phase.SETUP, Phase.LAUNCH], ids=["SETUP", "LAUNCH"])
+def test_a_probe_that_ends_the_process_is_a_timeout(
+    tmp_path: Path, phase: Phase, silent_s: float | None, age_s: float, reason: str, name: str
+) -> None:
+    """Which a Job counts: a set that needs more than an hour would be started again for ever."""
+    beat = tmp_path / "beat"
+    if silent_s is not None:
+        beat.touch()
+        os.utime(beat, (time.time() - silent_s,) * 2)
+    env = {liveness.VARIABLE: str(beat), "TEST_AGE_S": str(age_s)}
+    code, line = 143, RESPONSES[phase].text(signal.Signals[name])
+    if reason and name == "SIGTERM":
+        code, line = 74, reason
+    expected = {
+        Phase.SETUP: (code, f"lightship: {line}\n"),
+        Phase.LAUNCH: (0, f"raised {code}: {line}\n"),
+    }
+    assert child(phase, name, **env) == expected[phase]
 
 
 def test_signals_other_than_sigint_may_come_twice() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightship.distributed.liveness import MAX_SILENCE_S, MAX_START_S, VARIABLE
 from lightship.errors import ConfigError
 
-VARIABLE = "LIGHTSHIP_HEARTBEAT_FILE"
 _EVERY_S = 1.0
-START_GRACE_S = 1800
-"""Added to the probe's bound for a restart: the bound of a start (k8s/base/job.yaml) is longer."""
+START_GRACE_S = MAX_START_S - MAX_SILENCE_S
+"""Added to the liveness probe's bound for a restart."""
 
 
 def begin_again() -> None:
