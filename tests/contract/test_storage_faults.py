@@ -254,6 +254,35 @@ def test_a_completed_upload_whose_answer_is_lost_is_written(
     assert storage.read_bytes(url) == data
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_upload_that_the_server_knows_no_more(
+    proxy: FaultProxy, s3: S3Server, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the answer to its completion was lost, some servers say so to the next try."""
+    url = s3.url("large")
+    before, data = bytes(40 * 2**20), os.urandom(2**20) * 40
+    storage.write_bytes(url, before)  # of the same size: that tells nothing
+    take, completions = proxy.take_fault, 0
+
+    def fault(method: str, path: str = "") -> str:
+        nonlocal completions
+        take(method, path)
+        if method != "POST" or "uploadId=" not in path:
+            return ""
+        completions += 1
+        return "reset" if is_there and completions == 1 else "status"
+
+    proxy.status, proxy.code = 404, "NoSuchUpload"
+    monkeypatch.setattr(proxy, "take_fault", fault)
+    if is_there:
+        storage.write_bytes(url, data)
+        assert completions == 2
+    else:
+        with pytest.raises(NotFound, match="NoSuchUpload"):
+            storage.write_bytes(url, data)
+    assert storage.read_bytes(url) == (data if is_there else before)
+
+
 def test_a_failed_upload_leaves_nothing(proxy: FaultProxy, s3: S3Server) -> None:
     proxy.plan("status", methods=("PUT",), status=403, code="AccessDenied")
     url = s3.url("large")

@@ -5,6 +5,7 @@ Each page of a listing and each part of an upload has retries of its own.
 # ruff: noqa: D102 (see backend.Backend)
 
 import contextlib
+import uuid
 from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from lightship.storage.backend import (
     length_of,
     piece,
 )
+from lightship.storage.errors import NotFound
 from lightship.storage.fsspec_backend import Async
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.parallel import parallel_map
@@ -29,6 +31,8 @@ _MAX_FOLDERS_AT_ONCE = 16
 _MAX_FOLDER_LEVELS = 3
 _MIN_IN_A_FOLDER = 100
 _MAX_PARTS_AT_ONCE = 4
+_MARK = "lightship-upload"
+"""Metadata of an object that tells which upload made it."""
 
 
 class S3(Async):
@@ -130,7 +134,8 @@ class S3(Async):
             self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, timeout=limit_s)
             return
         call = partial(self.s3fs.call, deadline, part_bytes, Bucket=bucket, Key=key)
-        call = partial(call, UploadId=call("create_multipart_upload")["UploadId"])
+        mark = {_MARK: uuid.uuid4().hex}
+        call = partial(call, UploadId=call("create_multipart_upload", Metadata=mark)["UploadId"])
 
         def put_part(i: int) -> dict[str, Any]:
             body = piece(source, i * part_bytes, part_bytes)
@@ -140,10 +145,22 @@ class S3(Async):
         try:
             todo = range(-(-size // part_bytes))
             parts = parallel_map(put_part, todo, _MAX_PARTS_AT_ONCE, deadline)
-            call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+            try:
+                call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+            except NotFound:
+                # Complete already, if the answer to an earlier try was lost?
+                if not self._has_mark(deadline, mark, Bucket=bucket, Key=key):
+                    raise
         except BaseException:
             call("abort_multipart_upload")
             raise
+
+    def _has_mark(self, deadline: Deadline, mark: dict[str, str], **place: str) -> bool:
+        """Whether an object is the one that was uploaded with this mark."""
+        with contextlib.suppress(NotFound):
+            found = self.s3fs.call(deadline, 0, "head_object", **place)
+            return mark.items() <= found.get("Metadata", {}).items()
+        return False
 
 
 def _are_gathered(keys: Collection[str]) -> bool:
