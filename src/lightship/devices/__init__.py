@@ -43,8 +43,11 @@ def fastest_precision(asked: str, accelerator: str) -> str:
 
     Returns:
         For `auto`: bf16-mixed where the device computes in bfloat16 without emulating it, 16-mixed
-        on older GPUs, else 32-true. Every other setting as it is.
+        on older GPUs, else 32-true. For 16-mixed on a CPU: bf16-mixed, as Lightning does. Every
+        other setting as it is.
     """
+    if asked == "16-mixed" and _is_cpu(accelerator):
+        return "bf16-mixed"
     if asked != "auto":
         return asked
     if accelerator == "tpu":
@@ -55,3 +58,9 @@ def fastest_precision(asked: str, accelerator: str) -> str:
     if accelerator in ("auto", "cpu") and has_bf16_units(torch.device("cpu")):
         return "bf16-mixed"
     return "32-true"
+
+
+def _is_cpu(accelerator: str) -> bool:
+    """Whether `--trainer.accelerator` means the CPU here."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not has_gpu)

@@ -29,9 +29,15 @@ from lightship.training.fast_loop import ignore_signals, use_fast_loop
 from lightship.training.sync_batch_norm import SyncBatchNorm
 from lightship.training.xla import xla_arguments
 
+logger = logging.getLogger(__name__)
+
 
 def start_progress(config: Config) -> Progress:
     """The progress callback; silences Lightning's own log lines and warnings."""
+    asked = config.trainer.precision
+    used = fastest_precision(asked, config.trainer.accelerator)
+    if asked not in ("auto", used):
+        logger.warning(f"--trainer.precision {asked}: Lightning uses {used} on a CPU")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_float32_matmul_precision("high")

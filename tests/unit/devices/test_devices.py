@@ -30,6 +30,9 @@ def test_bfloat16_counts_as_slow_without_the_private_names(monkeypatch) -> None:
         ("auto", "mps", None, True, "32-true"),
         ("auto", "tpu", None, False, "bf16-mixed"),
         ("32-true", "auto", "bf16", True, "32-true"),
+        ("16-mixed", "cpu", "bf16", False, "bf16-mixed"),
+        ("16-mixed", "auto", None, False, "bf16-mixed"),
+        ("16-mixed", "auto", "fp16", False, "16-mixed"),
     ],
 )
 def test_the_fastest_precision_is_one_that_the_device_computes(

@@ -8,7 +8,7 @@ from lightship import cli, devices
 from lightship.commands.base import Command
 from lightship.distributed import comm
 from lightship.errors import ConfigError
-from lightship.training.trainer import build_trainer
+from lightship.training.trainer import build_trainer, start_progress
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,15 @@ def test_synchronized_batch_norm_on_cpus(trains: bool, monkeypatch: pytest.Monke
             build_trainer(command.config, [], checkpoint_io=TorchCheckpointIO())
     else:
         assert build_trainer(command.config, []).world_size == 2
+
+
+def test_a_precision_that_a_cpu_does_not_have_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["--trainer.precision=16-mixed", "--trainer.accelerator=cpu"]
+    command = cli.parse(["fit", "--config=digits", *flags])
+    assert isinstance(command, Command)
+    start_progress(command.config)
+    assert caplog.messages == ["--trainer.precision 16-mixed: Lightning uses bf16-mixed on a CPU"]
+    assert build_trainer(command.config, []).precision == "bf16-mixed"
 
 
 def test_precision_auto_is_what_the_cpu_computes_in() -> None:
