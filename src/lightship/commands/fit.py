@@ -40,7 +40,13 @@ from lightship.run import config_file
 from lightship.run.folder import RunFolder, Start
 from lightship.run.restarts import record_start
 from lightship.tracking.metrics_csv import MetricsCSV
-from lightship.tracking.start import is_run_id, run_id, start_tracking
+from lightship.tracking.start import (
+    Preparation,
+    is_run_id,
+    prepare_tracking,
+    run_id,
+    start_tracking,
+)
 from lightship.tracking.tracker import Tracker
 from lightship.training.callbacks.build import build_callbacks
 from lightship.training.callbacks.early_stopping import check_monitor
@@ -74,12 +80,15 @@ def fit(command: Command) -> None:
             return
         start = comm.broadcast_from_rank_0(partial(folder.open, command.ckpt_path))
         _refuse_unshared(folder)
+        preparation = comm.on_rank_0(partial(_prepare_tracking, folder, at_exit))
         data = _load_data(config, folder.at("data"), scanned, resumes=start.url is not None)
         mean_std = _pixel_statistics(data, start, store)
         model = _build_model(config, data, weights, mean_std, is_new=start.url is None)
 
         environment = environment_facts() if comm.is_rank_0() else {}
-        tracker = comm.on_rank_0(partial(_start_tracking, folder, environment, at_exit))
+        tracker = comm.on_rank_0(
+            partial(_start_tracking, folder, environment, preparation, at_exit)
+        )
         starts = comm.on_rank_0(partial(record_start, folder.url, start.step, comm.world_size()))
         metrics = MetricsCSV(folder.url, store.check_fence)
         callbacks = build_callbacks(
@@ -291,20 +300,30 @@ def _class_weights(config: Config, data: ImageData) -> list[float] | None:
     return weights
 
 
+def _prepare_tracking(folder: RunFolder, at_exit: ExitStack) -> Preparation | None:
+    """Begin what tracking needs, while images are read. Rank 0; does not wait for it."""
+    preparation = prepare_tracking(folder.config.run.tracking, folder.scratch_path())
+    if preparation:
+        at_exit.callback(preparation.close)
+    return preparation
+
+
 def _start_tracking(
-    folder: RunFolder, environment: dict[str, Any], at_exit: ExitStack
+    folder: RunFolder,
+    environment: dict[str, Any],
+    preparation: Preparation | None,
+    at_exit: ExitStack,
 ) -> Tracker | None:
     """Start or resume the run's tracking, to be finished by `at_exit`. Rank 0; blocks."""
     config = folder.config
     tracking_id = run_id(folder.tracking_id(is_run_id))
     folder.keep_tracking_id(tracking_id)
     tracker = start_tracking(
-        config.run.tracking,
+        preparation,
         project=config.run.project,
         run_id=tracking_id,
         name=folder.name,
         config={**config_file.shown(config), "environment": environment},
-        scratch_path=folder.scratch_path(),
         mirror_url=folder.at("logs", "wandb") if storage.is_remote(folder.url) else None,
     )
     return at_exit.enter_context(tracker) if tracker else None

@@ -16,7 +16,7 @@ from lightship.doctor.context import Context
 from lightship.redaction import redact
 from lightship.tracking.key import find_key
 from lightship.tracking.settings import read_settings
-from lightship.tracking.start import run_id, start_tracking
+from lightship.tracking.start import prepare_tracking, run_id, start_tracking
 
 _REQUEST_S = 5.0
 _MIN_KEY_LENGTH = 40
@@ -54,7 +54,8 @@ def _start_and_finish(run: RunConfig) -> str:
         log.captured("lightship.tracking") as warnings,
     ):
         name = redact(str(run.output))
-        tracker = start_tracking("offline", run.project, run_id(), name, {}, Path(folder))
+        preparation = prepare_tracking("offline", Path(folder))
+        tracker = start_tracking(preparation, run.project, run_id(), name, {})
         if tracker:
             tracker.log_metrics({"doctor": 1.0}, 1)
             tracker.finish(0)

@@ -28,13 +28,8 @@ class Background:
         """Queue `call`, which must not raise. Does not block."""
         self._calls.put(call)
 
-    def result(self, call: Callable[[], T], bound_s: float) -> T:
-        """Queue `call` and return its result. Blocks at most `bound_s`.
-
-        Raises:
-            TimeoutError: It has not returned by then.
-            BaseException: Whatever `call` raised.
-        """
+    def begin(self, call: Callable[[], T]) -> "Future[T]":
+        """Queue `call`, which may raise. Does not block."""
         outcome: Future[T] = Future()
 
         def resolve() -> None:
@@ -44,6 +39,16 @@ class Background:
                 outcome.set_exception(error)
 
         self.submit(resolve)
+        return outcome
+
+    def result(self, call: Callable[[], T], bound_s: float) -> T:
+        """Queue `call` and return its result. Blocks at most `bound_s`.
+
+        Raises:
+            TimeoutError: It has not returned by then.
+            BaseException: Whatever `call` raised.
+        """
+        outcome = self.begin(call)
         try:
             outcome.exception(bound_s)
         except TimeoutError:

@@ -46,13 +46,48 @@ def is_run_id(text: str) -> bool:
     return is_text and not re.search(r"[:;,#?/'\ufffd]", text)
 
 
+class Preparation:
+    """W&B being imported and its process started, which takes most of a start. Rank 0.
+
+    Does not block; `start_tracking` raises its errors.
+
+    Args:
+        mode: Online where possible (auto), or offline.
+        scratch_path: Local folder for wandb's files.
+    """
+
+    def __init__(self, mode: Literal["auto", "offline"], scratch_path: Path) -> None:
+        self.mode, self.calls, self.is_used = mode, Background("wandb-calls"), False
+        self.ready = self.calls.begin(partial(_prepare, mode, scratch_path))
+
+    def close(self) -> None:
+        """End what no run has used: the thread, W&B's process, temporary folders."""
+        if self.is_used:
+            return
+        self.calls.close()
+        if self.ready.done() and not self.ready.exception():
+            self.ready.result()[0].remove()
+            end_service()
+
+
+def _prepare(mode: str, scratch_path: Path) -> "tuple[WandbFolders, wandb.Settings]":
+    folders = WandbFolders(scratch_path)
+    return folders, known_settings(mode)
+
+
+def prepare_tracking(
+    mode: Literal["auto", "offline", "none"], scratch_path: Path
+) -> Preparation | None:
+    """Begin what `start_tracking` needs; None for mode none: wandb is then not imported."""
+    return None if mode == "none" else Preparation(mode, scratch_path)
+
+
 def start_tracking(
-    mode: Literal["auto", "offline", "none"],
+    preparation: Preparation | None,
     project: str | None,
     run_id: str,
     name: str,
     config: dict[str, Any],
-    scratch_path: Path,
     mirror_url: str | None = None,
     init_timeout_s: float = 30.0,
     finish_timeout_s: float = 20.0,
@@ -64,24 +99,24 @@ def start_tracking(
     offline; one line says which, and how to upload it.
 
     Args:
-        mode: Online where possible (auto), offline, or none (wandb is then not imported).
+        preparation: Of `prepare_tracking`.
         project: W&B project; None: WANDB_PROJECT, else lightship.
         run_id: The same over all restarts of a run (see `run_id`).
         name: Display name, where WANDB_NAME gives none.
         config: Shown by W&B as the run's config; plain values.
-        scratch_path: Local folder for wandb's files.
         mirror_url: Where an offline run is copied to, now and then and at the end.
         init_timeout_s: Max wait for the server at the start.
         finish_timeout_s: Max wait at the end; less than Kubernetes' default grace period (30 s),
             so that a preempted pod still finishes.
 
     Returns:
-        None for mode none, for WANDB_MODE=disabled and, with a warning, if W&B cannot be started.
+        None without a preparation, for WANDB_MODE=disabled and, with a warning, if W&B cannot be
+        started.
 
     Raises:
         ConfigError: wandb is not installed, or one of its settings is invalid.
     """
-    if mode == "none":
+    if preparation is None:
         return None
     if project is None:
         project = os.environ.get("WANDB_PROJECT") or _PROJECT
@@ -89,8 +124,8 @@ def start_tracking(
         raise ConfigError("--run.project is empty; it must name a W&B project")
     shown_name = None if os.environ.get("WANDB_NAME") else _shown_name(name)
     start = _Start(project, run_id, shown_name, config, init_timeout_s, finish_timeout_s)
-    calls = Background("wandb-calls")
-    begin = partial(_begin, start, mode, scratch_path, mirror_url, calls)
+    preparation.is_used = True
+    calls, begin = preparation.calls, partial(_begin, start, preparation, mirror_url)
     try:
         tracker = calls.result(begin, 2 * init_timeout_s + _START_S)
     except (Exception, SystemExit) as error:
@@ -149,22 +184,19 @@ class _Start(NamedTuple):
         )
 
 
-def _begin(
-    start: _Start, mode: str, scratch_path: Path, mirror_url: str | None, calls: Background
-) -> Tracker | None:
-    """Start the run, on the thread of `calls`; None if W&B is disabled by its own variables."""
-    folders = WandbFolders(scratch_path)
-    known = known_settings(mode)
+def _begin(start: _Start, preparation: Preparation, mirror_url: str | None) -> Tracker | None:
+    """Start the run, on the thread that prepared it; None if W&B's own variables disable it."""
+    folders, known = preparation.ready.result()
     if known.mode == "disabled":
         return None
     folders.root_path.mkdir(parents=True, exist_ok=True)
     run, why_offline = None, "as asked"
-    if mode == "auto" and known.mode not in ("offline", "dryrun"):
+    if preparation.mode == "auto" and known.mode not in ("offline", "dryrun"):
         run, why_offline = _online(start, known, folders.root_path)
     run = run or start.init("offline", folders.root_path)
     run.define_metric(STEP_KEY)
     run.define_metric("*", step_metric=STEP_KEY, step_sync=True)
-    tracker = Tracker(run, calls, folders, mirror_url, start.finish_timeout_s)
+    tracker = Tracker(run, preparation.calls, folders, mirror_url, start.finish_timeout_s)
     how = f" offline ({why_offline}); to upload: wandb sync" if tracker.offline else ":"
     logger.info(f"W&B{how} {tracker.place}")
     return tracker

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -29,7 +30,7 @@ from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.mirror import Mirror
 from lightship.tracking.service import find_service, ignore_workspace_settings
 from lightship.tracking.settings import read_settings
-from lightship.tracking.start import is_run_id, run_id, start_tracking
+from lightship.tracking.start import is_run_id, prepare_tracking, run_id, start_tracking
 from lightship.training.callbacks.image_predictions import ImagePredictionLogger
 from lightship.training.callbacks.throughput import Throughput
 from tests.support.little_fit import CLASSES, batch_of, fit
@@ -60,8 +61,8 @@ def start(tmp_path, mode="auto", **options):
         "optim": {"lr": 0.001}, "run": {"seed": 0}, "environment": {"git_commit": "f00d"}
     }  # fmt: skip
     return start_tracking(
-        mode, "shop", "abcd1234", "run-name", config, tmp_path / "scratch", init_timeout_s=3,
-        **options,
+        prepare_tracking(mode, tmp_path / "scratch"), "shop", "abcd1234", "run-name", config,
+        init_timeout_s=3, **options,
     )  # fmt: skip
 
 
@@ -191,12 +192,12 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from lightship.errors import ConfigError, Preempted
-from lightship.tracking.start import start_tracking
-arguments = ("p", "id", "n", {}, Path(sys.argv[1]))
-assert start_tracking("none", *arguments) is None
+from lightship.tracking.start import prepare_tracking, start_tracking
+folder, arguments = Path(sys.argv[1]), ("p", "id", "n", {})
+assert start_tracking(prepare_tracking("none", folder), *arguments) is None
 assert not list(Path(sys.argv[1]).iterdir())
 try:
-    start_tracking("auto", *arguments)
+    start_tracking(prepare_tracking("auto", folder), *arguments)
 except ConfigError as error:
     print(error)
 """
@@ -213,6 +214,18 @@ def test_a_wrong_wandb_variable_is_the_users_error(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="'onlin'"):
         start(tmp_path)
+
+
+def test_a_preparation_without_a_run_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    preparation = prepare_tracking("offline", tmp_path)
+    folders, _ = preparation.ready.result(60)
+    assert list((tmp_path / "temporary").iterdir()) == [folders._made_path]
+    preparation.close()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 LONG = "a" * 129
@@ -248,13 +261,13 @@ def test_a_token_file_that_is_not_there_is_the_users_error(tmp_path, monkeypatch
 @pytest.mark.parametrize("project", ["a/b", "", " ", LONG])
 def test_a_project_that_wandb_refuses_is_the_users_error(tmp_path, project):
     with pytest.raises(ConfigError, match=r"--run\.project"):
-        start_tracking("offline", project, "id", "name", {}, tmp_path)
+        start_tracking(prepare_tracking("offline", tmp_path), project, "id", "name", {})
 
 
 @pytest.mark.parametrize("name", [LONG * 3, "", "a\udcffb", "caf\u00e9 / \u6f22"])
 def test_any_name_of_an_output_will_do(tmp_path, name):
     config = {"run": {"output": name}}
-    tracker = start_tracking("offline", "shop", "id", name, config, tmp_path)
+    tracker = start_tracking(prepare_tracking("offline", tmp_path), "shop", "id", name, config)
     tracker.finish(0)
     [path] = tracker.run_path.glob("*.wandb")
     assert read_wandb_file(path).exit_code == 0
@@ -269,7 +282,7 @@ def test_a_stored_id_that_is_damaged_is_none(text):
 @pytest.mark.parametrize("text", ["model.v2-a_1", "two words", "caf\u00e9", "x" * 128])
 def test_ids_that_wandb_takes_are_kept_by_a_run(tmp_path, text):
     folder = RunFolder(Config(run=RunConfig(output=str(tmp_path / "run"))))
-    tracker = start_tracking("offline", "shop", text, "name", {}, tmp_path)
+    tracker = start_tracking(prepare_tracking("offline", tmp_path), "shop", text, "name", {})
     tracker.finish(0)
     folder.keep_tracking_id(text)
     assert run_id(folder.tracking_id(is_run_id)) == text
@@ -278,7 +291,9 @@ def test_ids_that_wandb_takes_are_kept_by_a_run(tmp_path, text):
 
 def test_the_project_and_name_of_the_environment(tmp_path, monkeypatch):
     def started(project):
-        tracker = start_tracking("offline", project, run_id(), "mine", {}, tmp_path)
+        tracker = start_tracking(
+            prepare_tracking("offline", tmp_path), project, run_id(), "mine", {}
+        )
         tracker.finish(0)
         [path] = tracker.run_path.glob("*.wandb")
         found = read_wandb_file(path)
