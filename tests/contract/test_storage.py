@@ -1,6 +1,7 @@
 """Every kind of storage keeps the same promises."""
 
 import abc
+import errno
 import hashlib
 import http.server
 import importlib.util
@@ -23,6 +24,7 @@ import pytest
 from lightship import storage
 from lightship.errors import ConfigError, DataError
 from lightship.storage import Denied, FileInfo, Limits, NotFound, ReadAhead, Span, StorageTimeout
+from tests.support import plain_fs
 from tests.support.s3 import KEYS, S3Server
 
 TREE = {
@@ -338,12 +340,15 @@ def test_redact_keeps_plain_text() -> None:
 # ---- local files -------------------------------------------------------------------------------
 
 
-def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["", "plain://"])
+def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path, protocol: str) -> None:
+    """Also on a file system of fsspec that writes in place."""
     path = tmp_path / "x"
-    program = "import sys, itertools; from lightship import storage\nfor i in itertools.count():\n"
+    program = "import sys, itertools; from lightship import storage; import tests.support.plain_fs"
+    program += "\nfor i in itertools.count():\n"
     program += "    storage.write_bytes(sys.argv[1], bytes([i % 251]) * 2_000_000)"
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", program, str(path)])
+        process = subprocess.Popen([sys.executable, "-c", program, f"{protocol}{path}"])
         before = path.stat().st_mtime_ns if path.exists() else 0
         while not path.exists() or path.stat().st_mtime_ns == before:
             assert process.poll() is None
@@ -354,6 +359,24 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> N
         assert len(data) == 2_000_000
         assert len(set(data)) == 1
         assert storage.list_files(str(tmp_path)) == [FileInfo("x", 2_000_000)]
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, url = tmp_path / "x", f"plain://{tmp_path}/x"
+    storage.write_bytes(url, b"old")
+    write = plain_fs.File.write
+
+    def full(self: plain_fs.File, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(plain_fs.File, "write", full)
+    with pytest.raises(ConfigError, match="no space left"):
+        storage.write_bytes(url, b"new and longer")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 # ruff: noqa: D102 (see backend.Backend)
 
 import contextlib
+import errno
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from fsspec.registry import get_filesystem_class
 from lightship.errors import ConfigError, DataError
 from lightship.storage.backend import Data, FileInfo, Selection, Source, length_of, wrong_length
 from lightship.storage.errors import WrongLength, http_answer
+from lightship.storage.local import TEMPORARY, copy_source
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.urls import redact
 
+_WRITE_WHOLE = {"hf", "memory"}
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
 
 
@@ -103,14 +107,40 @@ class Remote:
             raise WrongLength(f"{size} of {length_of(source)} bytes arrived")
 
     def put(self, deadline: Deadline, path: str, source: Source) -> None:
-        """As `write`, whose result is then checked."""
-        folder = path.rpartition("/")[0]
-        if folder and not self.fs.async_impl:  # those are object stores, without folders
+        """As `write`, whose result is then checked.
+
+        Under another name beside, then renamed: most of these file systems write in place.
+        """
+        folder, slash, _ = path.rpartition("/")
+        if folder:
             self.fs.makedirs(folder, exist_ok=True)
-        if isinstance(source, Path):
-            self.fs.put_file(str(source), path)
-        else:
-            self.fs.pipe_file(path, bytes(source))
+        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else {*self.fs.protocol}
+        if protocols & _WRITE_WHOLE:
+            self._send(deadline, path, source)
+            return
+        temporary = f"{folder}{slash}.{uuid.uuid4().hex}{TEMPORARY}"
+        try:
+            self._send(deadline, temporary, source)
+            if (size := self.size(deadline, temporary)) != length_of(source):
+                raise WrongLength(f"{size} of {length_of(source)} bytes arrived")
+            self._rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.fs.rm_file(temporary)
+            raise
+
+    def _send(self, deadline: Deadline, path: str, source: Source) -> None:
+        with self.fs.open(path, "wb") as out:
+            copy_source(source, out, deadline)
+
+    def _rename(self, path: str, to_path: str) -> None:
+        try:
+            self.fs.mv(path, to_path)
+        except OSError as error:
+            if error.errno != errno.EEXIST and not isinstance(error, FileExistsError):
+                raise
+            self.fs.rm_file(to_path)  # smb does not rename over a file
+            self.fs.mv(path, to_path)
 
     def remove(self, deadline: Deadline, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -118,12 +148,21 @@ class Remote:
 
 
 class Async(Remote):
-    """A file system with coroutines (s3, http, gs, ...): many reads in flight at once."""
+    """An object store, with coroutines (s3, http, gs, ...): many reads in flight at once.
+
+    It has no folders, and writes a file whole.
+    """
 
     max_reads = Limits.in_flight
 
     def get(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
         return cat_file(self.fs, deadline, path, start, end)
+
+    def put(self, deadline: Deadline, path: str, source: Source) -> None:
+        if isinstance(source, Path):
+            self.fs.put_file(str(source), path)
+        else:
+            self.fs.pipe_file(path, bytes(source))
 
 
 def cat_file(

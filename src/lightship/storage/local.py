@@ -7,6 +7,7 @@ import io
 import os
 import re
 import stat
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -15,15 +16,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightship.errors import DataError
-from lightship.storage.backend import PIECE_BYTES, FileInfo, Selection, Source, wrong_length
+from lightship.storage.backend import (
+    PIECE_BYTES,
+    FileInfo,
+    Selection,
+    Source,
+    length_of,
+    piece,
+    wrong_length,
+)
 from lightship.storage.retry import Deadline, Limits, with_retries
 
-_TEMPORARY = ".lightship-tmp"
+TEMPORARY = ".lightship-tmp"
 _OWN_STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """What a shell passes to this process, such as `--config <(...)`."""
 _MAX_VISITS = 16
 """How often links may lead to one folder below a root."""
-_TEMPORARY_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(_TEMPORARY)}")
+_TEMPORARY_NAME = re.compile(rf"\.[0-9a-f]{{32}}{re.escape(TEMPORARY)}")
+
+
+_PROBE_NAME, _OLD_S = re.compile(r"\.[0-9a-f]{32}\.probe"), 3600
 
 
 class Local:
@@ -81,11 +93,7 @@ class Local:
 
     def write(self, deadline: Deadline, path: str, source: Source) -> None:
         with whole_file(Path(path)) as temporary_path, temporary_path.open("wb") as out:
-            if isinstance(source, Path):
-                with source.open("rb") as file:
-                    copy_stream(file, out, deadline)
-            else:
-                out.write(source)
+            copy_source(source, out, deadline)
 
     def remove(self, deadline: Deadline, path: str) -> None:
         Path(path).unlink(missing_ok=True)
@@ -137,7 +145,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _file_info(entry: "os.DirEntry[str]", path: str) -> list[FileInfo]:
     """The entry of a non-folder; a broken link is a file that cannot be read."""
-    if entry.name.endswith(_TEMPORARY):
+    if entry.name.endswith(TEMPORARY):
         return []
     with contextlib.suppress(OSError):
         if entry.is_file():
@@ -147,6 +155,17 @@ def _file_info(entry: "os.DirEntry[str]", path: str) -> list[FileInfo]:
         is_broken_link = stat.S_ISLNK(itself.st_mode) and not os.path.exists(entry.path)
         return [FileInfo(path, itself.st_size, is_special=not is_broken_link)]
     return []
+
+
+def copy_source(source: Source, out: BinaryIO, deadline: Deadline) -> None:
+    """Write a source to `out` in pieces, each of which is progress."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            copy_stream(file, out, deadline)
+        return
+    for start in range(0, length_of(source), 8 * PIECE_BYTES):
+        out.write(piece(source, start, 8 * PIECE_BYTES))
+        deadline.progress()
 
 
 def copy_stream(source: BinaryIO, out: BinaryIO, deadline: Deadline) -> None:
@@ -160,7 +179,7 @@ def copy_stream(source: BinaryIO, out: BinaryIO, deadline: Deadline) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path that is renamed to `path`, whole and durable, or removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary_path = path.parent / f".{uuid.uuid4().hex}{_TEMPORARY}"
+    temporary_path = path.parent / f".{uuid.uuid4().hex}{TEMPORARY}"
     try:
         yield temporary_path
         _make_durable(temporary_path, path)
@@ -189,10 +208,17 @@ def _make_durable(temporary_path: Path, path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files that `whole_file` has left directly in a folder."""
+    """Remove what `whole_file` and, an hour ago, `api.check_writable` left directly in a folder.
+
+    A probe that is younger may be of another start, which looks for it.
+    """
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            if _TEMPORARY_NAME.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+            is_left = _TEMPORARY_NAME.fullmatch(entry.name) or (
+                _PROBE_NAME.fullmatch(entry.name)
+                and time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_S
+            )
+            if is_left and not entry.is_dir(follow_symlinks=False):
                 Path(entry.path).unlink(missing_ok=True)
 
 

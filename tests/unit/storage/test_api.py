@@ -50,6 +50,17 @@ def test_what_may_never_end_is_not_read(tmp_path: Path, target: str) -> None:
     assert not storage.exists(str(tmp_path / "file"))
 
 
+def test_a_probe_left_by_a_kill_goes_an_hour_later(tmp_path: Path) -> None:
+    """A younger one may be of another start."""
+    old, young, mine = (tmp_path / f".{c * 32}.probe" for c in "abx")
+    for path in (old, young, mine):
+        path.write_bytes(b"")
+    for path in (old, mine):
+        os.utime(path, (time.time() - 7200,) * 2)
+    storage.remove_temporaries(str(tmp_path))
+    assert {*tmp_path.iterdir()} == {young, mine}
+
+
 def test_a_link_is_moved_and_removed_itself(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
