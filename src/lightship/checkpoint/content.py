@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from lightship.devices.host import read_limits, usable_memory_bytes
 from lightship.errors import ConfigError
+from lightship.host import read_limits, usable_memory_bytes
 
 _REFUSED = (
     b"_codecs\nencode\n", b"\nbytearray\n", b"_utils\n_rebuild_sparse_tensor\n",

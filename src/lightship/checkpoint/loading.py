@@ -11,8 +11,8 @@ from lightship import storage, versions
 from lightship.checkpoint.record import MAX_RECORD_BYTES, CheckpointDamaged, Commit, record_of
 from lightship.checkpoint.resumable import check_resumable
 from lightship.checkpoint.serialization import from_bytes
-from lightship.devices.host import read_limits, usable_memory_bytes
 from lightship.errors import ConfigError
+from lightship.host import read_limits, usable_memory_bytes
 
 MODEL_KEYS = frozenset({"state_dict", "hyper_parameters"})
 """What a model is rebuilt from."""

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from lightship import storage
+from lightship import host, storage
 from lightship.config import NAMED_SETS, DataConfig
 from lightship.data.bad_samples import BadSamples
 from lightship.data.decoded_cache import DecodedCache, key_of_split
@@ -39,8 +39,7 @@ def begin(config: DataConfig) -> None:
 
     Called by the only rank of a command: other processes would not wait for it.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if is_streamed(config) or not config.decoded_cache_gib or (cores or 1) < 2:
+    if is_streamed(config) or not config.decoded_cache_gib or host.usable_cores() < 2:
         return
     if config.root in NAMED_SETS or storage.is_remote(config.root):
         return
@@ -103,8 +102,7 @@ def _decode(config: DataConfig, name: str, manifest: Manifest, size_px: int | No
         return size_px
     cache, key = DecodedCache.of(config), key_of_split(config, manifest, size_px)
     if key is not None and not cache.path(key).exists():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        threads = config.decode_threads or cores
+        threads = config.decode_threads or host.usable_cores()
         images, _ = decode_all(
             manifest, None, size_px, resize_of(config), threads, max_bad_fraction=None,
             limits=limits,

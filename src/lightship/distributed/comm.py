@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from lightship import host
 from lightship.console import log
 from lightship.distributed import messages
 from lightship.distributed.bounded import NoAnswer, call_within
@@ -342,8 +342,8 @@ def wait_for_rank_0() -> None:
 
 
 def node_cores() -> int:
-    """CPU cores of this node that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """CPU cores of this node that this process may use, within its container's limit."""
+    return host.usable_cores()
 
 
 def cores() -> int:

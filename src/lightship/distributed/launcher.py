@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lightship import host
 from lightship.config import TrainerConfig
 from lightship.distributed import shared_memory, slurm
 from lightship.distributed.signals import Phase, StopRequest
@@ -52,6 +53,7 @@ def launch(
     else:
         processes = processes_here(trainer)
         if processes == 1 and os.environ.get("PET_NNODES", "1") in _ONE_NODE:
+            _keep_to_cpu_limit(host.visible_cores(), host.usable_cores())
             work()
             return
         StopRequest(Phase.LAUNCH).install()
@@ -61,6 +63,14 @@ def launch(
             shared_memory.check(processes)
         os.environ[_AGENT_PID] = str(os.getpid())
         run_agent(processes, arguments, resumes_from)
+
+
+def _keep_to_cpu_limit(visible: int, usable: int) -> None:
+    """Have torch use no more threads than the container has CPU time for: it counts all cores."""
+    if usable < visible and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(usable)
 
 
 def _join_and(work: Callable[[], None], trainer: TrainerConfig) -> None:

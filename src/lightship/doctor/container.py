@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from lightship.devices.host import Limits, read_limits
 from lightship.distributed import comm, shared_memory
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
+from lightship.host import Limits, read_limits
 
 _GIB = 2**30
 _PROCESS_BYTES = 3 * _GIB // 4  # of Python, torch and Lightning alone

@@ -6,13 +6,13 @@ import torch
 
 from lightship.config import Config
 from lightship.data.regime import is_streamed
-from lightship.devices.host import read_limits, usable_memory_bytes
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
 from lightship.doctor.dry_run import StepCost, step_cost
 from lightship.doctor.rendezvous import count_ranks
 from lightship.doctor.samples import first_samples
 from lightship.errors import LightshipError
+from lightship.host import read_limits, usable_memory_bytes
 from lightship.training.out_of_memory import smaller_evaluation_batch, smaller_training_batch
 
 _GIB = 2**30

@@ -11,8 +11,8 @@ from torch import nn
 
 from lightship.checkpoint import content
 from lightship.checkpoint.serialization import from_bytes
-from lightship.devices.host import Limits
 from lightship.errors import ConfigError
+from lightship.host import Limits
 from tests.support.forged import BOMBS, archive_of, saved
 
 MIB = 2**20

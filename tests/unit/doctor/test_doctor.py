@@ -23,7 +23,6 @@ from lightship import cli, storage
 from lightship.commands.base import Command
 from lightship.commands.doctor import import_fit
 from lightship.config import DataConfig
-from lightship.devices.host import Limits, read_limits
 from lightship.doctor import (
     allreduce,
     container,
@@ -42,6 +41,7 @@ from lightship.doctor.memory import Room, estimate
 from lightship.doctor.runner import run
 from lightship.doctor.samples import FirstSamples
 from lightship.errors import LightshipError
+from lightship.host import Limits, read_limits
 from lightship.models.nets.build import build_net
 from tests.support.faults import FaultProxy
 from tests.support.images import (

@@ -1,5 +1,8 @@
 """Limits of this machine and its container: CPU and memory (cgroups, version 1 and 2)."""
 
+import functools
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +75,25 @@ def _numbers(folder: Path, *files: str) -> list[int]:
     paths = [folder / file for file in files]
     words = " ".join(path.read_text() for path in paths if path.exists()).split()
     return [int(word) for word in words] if all(map(str.isdecimal, words)) else []
+
+
+def visible_cores() -> int:
+    """CPU cores on which the kernel may run this process."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@functools.cache
+def usable_cores() -> int:
+    """Threads for which this process and its children have CPU time at once, at least 1.
+
+    More than a container's limit would be throttled together for a part of each tenth of a second.
+    """
+    return cores_within(visible_cores(), read_limits())
+
+
+def cores_within(visible: int, limits: Limits) -> int:
+    """`visible` cores, or fewer by the limit: whole ones, at least 1."""
+    return visible if limits.cpus is None else max(1, min(visible, int(limits.cpus)))
 
 
 def usable_memory_bytes(limits: Limits) -> int | None:
