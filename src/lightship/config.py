@@ -248,8 +248,9 @@ class OptimConfig:
     momentum: float = bounded(0.9, 0, 0.9999)
     """Nesterov momentum of SGD and Muon (muon-sgd: of the filters)."""
     weight_decay: float = bounded(0.0, 0, 10)
-    """Weight decay of matrices and filters, not of biases and norms. muon-sgd: fraction by which
-    all weights but the filters shrink in a step at the peak learning rate."""
+    """Weight decay of matrices and filters, not of biases, norms, position embeddings, tokens and
+    layer scales. muon-sgd: fraction by which all weights but the filters shrink in a step at the
+    peak learning rate."""
     sgd_lr: float = bounded(0.05, 1e-9, 1e6)
     """muon-sgd: peak learning rate of biases and norms (the loss is averaged over the batch)."""
     head_lr: float = bounded(0.05, 1e-9, 1e6)

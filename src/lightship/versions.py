@@ -17,7 +17,7 @@ from lightship.errors import ConfigError
 
 VERSIONS = {
     "config.yaml": 1, "checkpoint": 2, "checkpoint record": 1, "prediction parts": 1,
-    "manifest": 1, "manifest table": 1, "pack.json": 1, "features": 1, "order": 2,
+    "manifest": 1, "manifest table": 1, "pack.json": 1, "features": 1, "order": 2, "decay": 2,
 }  # fmt: skip
 """Format -> the newest version that this code reads, and the one it writes."""
 MEANT: dict[str, Any] = {}

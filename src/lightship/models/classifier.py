@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lightship import versions
 from lightship.checkpoint.loading import MODEL_KEYS, load_ckpt_path
 from lightship.config import OptimConfig
 from lightship.data.batch import NOT_COUNTED, Batch
@@ -29,6 +30,7 @@ from lightship.models.losses import TrainingLoss
 from lightship.models.metrics import LOGGED, EvalMetrics
 from lightship.models.nets.build import build_net
 from lightship.models.nets.weights import Weights, load_weights
+from lightship.models.optim import decay
 from lightship.models.optim.build import SGDPart, build_optimizer, build_schedule
 from lightship.models.outcomes import Outcomes
 from lightship.models.train_sums import TrainSums
@@ -135,6 +137,7 @@ class ImageClassifier(LightningModule):
         self.eval_metrics: dict[str, Tensor] = {}
         self.outcomes = Outcomes()
         self._keeps_outcomes = False
+        self._decay_version = decay.NEWEST
         self._train_sums = TrainSums()
         self._has_peers = False
         # Searching takes as long as a layer, so once. In a tuple, so that it is not a submodule.
@@ -420,8 +423,9 @@ class ImageClassifier(LightningModule):
         # A fused optimizer unscales fp16 gradients internally, too late for clipping.
         fused = not (self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val)
         optimizer = build_optimizer(
-            self.net, **settings, fused=fused, rest=SGDPart(**rest), late=self.frozen
-        )
+            self.net, **settings, fused=fused, rest=SGDPart(**rest), late=self.frozen,
+            decay_version=self._decay_version,
+        )  # fmt: skip
         scheduler = build_schedule(optimizer, self.trainer.estimated_stepping_batches, **schedule)
         return {
             "optimizer": optimizer,
@@ -429,7 +433,9 @@ class ImageClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the class names, for readers without this class, and the open training sums.
+        """Store the class names, for readers without this class, and what a restart goes on with.
+
+        That are the open training sums and the version of the weight decay.
 
         Every rank: the sums are those of all ranks.
         """
@@ -438,12 +444,16 @@ class ImageClassifier(LightningModule):
         if sums is not None and self._has_peers:
             sums = self._sum_over_ranks(sums.clone())
         checkpoint["train_sums"] = sums
+        checkpoint["decay"] = self._decay_version
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; restore its training sums, on rank 0 for all ranks.
 
+        Before the optimizer is made, whose groups are those of the run's version.
+
         Raises:
             ConfigError: Its hyper-parameters differ.
+            NewerVersion: Its weight decay is that of a newer version.
         """
         kept = complete(type(self), checkpoint["hyper_parameters"])
         changed = [
@@ -457,6 +467,8 @@ class ImageClassifier(LightningModule):
                 "start from its weights alone give it as --model.weights"
             )
         check_fits(self.state_dict(), checkpoint["state_dict"])
+        self._decay_version = checkpoint.get("decay", decay.FIRST)
+        versions.check("decay", self._decay_version, "the checkpoint")
         if self.global_rank == 0:
             sums = checkpoint.get("train_sums")
             if sums is not None and (not isinstance(sums, Tensor) or sums.shape != (3,)):

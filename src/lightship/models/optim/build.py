@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightship import devices
 from lightship.errors import ConfigError
 from lightship.models.finetune import lr_scales
+from lightship.models.optim import decay
 from lightship.models.optim.muon import RECORD_ITERATIONS, Muon, MuonSGD, orthogonalize
 from lightship.models.optim.xla import ADAM_BETAS, ADAM_EPS, TracedOptimizer
 
@@ -50,6 +51,7 @@ def build_optimizer(
     layer_decay: float = 1.0,
     head_lr_scale: float = 1.0,
     late: Collection[str] = (),
+    decay_version: int = decay.NEWEST,
 ) -> Optimizer:
     """Build the optimizer of a net whose parameters are already on their device.
 
@@ -58,8 +60,8 @@ def build_optimizer(
         name: adam, adamw, sgd (Nesterov), muon or muon-sgd.
         lr: Peak learning rate.
         momentum: Momentum of sgd and both muons.
-        weight_decay: Of parameters with two or more dimensions, not of biases and norms. With
-            muon-sgd: fraction by which all weights but the filters shrink in a step at the peak
+        weight_decay: Of matrices and filters (see `decay.decayed_parameters`). With muon-sgd:
+            fraction by which all weights but the filters shrink in a step at the peak
             learning rate.
         fused: Use fused kernels if the device has them.
         rest: Settings of muon-sgd for all parameters but the hidden matrices.
@@ -67,6 +69,7 @@ def build_optimizer(
         head_lr_scale: Likewise.
         late: Names of parameters that are frozen at first. They have groups of their own, as
             optimizers count the steps by group.
+        decay_version: See `decay.decayed_parameters`; not with muon-sgd.
 
     Returns:
         One optimizer for all parameters, also with the muons. It can load a state that another
@@ -76,7 +79,8 @@ def build_optimizer(
         groups = _record_groups(net, weight_decay, rest or SGDPart())
     else:
         scales = lr_scales(net, layer_decay, head_lr_scale)
-        groups = _groups(net, name, weight_decay, late, scales)
+        decays = dict.fromkeys(decay.decayed_parameters(net, decay_version), weight_decay)
+        groups = _groups(net, name, decays, late, scales)
         for group in groups if scales else ():
             group["lr"] = lr * group["lr_scale"]
     optimizer = _build(groups, name, lr, momentum, fused)
@@ -160,7 +164,7 @@ def _build(
 def _groups(
     net: nn.Module,
     name: str,
-    weight_decay: float,
+    decays: Mapping[str, float],
     late: Collection[str],
     scales: Mapping[str, float],
 ) -> list[dict[str, Any]]:
@@ -169,13 +173,12 @@ def _groups(
     members: dict[tuple[Any, ...], list[nn.Parameter]] = defaultdict(list)
     for key, parameter in net.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim >= 2 else 0.0
-            at = id(parameter) in hidden, decay, scales.get(key, 1.0), key in late
+            at = id(parameter) in hidden, decays.get(key, 0.0), scales.get(key, 1.0), key in late
             members[at].append(parameter)
     return [
-        {"params": params, "weight_decay": decay, "orthogonal": orthogonal}
+        {"params": params, "weight_decay": rate, "orthogonal": orthogonal}
         | ({"lr_scale": scale} if scales else {})
-        for (orthogonal, decay, scale, _), params in members.items()
+        for (orthogonal, rate, scale, _), params in members.items()
     ]
 
 
