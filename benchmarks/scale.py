@@ -13,15 +13,17 @@ RUNS = int(os.environ.get("RUNS", "3"))
 BATCH = 1024
 SIZES = [int(float(size)) for size in os.environ.get("SIZES", "1e6 1e7 1e8 1e9").split()]
 MADE = [int(float(size)) for size in os.environ.get("MADE", "1e5 1e6 1e7").split()]
+LISTED = [int(float(size)) for size in os.environ.get("LISTED", "1e6 1e7").split()]
 _MAX_SORTED = 10**7  # of version 1: ten times as many take 10 GB
 
 
 def main() -> None:
-    """a rank's manifest and order: time and memory, by size (RUNS=n, SIZES="1e6 1e7", MADE=...)"""
+    """a rank's manifest and order: time and memory, by size (RUNS=n, SIZES=, MADE=, LISTED=1e6)"""
     print(f"{machine()}; n = {RUNS}, medians of processor time\n")
     with tempfile.TemporaryDirectory(dir=os.environ.get("SCALE_DIR")) as folder:
         _ranks(Path(folder))
     _makes()
+    _lists()
 
 
 def _ranks(folder: Path) -> None:
@@ -100,3 +102,18 @@ _STEPS = {
     "copy": "a node: check its copy",
     "check": "rank 0: check an unknown table",
 }
+
+
+def _lists() -> None:
+    """What rank 0 does at the first start of a run on class folders."""
+    rows = []
+    for size in LISTED:
+        results = [run_json("benchmarks.scale_listing", str(size)) for _ in range(RUNS)]
+        of = {key: statistics.median(each[key] for each in results) for key in results[0]}
+        columns = (f"{of['list_us']:.1f}", f"{of['find_us']:.1f}", f"{of['peak_bytes']:.0f}")
+        rows.append([f"{size:.0e}", *columns])
+    print(
+        "\nListing class folders in S3, names of 33 bytes, from parsed pages to the manifest. CPU "
+        "microseconds and peak memory an object; the memory beyond that of the imports\n"
+    )
+    print_table(["objects", "listing us", "manifest us", "bytes"], rows)

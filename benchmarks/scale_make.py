@@ -17,11 +17,11 @@ import numpy as np
 
 from benchmarks import scale_manifest
 from lightship.data.columns import Columns
-from lightship.data.file_list import FileList
 from lightship.data.held_out import hold_out
 from lightship.data.manifest import Manifest
 from lightship.data.manifest_table import check_table, open_table, write_table
 from lightship.data.shards.index import INDEX, load_index, shard_sizes
+from lightship.storage.file_list import FileList
 
 T = TypeVar("T")
 _FRACTION = 0.05

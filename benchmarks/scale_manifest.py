@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.manifest_table import write_table
+from lightship.storage.file_list import FileList
 
 CLASSES = 1000
 _PER_SHARD, _STRIDE_BYTES = 2370, 113_260  # 256 MiB; 37 samples a block of 4 MiB

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lightship import storage, versions
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.mapped_split import NUMBERS
 from lightship.redaction import canonical
+from lightship.storage.file_list import FileList
 
 
 def save_manifests(url: str, manifests: Mapping[str, Manifest]) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from lightship import storage
 from lightship.data.blocks import Blocks
 from lightship.data.columns import Pieces
-from lightship.data.file_list import FileList
 from lightship.data.mapped_split import NUMBERS, MappedSplit
 from lightship.errors import DataError
+from lightship.storage.file_list import FileList
 
 BLOCK_BYTES = 4 * 2**20
 _SMALL_BYTES, _MAX_BLOCK_SAMPLES = 256 * 2**20, 2**16

@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lightship import storage, versions
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.manifest_table import check_description, check_split
 from lightship.data.mapped_split import NUMBERS
 from lightship.data.npz import read_npz
 from lightship.errors import DataError, LightshipError
+from lightship.storage.file_list import FileList
 
 _FORMAT = "manifest"
 _READ_AT_ONCE_BYTES, _MAX_HEADER_BYTES, _MAX_CONTAINERS = 2**28, 2**26, 2**20

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from lightship.data.columns import Columns, ColumnWriter, Pieces
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.mapped_split import NUMBERS, MappedSplit
 from lightship.errors import DataError
 from lightship.redaction import canonical
 from lightship.storage.bounds import MAX_FILE_BYTES
+from lightship.storage.file_list import FileList
 from lightship.storage.urls import stays_inside
 
 _CONTAINERS = ("bytes", "gzip", "parquet")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lightship.data.columns import Columns
-from lightship.data.file_list import FileList
 from lightship.errors import DataError
+from lightship.storage.file_list import FileList
 
 NUMBERS = ("file_index", "offset", "length", "label", "crc32")
 """The columns of a manifest."""

@@ -4,12 +4,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from lightship.errors import DataError
 
 MAX_NAME_CHARACTERS = 1024
 """Of a class."""
+_AT_ONCE = 2**14
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -65,14 +67,16 @@ def check_class_names(names: Sequence[Any], root: str) -> list[str]:
 
 def check_file_names(paths: Iterable[str], root: str) -> None:
     """Raise DataError for paths that are not UTF-8, which no table of samples could hold."""
-    paths = list(paths)
-    if _is_unicode("\n".join(paths)):
-        return
-    wrong = [path for path in paths if not _is_unicode(path)]
-    raise DataError(
-        f"{root}: {len(wrong)} file {'name is' if len(wrong) == 1 else 'names are'} not valid "
-        f"UTF-8, such as {printable(wrong[0])}; rename the file or its folder"
-    )
+    wrong, first, rest = 0, "", iter(paths)
+    while some := list(islice(rest, _AT_ONCE)):
+        if not _is_unicode("\n".join(some)):
+            bad = [path for path in some if not _is_unicode(path)]
+            wrong, first = wrong + len(bad), first or bad[0]
+    if wrong:
+        raise DataError(
+            f"{root}: {wrong} file {'name is' if wrong == 1 else 'names are'} not valid "
+            f"UTF-8, such as {printable(first)}; rename the file or its folder"
+        )
 
 
 def printable(text: str) -> str:

@@ -20,20 +20,21 @@ from lightship.data.shards.index import INDEX, INDEX_0_1, index_in, read_index
 from lightship.data.sources.cifar import ENCODING
 from lightship.data.sources.detect import (
     LOOKED_FOR,
+    bytes_by_kind,
     files_by_kind,
     kind_of_file,
-    largest_kind,
     may_be_packed,
 )
 from lightship.data.sources.file_names import count_by_suffix, is_ignored, is_image
 from lightship.data.sources.gzip_file import Gunzipped
 from lightship.data.sources.layouts import scan
 from lightship.data.sources.listing import nothing_there
-from lightship.data.sources.own_files import without_runs
+from lightship.data.sources.own_files import is_of_run, run_folders
 from lightship.data.sources.parquet import scan_parquet
 from lightship.data.sources.roots import NAMED_ROOTS, inside_if_zip
 from lightship.doctor.context import Context
 from lightship.errors import DataError
+from lightship.storage.file_table import FileTable
 from lightship.storage.tar_headers import read_headers
 
 _MAX_LISTED = 256
@@ -128,22 +129,24 @@ def first_samples(context: Context) -> FirstSamples:
         raise nothing_there(url) from error
     files = [file for file in files if not file.path or not is_ignored(file.path)]
     sizes = {file.path: file.size_bytes for file in files}
-    return _listed(url, without_runs(sizes))
+    runs = run_folders(sizes)
+    return _listed(url, FileTable.of({p: n for p, n in sizes.items() if not is_of_run(p, runs)}))
 
 
-def _listed(url: str, sizes: dict[str, int]) -> FirstSamples:
-    """Of the largest kind of these files (path -> bytes); the path "" is the root itself."""
+def _listed(url: str, sizes: FileTable) -> FirstSamples:
+    """Of the largest kind of these files; the path "" is the root itself."""
     if name := index_in(sizes):
         return _indexed(url, name)
     if "" in sizes:
-        kinds = {kind_of_file(url, sizes[""], storage.redact(url)): [""]}
+        kinds = {kind_of_file(url, sizes[""], storage.redact(url)): np.ones(1, dtype=bool)}
     elif not (kinds := files_by_kind(sizes)):
         raise DataError(
             f"--data.root {storage.redact(url)}: the first {len(sizes)} files are "
             f"{count_by_suffix(sizes)}; looked for {LOOKED_FOR}"
         )
-    kind = largest_kind(kinds, sizes)
-    chosen = {path: sizes[path] for path in kinds[kind]}
+    size_of_kind = bytes_by_kind(kinds, sizes)
+    kind = max(size_of_kind, key=size_of_kind.__getitem__)
+    chosen = dict(sizes.select(kinds[kind]))
     if kind == "image":
         most = Manifest.max_sample_bytes  # a larger one counts as unreadable, as it does for a fit
         chosen = {path: size for path, size in chosen.items() if size <= most}
@@ -155,7 +158,7 @@ def _listed(url: str, sizes: dict[str, int]) -> FirstSamples:
         layout = "a CIFAR python archive, unpacked"  # whose pickles are read whole
         return FirstSamples(layout, spans, _CIFAR_ROW_BYTES, encoding=ENCODING)
     if kind == "Parquet":
-        first = kinds[kind][:1]
+        first = list(chosen)[:1]
         (part,) = scan_parquet(url, first, storage.redact(url), labelled=False).parts
         return FirstSamples("Parquet", spans, _mean(part.length))
     lengths, images = _look_into_tar(storage.join(url, next(iter(chosen))), kind != "tar")

@@ -13,6 +13,7 @@ from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.storage import local
 from lightship.storage.backend import FileInfo, Selection, length_of
 from lightship.storage.errors import NotFound, StorageTimeout, TooLarge
+from lightship.storage.file_table import FileTable
 from lightship.storage.local import copy_stream, whole_file
 from lightship.storage.parallel import in_daemon, run_within
 from lightship.storage.reads import read_bytes, read_whole
@@ -42,25 +43,41 @@ def list_files(
     url: str,
     max_files: int | None = None,
     skip: Callable[[str], bool] | None = None,
-    special: bool = False,
 ) -> list[FileInfo]:
+    """As `list_table`, for few files, and without pipes, sockets and devices."""
+    table = list_table(url, max_files, skip)
+    if not table:
+        raise _nothing_at(url)
+    sizes = table.sizes.tolist()
+    return [FileInfo(path, size) for path, size in zip(table, sizes, strict=True)]
+
+
+def list_table(
+    url: str,
+    max_files: int | None = None,
+    skip: Callable[[str], bool] | None = None,
+) -> FileTable:
     """Every file under `url`, sorted by path; for a single file, one entry with an empty path.
 
     Args:
         url: The root.
         max_files: Stop when so many, or a few more, are found: for examples.
         skip: Whether to skip a folder, by its path below `url`; for local paths only.
-        special: Local paths: include pipes, sockets and devices. A broken link is always included,
-            as a file that cannot be read.
+
+    Returns:
+        The files, among them broken links, which cannot be read.
 
     Raises:
         NotFound: Nothing exists; also for an empty folder, as object stores have none.
     """
-    listed = call(url, "files", Selection(max_files, skip))
-    found = [file for file in listed if special or not file.is_special]
-    if not found:
-        raise NotFound(f"{redact(url)} is empty or does not exist")
-    return sorted(found, key=lambda file: file.path)
+    table = call(url, "files", Selection(max_files, skip))
+    if not (table or table.special):
+        raise _nothing_at(url)
+    return table
+
+
+def _nothing_at(url: str) -> NotFound:
+    return NotFound(f"{redact(url)} is empty or does not exist")
 
 
 def exists(url: str) -> bool:

@@ -5,10 +5,12 @@ import io
 import posixpath
 import threading
 from abc import abstractmethod
+from itertools import islice
 from typing import Any, BinaryIO
 
 from lightship.errors import ConfigError, DataError, LightshipError
-from lightship.storage.backend import Data, FileInfo, Selection, Source
+from lightship.storage.backend import Data, Selection, Source
+from lightship.storage.file_table import FileTable, FileTableBuilder
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.tar_headers import read_headers
 from lightship.storage.urls import redact
@@ -34,18 +36,17 @@ class Archive:
     def connect(self, deadline: Deadline, path: str) -> None:
         pass
 
-    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> FileTable:
         if path in self.sizes:
-            return [FileInfo("", self.sizes[path])]
+            return FileTable.of({"": self.sizes[path]})
         prefix = f"{path}/" if path else ""
-        found = [
-            FileInfo(name.removeprefix(prefix), size)
-            for name, size in self.sizes.items()
-            if name.startswith(prefix)
-        ]
-        if not found:
+        names = (name for name in self.sizes if name.startswith(prefix))
+        found = FileTableBuilder()
+        for name in islice(names, selection.max_files):
+            found.add(name.removeprefix(prefix), self.sizes[name])
+        if not len(found):
             raise FileNotFoundError(path)
-        return found[: selection.max_files]
+        return found.finish()
 
     def size(self, deadline: Deadline, path: str) -> int | None:
         if path in self.sizes:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from lightship.errors import ConfigError, DataError
 from lightship.storage.errors import WrongLength
+from lightship.storage.file_table import FileTable
 from lightship.storage.retry import Deadline
 from lightship.storage.urls import redact
 
@@ -36,8 +37,6 @@ class FileInfo:
     path: str
     """Relative to the listed root, '/'-separated; empty if the root itself is the file."""
     size_bytes: int
-    is_special: bool = False
-    """Whether it is a pipe, a socket or a device, which must not be read."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Backend(Protocol):
     def connect(self, deadline: Deadline, path: str) -> None:
         """Open the connections that a first read needs."""
 
-    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
-        """The files under `path`, unsorted; for a file, one entry with an empty path."""
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> FileTable:
+        """The files under `path`; for a file, one entry with an empty path."""
 
     def size(self, deadline: Deadline, path: str) -> int | None:
         """Bytes of a file; None for a folder."""

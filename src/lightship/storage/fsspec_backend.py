@@ -10,8 +10,9 @@ from typing import Any
 from fsspec.registry import get_filesystem_class
 
 from lightship.errors import ConfigError, DataError
-from lightship.storage.backend import Data, FileInfo, Selection, Source, length_of, wrong_length
+from lightship.storage.backend import Data, Selection, Source, length_of, wrong_length
 from lightship.storage.errors import WrongLength, http_answer
+from lightship.storage.file_table import FileTable, FileTableBuilder
 from lightship.storage.local import TEMPORARY, copy_source
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.urls import redact
@@ -59,20 +60,20 @@ class Remote:
     def connect(self, deadline: Deadline, path: str) -> None:
         self.fs.exists(path)
 
-    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> FileTable:
         max_files = selection.max_files
         info = self.fs.info(path)
         if info["type"] != "directory":
-            return [FileInfo("", size_of(info) or 0)]
+            return FileTable.of({"": size_of(info) or 0})
         found = {} if max_files else self.fs.find(path, detail=True)
         for _, _, files in self.fs.walk(path, detail=True) if max_files else ():
             found |= {each["name"]: each for each in files.values()}
             if max_files and len(found) >= max_files:
                 break
-        return [
-            FileInfo(name.removeprefix(path).lstrip("/"), each["size"])
-            for name, each in found.items()
-        ]
+        table = FileTableBuilder()
+        for name, each in found.items():
+            table.add(name.removeprefix(path).lstrip("/"), size_of(each) or 0)
+        return table.finish()
 
     def size(self, deadline: Deadline, path: str) -> int | None:
         return size_of(self.fs.info(path))

@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 from lightship.errors import DataError
 from lightship.storage.backend import (
     PIECE_BYTES,
-    FileInfo,
     Selection,
     Source,
     length_of,
     piece,
     wrong_length,
 )
+from lightship.storage.file_table import FileTable, FileTableBuilder
 from lightship.storage.retry import Deadline, Limits, with_retries
 
 TEMPORARY = ".lightship-tmp"
@@ -46,11 +46,11 @@ class Local:
     def connect(self, deadline: Deadline, path: str) -> None:
         pass
 
-    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> FileTable:
         max_files, skip = selection.max_files, selection.skip
         if os.path.isfile(path):
-            return [FileInfo("", os.path.getsize(path))]
-        found: list[FileInfo] = []
+            return FileTable.of({"": os.path.getsize(path)})
+        found = FileTableBuilder()
         folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
         visits: Counter[str] = Counter()
         while folders and (max_files is None or len(found) < max_files):
@@ -59,14 +59,14 @@ class Local:
                 for entry in entries:
                     inner = prefix + entry.name
                     if not _is_folder(entry):
-                        found += _file_info(entry, inner)
+                        _add_file(entry, inner, found)
                     elif skip is None or not skip(inner):
                         real = os.path.realpath(entry.path)
                         if real not in above:  # a link to a folder above would never end
                             _check_visits(visits, real, entry.path)
                             folders.append((entry.path, f"{inner}/", (*above, real)))
             deadline.progress()
-        return found
+        return found.finish()
 
     def size(self, deadline: Deadline, path: str) -> int | None:
         status = os.stat(path)
@@ -143,18 +143,20 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _file_info(entry: "os.DirEntry[str]", path: str) -> list[FileInfo]:
-    """The entry of a non-folder; a broken link is a file that cannot be read."""
+def _add_file(entry: "os.DirEntry[str]", path: str, to: FileTableBuilder) -> None:
+    """Add the entry of a non-folder; a broken link is a file that cannot be read."""
     if entry.name.endswith(TEMPORARY):
-        return []
+        return
     with contextlib.suppress(OSError):
         if entry.is_file():
-            return [FileInfo(path, entry.stat().st_size)]
+            to.add(path, entry.stat().st_size)
+            return
     with contextlib.suppress(FileNotFoundError):  # removed meanwhile
         itself = entry.stat(follow_symlinks=False)
-        is_broken_link = stat.S_ISLNK(itself.st_mode) and not os.path.exists(entry.path)
-        return [FileInfo(path, itself.st_size, is_special=not is_broken_link)]
-    return []
+        if stat.S_ISLNK(itself.st_mode) and not os.path.exists(entry.path):
+            to.add(path, itself.st_size)
+        else:
+            to.add_special(path)
 
 
 def copy_source(source: Source, out: BinaryIO, deadline: Deadline) -> None:

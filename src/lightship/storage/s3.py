@@ -5,21 +5,22 @@ Each page of a listing and each part of an upload has retries of its own.
 # ruff: noqa: D102 (see backend.Backend)
 
 import contextlib
+import threading
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from lightship.storage.backend import (
     PIECE_BYTES,
     Data,
-    FileInfo,
     Selection,
     Source,
     length_of,
     piece,
 )
 from lightship.storage.errors import NotFound
+from lightship.storage.file_table import FileTable, FileTableBuilder
 from lightship.storage.fsspec_backend import Async
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.parallel import parallel_map
@@ -55,56 +56,61 @@ class S3(Async):
         if self.obstore:
             self.obstore.connect(path)
 
-    def files(self, deadline: Deadline, path: str, selection: Selection) -> list[FileInfo]:
+    def files(self, deadline: Deadline, path: str, selection: Selection) -> FileTable:
         max_files = selection.max_files
         bucket, key, _ = self.fs.split_path(path)
         prefix = key.rstrip("/") + "/" if key else ""
-        found: Page = {}
+        found, folders = FileTableBuilder(), set[str]()
         for number, page in enumerate(self._pages(deadline, bucket, prefix, max_files), 1):
-            found |= page
+            _add(found, page, prefix)
             if max_files and len(found) >= max_files:
                 break
-            if number == _PAGES_ALONE and _are_gathered(found):
-                found |= self._by_folders(deadline, bucket, prefix)
+            if number <= _PAGES_ALONE:
+                folders |= {key.rpartition("/")[0] for key in page}
+            # Several folders whose own pages would be fairly full.
+            is_gathered = 1 < len(folders) <= len(found) / _MIN_IN_A_FOLDER
+            if number == _PAGES_ALONE and is_gathered:
+                self._by_folders(deadline, bucket, prefix, found)
                 break
-        listed = [FileInfo(name[len(prefix) :], size) for name, size in found.items()]
-        if not listed and key and (size := self.size(deadline, path)) is not None:
-            listed.append(FileInfo("", size))
-        return listed
+        if not len(found) and key and (size := self.size(deadline, path)) is not None:
+            return FileTable.of({"": size})
+        return found.finish()
 
-    def _by_folders(self, deadline: Deadline, bucket: str, prefix: str) -> Page:
-        """All objects below a prefix, by listing many folders at once.
+    def _by_folders(
+        self, deadline: Deadline, bucket: str, prefix: str, to: FileTableBuilder
+    ) -> None:
+        """Add all objects below a prefix, by listing many folders at once.
 
         The pages of one listing come one after the other; those of several folders need not.
         """
-        found: Page = {}
-        folders = [prefix]
+        folders, turn = [prefix], threading.Lock()
+
+        def add(page: Page) -> None:
+            with turn:
+                _add(to, page, prefix)
+
         for _ in range(_MAX_FOLDER_LEVELS):
-            look = partial(self._folder, deadline, bucket)
-            inner: list[str] = []
-            for names, page in parallel_map(look, folders, _MAX_FOLDERS_AT_ONCE, deadline):
-                inner += names
-                found |= page
-            folders = inner
+            look = partial(self._folder, deadline, bucket, add)
+            inner = parallel_map(look, folders, _MAX_FOLDERS_AT_ONCE, deadline)
+            folders = [name for names in inner for name in names]
             if len(folders) >= _MAX_FOLDERS_AT_ONCE:
                 break
 
-        def below(folder: str) -> Page:
-            pages = self._pages(deadline, bucket, folder)
-            return {name: size for page in pages for name, size in page.items()}
+        def below(folder: str) -> None:
+            for page in self._pages(deadline, bucket, folder):
+                add(page)
 
-        for page in parallel_map(below, folders, _MAX_FOLDERS_AT_ONCE, deadline):
-            found |= page
-        return found
+        parallel_map(below, folders, _MAX_FOLDERS_AT_ONCE, deadline)
 
-    def _folder(self, deadline: Deadline, bucket: str, folder: str) -> tuple[list[str], Page]:
-        """(the folders, as "PREFIX/", the objects) directly in a folder."""
+    def _folder(
+        self, deadline: Deadline, bucket: str, add: Callable[[Page], None], folder: str
+    ) -> list[str]:
+        """The folders, as "PREFIX/", directly in a folder, whose own objects are added."""
         inner: list[str] = []
-        found: Page = {}
         for answer in self.s3fs.answers(deadline, Bucket=bucket, Prefix=folder, Delimiter="/"):
             inner += [each["Prefix"] for each in answer.get("CommonPrefixes", ())]
-            found |= objects(answer)
-        return inner, found
+            add(objects(answer))
+        return inner
 
     def _pages(
         self, deadline: Deadline, bucket: str, prefix: str, max_keys: int | None = None
@@ -163,7 +169,7 @@ class S3(Async):
         return False
 
 
-def _are_gathered(keys: Collection[str]) -> bool:
-    """Whether there are several folders whose own pages would be fairly full."""
-    folders = {key.rpartition("/")[0] for key in keys}
-    return 1 < len(folders) <= len(keys) / _MIN_IN_A_FOLDER
+def _add(to: FileTableBuilder, page: Page, prefix: str) -> None:
+    """Add objects by their paths below a prefix."""
+    for key, size_bytes in page.items():
+        to.add(key[len(prefix) :], size_bytes)

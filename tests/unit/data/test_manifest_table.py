@@ -15,7 +15,6 @@ from lightship import storage
 from lightship.config import DataConfig
 from lightship.data import table_cache
 from lightship.data.columns import Columns
-from lightship.data.file_list import FileList
 from lightship.data.held_out import hold_out, split_validation
 from lightship.data.manifest import Manifest
 from lightship.data.manifest_table import check_table, open_table, write_table
@@ -26,6 +25,7 @@ from lightship.data.sources import layouts
 from lightship.data.splits import load_splits
 from lightship.data.streaming import pickle_with_files
 from lightship.errors import ConfigError, DataError
+from lightship.storage.file_list import FileList
 from tests.support.images import encoded, put
 from tests.support.older_manifest import save_manifests
 from tests.unit.data.test_manifest import manifest_of

@@ -10,10 +10,10 @@ import pytest
 
 import lightship
 from lightship.checkpoint.record import Commit
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.distributed import messages
 from lightship.run.folder import Start
+from lightship.storage.file_list import FileList
 
 
 class Bomb:

@@ -1,18 +1,18 @@
 """How the parts that a scan finds become manifests: splits, class numbers, checks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.names import check_class_names, check_file_names, normal_form, printable
 from lightship.data.sources.file_names import count_by_suffix, list_some
-from lightship.data.sources.parts import Found, Label, Part
+from lightship.data.sources.parts import Found, Label, Labels, Part
 from lightship.errors import DataError
+from lightship.storage.file_list import FileList
 
 logger = logging.getLogger(__name__)
 _MANY_CLASSES = 100_000
@@ -34,22 +34,21 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
         split: [p for p in found.parts if p.split == split] for split in ("train", "val", "test")
     }
     labels = {
-        split: _in_normal_form([x for p in parts for x in p.labels])
+        split: _in_normal_form(_joined([part.labels for part in parts]))
         for split, parts in by_split.items()
     }
-    for split, values in labels.items():
-        if values and all(value is None for value in values):
+    for split, all_ in labels.items():
+        if all_.values == [None]:
             logger.warning(f"{root}: the split {split} has no labels; not used")
-            labels[split] = []
-        elif None in values:
-            raise DataError(f"{root}: {values.count(None)} of {len(values)} samples of {split} "
-                            "have no label")  # fmt: skip
-    labels = {split: values for split, values in labels.items() if values}
+            labels[split] = Labels.of([])
+        elif without := len(all_.where(lambda label: label is None)):
+            raise DataError(f"{root}: {without} of {len(all_)} samples of {split} have no label")
+    labels = {split: all_ for split, all_ in labels.items() if len(all_)}
     if not labels:
         raise DataError(f"{root}: no sample has a label")
     if found.class_folders:
         _check_same_classes(
-            {split: set(map(str, values)) for split, values in labels.items()}, root
+            {split: set(map(str, all_.values)) for split, all_ in labels.items()}, root
         )
     listed = None
     if found.class_names is not None:
@@ -84,7 +83,7 @@ def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:
     No run keeps it, so its files and members may have names that are not UTF-8 (as surrogates).
     """
     size = sum(len(part.offset) for part in found.parts)
-    label = np.full(size, -1, dtype=np.int64)
+    label = np.broadcast_to(np.int64(-1), size)
     manifest = _manifest(found, found.parts, label, [], root_url)
     members = [name for part in found.parts for name in part.members or ()]
     return replace(
@@ -94,12 +93,21 @@ def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:
     )
 
 
-def _in_normal_form(labels: list[Label]) -> list[Label]:
+def _joined(parts: Iterable[Sequence[Label] | Labels]) -> Labels:
+    several = [part if isinstance(part, Labels) else Labels.of(part) for part in parts]
+    values = Labels.of(value for labels in several for value in labels.values)
+    ends = np.cumsum([len(labels.values) for labels in several])
+    indices = [
+        values.index[end - len(labels.values) : end][labels.index]
+        for labels, end in zip(several, ends, strict=True)
+    ]
+    return Labels(values.values, np.concatenate([np.zeros(0, dtype=np.int32), *indices]))
+
+
+def _in_normal_form(labels: Labels) -> Labels:
     """The labels with each name in composed form (NFC), so that one class has one spelling."""
-    other = {x: normal_form(x) for x in set(labels) if isinstance(x, str) and not x.isascii()}
-    if all(name == form for name, form in other.items()):
-        return labels
-    return [other.get(x, x) if isinstance(x, str) else x for x in labels]
+    forms = Labels.of(normal_form(x) if isinstance(x, str) else x for x in labels.values)
+    return Labels(forms.values, forms.index[labels.index])
 
 
 def _not_read(found: Found, root: str) -> str:
@@ -119,26 +127,29 @@ def _manifest(
     class_names: list[str],
     root_url: str,
 ) -> Manifest:
-    files = FileList.of(file for part in parts for file in part.files)
     starts = np.cumsum([0, *(len(part.files) for part in parts)])
-    joined: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "file_index": [
-            start + np.asarray(p.file_index) for start, p in zip(starts[:-1], parts, strict=True)
+            np.asarray(part.file_index, dtype=np.int32) + np.int32(start)
+            for start, part in zip(starts[:-1], parts, strict=True)
         ],
         "offset": [np.asarray(part.offset, dtype=np.int64) for part in parts],
         "length": [np.asarray(part.length, dtype=np.int64) for part in parts],
         "crc32": [
-            np.full(len(part.offset), -1) if part.crc32 is None else np.asarray(part.crc32)
+            np.broadcast_to(np.int64(-1), len(part.offset))
+            if part.crc32 is None
+            else np.asarray(part.crc32, dtype=np.int64)
             for part in parts
         ],
     }
-    columns: dict[str, Any] = {
-        name: np.concatenate(arrays).astype(np.int64, copy=False) for name, arrays in joined.items()
-    }
+    if len(parts) == 1:  # nothing is copied
+        files, columns = parts[0].files, {name: array for name, [array] in columns.items()}
+    else:
+        files = FileList.of(file for part in parts for file in part.files)
+        columns = {name: np.concatenate(arrays) for name, arrays in columns.items()}
     return Manifest(
         root=root_url,
         files=files,
-        file_index=columns.pop("file_index").astype(np.int32),
         label=label,
         class_names=class_names,
         container=found.container,
@@ -161,35 +172,35 @@ def _check_same_classes(classes: dict[str, set[str]], root: str) -> None:
 
 
 def _number_labels(
-    labels: dict[str, list[Label]], class_names: list[str] | None, root: str
+    labels: dict[str, Labels], class_names: list[str] | None, root: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    kinds = {type(value) for values in labels.values() for value in values}
+    values = {value for each in labels.values() for value in each.values}
+    kinds = set(map(type, values))
     if kinds == {str}:
-        names = {str(value) for values in labels.values() for value in values}
+        names = set(map(str, values))
         if class_names is None:
             class_names = sorted(names)
         elif names - set(class_names):
             raise DataError(f"{root}: labels not in the list of classes: "
                             f"{list_some(names - set(class_names))}")  # fmt: skip
         number = {name: i for i, name in enumerate(class_names)}
-        numbered = {s: np.array([number[str(v)] for v in values]) for s, values in labels.items()}
+        numbered = {split: each.numbers(lambda x: number[str(x)]) for split, each in labels.items()}
         return class_names, numbered
     if kinds != {int}:
         raise DataError(f"{root}: some labels are numbers and some are text")
-    numbers = {int(value) for values in labels.values() for value in values if value is not None}
+    numbers = {int(value) for value in values if value is not None}
     if class_names is None:
         class_names = _names_of_numbers(numbers, root)
-    if not 0 <= min(numbers) <= max(numbers) < len(class_names):
-        split, wrong = next(
-            (split, wrong)
-            for split, values in labels.items()
-            if (wrong := [x for x in values if not 0 <= int(x or 0) < len(class_names)])
-        )
-        raise DataError(
-            f"{root}: {len(wrong)} labels of {split} are out of range, such as {wrong[0]}; "
-            f"with {len(class_names)} classes they must be 0 to {len(class_names) - 1}"
-        )
-    return class_names, {s: np.array(values, dtype=np.int64) for s, values in labels.items()}
+    count = len(class_names)
+    for split, each in labels.items():
+        if len(wrong := each.where(lambda x: not 0 <= int(x or 0) < count)):
+            first = each.values[each.index[wrong[0]]]
+            raise DataError(
+                f"{root}: {len(wrong)} labels of {split} are out of range, such as {first}; "
+                f"with {count} classes they must be 0 to {count - 1}"
+            )
+    numbered = {split: each.numbers(lambda x: int(x or 0)) for split, each in labels.items()}
+    return class_names, numbered
 
 
 def _names_of_numbers(numbers: set[int], root: str) -> list[str]:

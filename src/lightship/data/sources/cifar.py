@@ -1,6 +1,6 @@
 """The CIFAR-10/100 python archives (A. Krizhevsky, 2009): pickles, read without running code."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ MAX_CIFAR_BYTES = 2**29
 _NAMES = {*_SPLITS, *_SPLITS_100, _META, _META_100}
 
 
-def cifar_files(paths: Sequence[str]) -> dict[str, str] | None:
+def cifar_files(paths: Iterable[str]) -> dict[str, str] | None:
     """{base name: path} of a CIFAR archive's files among `paths`; None if they are not one."""
-    by_name = {path.rpartition("/")[2]: path for path in paths}
+    by_name = {path.rpartition("/")[2]: path for path in paths if may_be_cifar(path)}
     for splits, meta in ((_SPLITS, _META), (_SPLITS_100, _META_100)):
         if meta in by_name and any(name in by_name for name in splits):
             return {name: by_name[name] for name in [meta, *splits] if name in by_name}

@@ -2,28 +2,49 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lightship.data.sources.file_names import count_by_suffix, is_ignored, list_some
+from lightship.data.sources.parts import Labels
 from lightship.data.sources.split_names import SPLITS, split_of_name, template
 from lightship.errors import DataError
 
 logger = logging.getLogger(__name__)
 _MAX_BESIDE = 0.1
 
-Pieces = Sequence[Sequence[str]]
-"""Paths cut at their slashes, with "" in place of a file's name: files of a folder share theirs."""
+Pieces = Mapping[tuple[str, ...], int]
+"""Folders, cut at their slashes and with "" at the end -> the images directly in them."""
+Pair = tuple[str, str]
+"""(split, class)."""
 
 
 @dataclass
 class ClassFolders:
     """How image paths name splits and classes."""
 
-    assigned: list[tuple[str, str] | None]
-    """(split, class) per path; None: in no class folder."""
+    pairs: list[Pair | None]
+    """Of each folder with images; None: it is in no class folder."""
+    folder: np.ndarray
+    """[N] into `pairs`: the folder of each path."""
     splits: dict[str, str] = field(default_factory=dict)
     """The folder that holds a split's class folders -> the split."""
+
+    @property
+    def assigned(self) -> list[Pair | None]:
+        """Of each path; None: in no class folder."""
+        return [self.pairs[number] for number in self.folder.tolist()]
+
+    def images_of(self, split: str) -> tuple[np.ndarray, Labels]:
+        """(whether each path is of a split, [N] bool, and the classes of those that are)."""
+        is_folder = np.array([pair is not None and pair[0] == split for pair in self.pairs])
+        classes = Labels.of(pair[1] for pair in self.pairs if pair and pair[0] == split)
+        class_of = np.zeros(len(self.pairs), dtype=np.int32)
+        class_of[is_folder] = classes.index
+        is_image = is_folder[self.folder]
+        return is_image, Labels(classes.values, class_of[self.folder[is_image]])
 
 
 def read_class_folders(paths: Sequence[str], root: str, split: str = "train") -> ClassFolders:
@@ -42,62 +63,47 @@ def read_class_folders(paths: Sequence[str], root: str, split: str = "train") ->
         DataError: No image lies in a class folder, two folders name one split, or the folders can
             be read in two ways.
     """
-    pieces = _pieces(paths)
+    pieces, folder = _pieces(paths)
     cut = _depth_of_top(pieces)
     top = "".join(f"{part}/" for part in max(pieces, key=len)[:cut])
     splits = _split_folders(pieces, cut, paths[0], root)
     if splits:
         depth = {name: _depth_of_classes(pieces, cut, name, splits) for name in splits}
 
-        def pair_of(piece: Sequence[str]) -> tuple[str, str] | None:
+        def pair_of(piece: Sequence[str]) -> Pair | None:
             if len(piece) <= cut + 1 or piece[cut] not in splits:
                 return None
             at = depth[piece[cut]]
             return (splits[piece[cut]], piece[at]) if len(piece) >= at + 2 else None
 
-        found = ClassFolders(_of_folders(pieces, pair_of))
-        for piece in _distinct(pieces):
-            if pair := pair_of(piece):
+        found = ClassFolders(list(map(pair_of, pieces)), folder)
+        for piece, pair in zip(pieces, found.pairs, strict=True):
+            if pair:
                 found.splits.setdefault("/".join(piece[: depth[piece[cut]]]), pair[0])
         found.splits = dict(sorted(found.splits.items()))
     else:
         found = ClassFolders(
-            _of_folders(pieces, lambda p: (split, p[cut]) if len(p) >= cut + 2 else None),
+            [(split, p[cut]) if len(p) >= cut + 2 else None for p in pieces],
+            folder,
             {top.rstrip("/"): split},
         )
-    if not any(found.assigned):
+    if not any(found.pairs):
         raise _no_class_folder(paths, root)
-    outside = [path for path, pair in zip(paths, found.assigned, strict=True) if pair is None]
-    if outside:
+    if None in found.pairs:
+        is_outside = np.array([pair is None for pair in found.pairs])[folder]
         logger.warning(
-            f"{root}: {len(outside)} images outside the class folders are not used, "
-            f"such as {outside[0]}"
+            f"{root}: {is_outside.sum()} images outside the class folders are not used, "
+            f"such as {paths[int(np.argmax(is_outside))]}"
         )
     return found
 
 
-def _pieces(paths: Sequence[str]) -> list[Sequence[str]]:
-    folders: dict[str, Sequence[str]] = {}
-    pieces = []
-    for path in paths:
-        folder = path[: path.rfind("/") + 1]
-        if folder not in folders:
-            folders[folder] = folder.split("/")
-        pieces.append(folders[folder])
-    return pieces
-
-
-def _distinct(pieces: Pieces) -> list[Sequence[str]]:
-    """Of each folder once, in order."""
-    return list({id(piece): piece for piece in pieces}.values())
-
-
-def _of_folders(
-    pieces: Pieces, pair_of: Callable[[Sequence[str]], tuple[str, str] | None]
-) -> list[tuple[str, str] | None]:
-    """The pair of each path, one object a folder."""
-    pairs = {id(piece): pair_of(piece) for piece in _distinct(pieces)}
-    return [pairs[id(piece)] for piece in pieces]
+def _pieces(paths: Sequence[str]) -> tuple[Pieces, np.ndarray]:
+    """(the folders of files in their order, and into these the folder of each file, [N] int32)."""
+    folders = Labels.of(path[: path.rfind("/") + 1] for path in paths)
+    pieces = (tuple(str(folder).split("/")) for folder in folders.values)
+    counts = np.bincount(folders.index, minlength=len(folders.values)).tolist()
+    return dict(zip(pieces, counts, strict=True)), folders.index
 
 
 def _no_class_folder(paths: Sequence[str], root: str) -> DataError:
@@ -125,10 +131,10 @@ def _depth_of_top(pieces: Pieces) -> int:
 def _folders_at(pieces: Pieces, cut: int) -> dict[str, Counter[str]]:
     """Folder at a depth -> its sub-folders and their images; "" for images right in it."""
     folders: dict[str, Counter[str]] = {}
-    for piece in pieces:
+    for piece, images in pieces.items():
         if len(piece) >= cut + 2:
             inner = piece[cut + 1] if len(piece) >= cut + 3 else ""
-            folders.setdefault(piece[cut], Counter())[inner] += 1
+            folders.setdefault(piece[cut], Counter())[inner] += images
     return folders
 
 
@@ -209,7 +215,7 @@ def _check_one_reading(pieces: Pieces, cut: int, root: str) -> None:
         folders = _folders_at(pieces, cut)
         inner = [set(names) - {""} for names in folders.values()]
         beside = sum(names[""] for names in folders.values())
-        if beside > _MAX_BESIDE * len(pieces) or len(folders) < 2:
+        if beside > _MAX_BESIDE * sum(pieces.values()) or len(folders) < 2:
             return
         names = Counter(name for each in inner for name in each)
         if len(names) > 1 and _share(inner):
@@ -218,8 +224,11 @@ def _check_one_reading(pieces: Pieces, cut: int, root: str) -> None:
         if any(len(each) != 1 for each in inner):
             return
         # Each holds a single folder, such as images/: what counts lies below.
-        deeper = [piece for piece in pieces if len(piece) > cut + 2]
-        pieces = [[f"{p[cut]}/{p[cut + 1]}", *p[cut + 2 :]] for p in deeper]
+        pieces = {
+            (f"{piece[cut]}/{piece[cut + 1]}", *piece[cut + 2 :]): images
+            for piece, images in pieces.items()
+            if len(piece) > cut + 2
+        }
         cut = 0
 
 
@@ -245,7 +254,7 @@ def _lone_split(
 
 def check_no_empty_class(
     found: ClassFolders,
-    others: Iterable[str],
+    others: Collection[str],
     folders_in: Callable[[str], Iterable[str]],
     root: str,
 ) -> None:
@@ -257,15 +266,15 @@ def check_no_empty_class(
         folders_in: The names of the folders directly in a folder, as far as the storage has any.
         root: What to call the root.
     """
-    others = list(others)
-    full = {pair for pair in found.assigned if pair}
+    full = set(found.pairs)
     for holder, split in found.splits.items():
         prefix = f"{holder}/" if holder else ""
-        listed = [other[len(prefix) :].split("/") for other in others if other.startswith(prefix)]
-        names = {parts[0] for parts in listed if len(parts) > 1} | set(folders_in(holder))
+        inside = (other[len(prefix) :] for other in others if other.startswith(prefix))
+        names = {path.partition("/")[0] for path in inside if "/" in path}
+        names |= set(folders_in(holder))
         for name in sorted(names):
             if (split, name) not in full and not is_ignored(name):
-                held = [other for other in others if other.startswith(f"{prefix}{name}/")]
+                held = (other for other in others if other.startswith(f"{prefix}{name}/"))
                 raise DataError(
                     f"{root}: the class folder {prefix}{name}/ has no image "
                     f"(found {count_by_suffix(held)}); fill it or remove it"

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections.abc import Container
 
 from lightship import storage
 from lightship.data.names import check_class_names
@@ -12,7 +13,7 @@ _MAX_BYTES = 2**24
 CLASS_LISTS = ("classes.txt", "classes.json")
 
 
-def read_class_list(url: str, paths: list[str], shard: str, root: str) -> list[str] | None:
+def read_class_list(url: str, paths: Container[str], shard: str, root: str) -> list[str] | None:
     """The classes named by a file beside the shards or at the root: one a line, or a JSON list."""
     for folder in (shard.rpartition("/")[0], ""):
         for file in CLASS_LISTS:

@@ -1,35 +1,47 @@
 """The kind of data at a root: by the names of its files, or the first bytes of its only one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal
+
+import numpy as np
 
 from lightship import storage
 from lightship.data.sources.cifar import cifar_files
-from lightship.data.sources.file_names import is_image, suffix
+from lightship.data.sources.file_names import IMAGE_SUFFIXES, is_image, suffix
 from lightship.errors import DataError
+from lightship.storage.file_table import FileTable
 
 LOOKED_FOR = (
     "class folders of images, WebDataset .tar shards, .parquet files or a CIFAR python archive"
 )
 Kind = Literal["CIFAR", "image", "tar", "gzipped tar", "Parquet"]
-_ENDINGS: dict[Kind, tuple[str, ...]] = {
-    "tar": (".tar",), "gzipped tar": (".tar.gz", ".tgz"), "Parquet": (".parquet",),
+_KINDS: tuple[Kind, ...] = ("image", "tar", "gzipped tar", "Parquet")
+_OF_SUFFIX = {
+    **dict.fromkeys(IMAGE_SUFFIXES, 0), "tar": 1, "gz": 2, "tgz": 2, "parquet": 3,
 }  # fmt: skip
 
 
-def files_by_kind(paths: Collection[str]) -> dict[Kind, list[str]]:
-    """The files of each kind that is there. Those of a CIFAR archive are the only kind."""
-    if cifar := cifar_files(list(paths)):
-        return {"CIFAR": list(cifar.values())}
-    kinds: dict[Kind, list[str]] = {"image": [path for path in paths if is_image(path)]}
-    for kind, endings in _ENDINGS.items():
-        kinds[kind] = [path for path in paths if path.lower().endswith(endings)]
-    return {kind: files for kind, files in kinds.items() if files}
+def files_by_kind(files: FileTable) -> dict[Kind, np.ndarray]:
+    """Which files, [F] bool, are of each kind that is there. A CIFAR archive is the only kind."""
+    if cifar := cifar_files(files):
+        paths = set(cifar.values())
+        return {"CIFAR": files.mask(paths.__contains__)}
+    numbers = np.fromiter(map(_kind_number, files), np.int8, len(files))
+    masks = {kind: numbers == number for number, kind in enumerate(_KINDS)}
+    return {kind: mask for kind, mask in masks.items() if mask.any()}
 
 
-def largest_kind(kinds: Mapping[Kind, list[str]], sizes: Mapping[str, int]) -> Kind:
-    """The kind with the most bytes."""
-    return max(kinds, key=lambda kind: sum(sizes[path] for path in kinds[kind]))
+def _kind_number(path: str) -> int:
+    """The place of a file's kind in `_KINDS`; -1: it has none."""
+    ending = suffix(path)
+    if ending == "gz" and not path.lower().endswith(".tar.gz"):
+        return -1
+    return _OF_SUFFIX.get(ending, -1)
+
+
+def bytes_by_kind(kinds: Mapping[Kind, np.ndarray], files: FileTable) -> dict[Kind, int]:
+    """The bytes of all files of each kind."""
+    return {kind: int(files.sizes.sum(where=mask)) for kind, mask in kinds.items()}
 
 
 def kind_of_file(url: str, size_bytes: int, root: str) -> Kind:

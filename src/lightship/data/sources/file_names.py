@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 IMAGE_SUFFIXES = {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp"}
 IMAGE_SUFFIXES |= {"ppm", "pgm", "pbm", "pnm"}
@@ -25,17 +26,35 @@ def is_image(path: str) -> bool:
 
 def is_ignored(path: str) -> bool:
     """Hidden files, and what systems and archivers leave behind."""
-    parts = path.split("/")
+    folder, _, name = path.rpartition("/")
     return (
-        any(part.startswith(".") and part != "." for part in parts)
+        _is_hidden(name)
+        or (folder != "" and _has_hidden(folder))
         or system_folder(path) is not None
-        or parts[-1].lower() in ("thumbs.db", "desktop.ini", "")
+        or name.lower() in ("thumbs.db", "desktop.ini", "")
     )
 
 
 def system_folder(path: str) -> str | None:
     """The folder in a path that is a system's own, such as lost+found; None without one."""
-    parts = path.split("/")
+    folder, _, name = path.rpartition("/")
+    above = _system_folder_above(folder) if folder else None
+    return above or (path if name.lower() in _SYSTEM_FOLDERS else None)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") and name != "."
+
+
+# Listings are sorted, so that neighbours lie in one folder.
+@lru_cache
+def _has_hidden(folder: str) -> bool:
+    return any(map(_is_hidden, folder.split("/")))
+
+
+@lru_cache
+def _system_folder_above(folder: str) -> str | None:
+    parts = folder.split("/")
     for depth, part in enumerate(parts):
         if part.lower() in _SYSTEM_FOLDERS:
             return "/".join(parts[: depth + 1])

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
+
+import numpy as np
 
 from lightship import storage
 from lightship.data.manifest import Manifest
@@ -14,20 +17,22 @@ from lightship.data.sources.class_lists import CLASS_LISTS, read_class_list
 from lightship.data.sources.detect import (
     LOOKED_FOR,
     Kind,
+    bytes_by_kind,
     files_by_kind,
     kind_of_file,
-    largest_kind,
     may_be_packed,
 )
-from lightship.data.sources.file_names import count_by_suffix, is_image, list_some
+from lightship.data.sources.file_names import count_by_suffix, list_some
 from lightship.data.sources.listing import Listing, list_root
 from lightship.data.sources.own_files import without_own
 from lightship.data.sources.parquet import scan_parquet
-from lightship.data.sources.parts import Found, Part
+from lightship.data.sources.parts import Found, Labels, Part
 from lightship.data.sources.roots import resolve_root, warn_of_shadowed_folder
 from lightship.data.sources.tar import scan_tars
 from lightship.data.table_cache import Table
 from lightship.errors import DataError
+from lightship.storage.file_list import FileList
+from lightship.storage.file_table import FileTable
 from lightship.storage.urls import split
 
 _CLEAR_MAJORITY = 0.9
@@ -109,15 +114,15 @@ def _find_on_web(url: str, root: str) -> dict[str, Manifest] | None:
 
 
 def _find(url: str, root: str, listing: Listing, labelled: bool) -> Found:
-    paths = list(listing.sizes)
-    if paths == [""]:
-        return _find_in_file(url, root, listing.sizes[""], labelled)
-    kinds = files_by_kind(paths)
+    files = listing.sizes
+    if len(files) == 1 and "" in files:
+        return _find_in_file(url, root, files[""], labelled)
+    kinds = files_by_kind(files)
     kind = _clear_kind(kinds, listing, root)
-    chosen = kinds[kind]
-    used = set(chosen)
+    is_used = kinds[kind]
+    chosen, others = files.select(is_used), files.select(~is_used)
     if kind == "CIFAR":
-        check_cifar_size(sum(listing.sizes[path] for path in chosen), root)
+        check_cifar_size(int(chosen.sizes.sum()), root)
         return scan_cifar(
             {path.rpartition("/")[2]: path for path in chosen},
             lambda path: storage.read_bytes(storage.join(url, path)),
@@ -125,15 +130,16 @@ def _find(url: str, root: str, listing: Listing, labelled: bool) -> Found:
             root,
         )
     if kind == "image":
-        found = _find_folders(listing, chosen, root, labelled)
+        found = _find_folders(listing, chosen, others, root, labelled)
     elif kind == "Parquet":
-        found = scan_parquet(url, chosen, root, labelled)
+        found = scan_parquet(url, list(chosen), root, labelled)
     else:
-        found = scan_tars(url, chosen, kind == "gzipped tar", root, labelled)
-        used |= {path for path in paths if path.rpartition("/")[2] in CLASS_LISTS}
-        found.class_names = found.class_names or read_class_list(url, paths, chosen[0], root)
-    unread = (path for path in paths if path not in used)
-    found.not_read += without_own(unread, listing.sizes, url) + listing.not_read
+        shards = list(chosen)
+        found = scan_tars(url, shards, kind == "gzipped tar", root, labelled)
+        found.class_names = found.class_names or read_class_list(url, files, shards[0], root)
+        others = others.select(others.mask(lambda path: path.rpartition("/")[2] not in CLASS_LISTS))
+    unread = without_own(others, files, url)
+    found.not_read = FileList.of(chain(found.not_read, unread, listing.not_read))
     found.ignored += listing.ignored
     return found
 
@@ -149,39 +155,36 @@ def _find_in_file(url: str, root: str, size_bytes: int, labelled: bool) -> Found
     return scan_tars(url, [""], kind == "gzipped tar", root, labelled)
 
 
-def _clear_kind(kinds: dict[Kind, list[str]], listing: Listing, root: str) -> Kind:
+def _clear_kind(kinds: dict[Kind, np.ndarray], listing: Listing, root: str) -> Kind:
     """The kind of nearly all bytes of a listing."""
     sizes = listing.sizes
     if not kinds:
         ignored = f" (ignored: {list_some(listing.ignored)})" if listing.ignored else ""
         found = f"found {count_by_suffix(sizes)}{ignored}"
         raise DataError(f"--data.root {root}: {found}; looked for {LOOKED_FOR}")
-    largest = largest_kind(kinds, sizes)
-    total_bytes = {kind: sum(sizes[path] for path in files) for kind, files in kinds.items()}
+    total_bytes = bytes_by_kind(kinds, sizes)
+    largest = max(total_bytes, key=total_bytes.__getitem__)
     if total_bytes[largest] < _CLEAR_MAJORITY * sum(total_bytes.values()):
-        held = " and ".join(f"{len(files)} {kind} files" for kind, files in kinds.items())
+        held = " and ".join(f"{mask.sum()} {kind} files" for kind, mask in kinds.items())
         raise DataError(f"--data.root {root} holds {held}; point it at one kind alone")
     return largest
 
 
-def _find_folders(listing: Listing, images: list[str], root: str, labelled: bool) -> Found:
-    def part(split: str, paths: list[str], labels: list[str] | list[None]) -> Part:
-        crc32 = [listing.crc32[path] for path in paths] if listing.crc32 else None
-        lengths = [listing.sizes[path] for path in paths]
-        return Part(split, paths, range(len(paths)), [0] * len(paths), lengths, labels, crc32)
+def _find_folders(
+    listing: Listing, images: FileTable, others: FileTable, root: str, labelled: bool
+) -> Found:
+    def part(name: str, files: FileTable, labels: Labels) -> Part:
+        crc32 = [listing.crc32[path] for path in files] if listing.crc32 else None
+        numbers = np.arange(len(files), dtype=np.int32)
+        zeros = np.broadcast_to(np.int64(0), len(files))
+        return Part(name, files.paths, numbers, zeros, files.sizes, labels, crc32)
 
     if not labelled:
-        return Found([part("train", images, [None] * len(images))])
-    layout = read_class_folders(images, root)
-    others = [path for path in listing.sizes if not is_image(path)]
+        return Found([part("train", images, Labels([None], np.zeros(len(images), np.int32)))])
+    layout = read_class_folders(images.paths, root)
     check_no_empty_class(layout, others, listing.folders_in, root)
-    chosen: dict[str, tuple[list[str], list[str]]] = {
-        split: ([], []) for split in layout.splits.values()
-    }
-    for path, pair in zip(images, layout.assigned, strict=True):
-        if pair:
-            paths, names = chosen[pair[0]]
-            paths.append(path)
-            names.append(pair[1])
-    parts = [part(split, *columns) for split, columns in chosen.items()]
+    parts = []
+    for name in dict.fromkeys(layout.splits.values()):
+        is_image, labels = layout.images_of(name)
+        parts.append(part(name, images.select(is_image), labels))
     return Found(parts, class_folders=True)

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from lightship import storage
 from lightship.data.names import printable
 from lightship.data.shards.index import UNFINISHED, WORK, index_in
 from lightship.data.sources.file_names import is_ignored, system_folder
-from lightship.data.sources.own_files import folders_without_images, run_folders, without_runs
+from lightship.data.sources.own_files import folders_without_images, is_of_run, run_folders
 from lightship.errors import DataError
+from lightship.storage.file_table import FileTable
 from lightship.storage.urls import relative_to, split, stays_below
 from lightship.storage.zip_file import ZipFile
 
@@ -18,7 +20,7 @@ from lightship.storage.zip_file import ZipFile
 class Listing:
     """The files under a root, without the ignored ones, and its folders where they are known."""
 
-    sizes: dict[str, int]
+    sizes: FileTable
     """Path -> bytes, sorted by path; the path "" is the root itself."""
     crc32: dict[str, int]
     folders_in: Callable[[str], Iterable[str]]
@@ -60,9 +62,10 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
             f"--data.root {root} is an unfinished pack: rerun lightship pack to continue it, or "
             f"remove {WORK}/ to use the shards that exist"
         )
-    if strange := [path for path in found.sizes if not stays_below(url, path)]:
+    strange = next((path for path in found.sizes if not stays_below(url, path)), None)
+    if strange is not None:
         raise DataError(
-            f"--data.root {root}: the name {printable(strange[0])} would be read as another URL; "
+            f"--data.root {root}: the name {printable(strange)} would be read as another URL; "
             "rename the file"
         )
     own = {path for each in leave_out if (path := relative_to(each, url))}
@@ -71,9 +74,11 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
         f"{run}/ (output of a run)" if run else "the output of a run at the root"
         for run in sorted(runs)
     ]
-    for path in [path for path in found.sizes if path and (is_ignored(path) or path in own)]:
-        del found.sizes[path]
-    found.sizes = without_runs(found.sizes)
+
+    def is_left_out(path: str) -> bool:
+        return path != "" and (is_ignored(path) or path in own or is_of_run(path, runs))
+
+    found.sizes = found.sizes.select(~found.sizes.mask(is_left_out))
     without_images, folders_in = folders_without_images(runs), found.folders_in
     found.folders_in = lambda folder: [
         name for name in folders_in(folder) if f"{folder}/{name}".lstrip("/") not in without_images
@@ -90,7 +95,7 @@ def _list(url: str) -> Listing:
         return is_ignored(folder) and folder != WORK
 
     try:
-        files = storage.list_files(url, skip=passes, special=True)
+        files = storage.list_table(url, skip=passes)
     except storage.NotFound as error:
         raise nothing_there(url) from error
 
@@ -100,12 +105,12 @@ def _list(url: str) -> Listing:
         here = storage.local_path(url) / folder
         return [path.name for path in here.iterdir() if path.is_dir()]
 
-    passed |= {folder for file in files if (folder := system_folder(file.path))}
+    passed |= {folder for path in chain(files, files.special) if (folder := system_folder(path))}
     return Listing(
-        {file.path: file.size_bytes for file in files if not file.is_special},
+        files,
         {},
         folders_in,
-        [file.path for file in files if file.is_special and not is_ignored(file.path)],
+        [path for path in files.special if not is_ignored(path)],
         [f"{folder}/" for folder in sorted(passed)],
     )
 
@@ -132,7 +137,7 @@ def _list_zip(inside: str, archive_url: str) -> Listing:
             holder, _, name = path.removeprefix(prefix).rpartition("/")
             in_folder.setdefault(holder, []).append(name)
     return Listing(
-        {path: entry.file_size for path, entry in files.items()},
+        FileTable.of({path: entry.file_size for path, entry in files.items()}),
         {path: entry.CRC for path, entry in files.items()},
         lambda holder: in_folder.get(holder, []),
         ignored=sorted(passed),

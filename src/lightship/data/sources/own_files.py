@@ -4,12 +4,14 @@ import contextlib
 import csv
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterator
+from itertools import islice
 
 from lightship import storage
 from lightship.data.shards.index import INDEX, INDEX_0_1, PLAN, SKIPPED
 from lightship.data.sources.parquet_file import open_parquet
 from lightship.errors import LightshipError
+from lightship.storage.file_table import FileTable
 
 _MARK = re.compile(
     r"(?:(.+)/)?(?:checkpoints/attempt|logs/starts\.json|DONE)|(.+\.parts)/parts\.json"
@@ -35,15 +37,12 @@ def run_folders(paths: Collection[str]) -> set[str]:
     }
 
 
-def without_runs(sizes: dict[str, int]) -> dict[str, int]:
-    """The files that no run has written."""
-    if not (runs := run_folders(sizes)):
-        return sizes
-    return {
-        path: size
-        for path, size in sizes.items()
-        if runs.isdisjoint(_folders_of(path)) and not ("" in runs and path.startswith(_RUN_PARTS))
-    }
+def is_of_run(path: str, runs: set[str]) -> bool:
+    """Whether a run has written a file; `runs` are all `run_folders`."""
+    if not runs:
+        return False
+    is_below = not runs.isdisjoint(_folders_of(path))
+    return is_below or ("" in runs and path.startswith(_RUN_PARTS))
 
 
 def folders_without_images(runs: set[str]) -> set[str]:
@@ -59,23 +58,23 @@ def _folders_of(path: str) -> Iterator[str]:
         at = path.find("/", at + 1)
 
 
-def without_own(unread: Iterable[str], paths: Collection[str], url: str) -> list[str]:
+def without_own(unread: FileTable, files: Container[str], url: str) -> FileTable:
     """Those of the unread files that lightship did not write. Rank 0; blocks.
 
     Args:
-        unread: Paths of the files that no reader takes.
-        paths: All files under the root.
+        unread: The files that no reader takes.
+        files: Paths of all files under the root.
         url: The root.
     """
-    others = [path for path in unread if not _is_of_pack(path, paths)]
-    tables = [path for path in others if path.lower().endswith((".csv", ".jsonl", ".parquet"))]
-    predictions = {path for path in tables[:_MAX_TABLES] if _is_prediction(url, path)}
-    return [path for path in others if path not in predictions]
+    others = unread.select(unread.mask(lambda path: not _is_of_pack(path, files)))
+    tables = (path for path in others if path.lower().endswith((".csv", ".jsonl", ".parquet")))
+    predictions = {path for path in islice(tables, _MAX_TABLES) if _is_prediction(url, path)}
+    return others.select(others.mask(lambda path: path not in predictions))
 
 
-def _is_of_pack(path: str, paths: Collection[str]) -> bool:
+def _is_of_pack(path: str, files: Container[str]) -> bool:
     folder, slash, name = path.rpartition("/")
-    is_beside_classes = name in (PLAN, SKIPPED) and f"{folder}{slash}classes.txt" in paths
+    is_beside_classes = name in (PLAN, SKIPPED) and f"{folder}{slash}classes.txt" in files
     return name in (INDEX, INDEX_0_1) or is_beside_classes
 
 

@@ -10,7 +10,6 @@ import pytest
 from lightship import storage
 from lightship.config import DataConfig, PackConfig
 from lightship.data.columns import Columns
-from lightship.data.file_list import FileList
 from lightship.data.manifest import Manifest
 from lightship.data.manifest_table import open_table, write_table
 from lightship.data.mapped_split import NUMBERS
@@ -18,6 +17,7 @@ from lightship.data.shards.index import INDEX, INDEX_0_1, load_index, shard_size
 from lightship.data.shards.pack import pack
 from lightship.data.sources import layouts
 from lightship.data.splits import load_splits, scan_splits
+from lightship.storage.file_list import FileList
 from tests.support.images import little_set, put
 from tests.support.older_manifest import save_manifests
 

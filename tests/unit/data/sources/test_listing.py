@@ -1,6 +1,7 @@
 """What of a root is listed: nothing is left out unsaid, and no run's output becomes a class."""
 
 import os
+import random
 import re
 import socket
 import tracemalloc
@@ -14,13 +15,14 @@ from lightship.config import PackConfig
 from lightship.data.sample_decoder import decode_all
 from lightship.data.shards.index import INDEX
 from lightship.data.shards.pack import pack
-from lightship.data.sources import layouts, roots
+from lightship.data.sources import layouts, listing, roots
 from lightship.data.sources.build_manifests import build_manifests
-from lightship.data.sources.listing import Listing
 from lightship.data.sources.own_files import PREDICTION_COLUMNS
 from lightship.errors import ConfigError, DataError
 from lightship.predict.table import COLUMNS, Prediction, Table
-from tests.support import images
+from lightship.storage import file_table
+from lightship.storage.s3_clients import S3fs
+from tests.support import images, s3_listing
 from tests.support.images import Files, little_set, put
 
 FILES = little_set(("train", "test"), per_class=2)
@@ -336,15 +338,86 @@ def test_a_list_of_classes_that_would_shift_labels_is_refused(tmp_path, raw, wor
         layouts.scan(str(tmp_path))
 
 
-def test_a_large_listing_becomes_a_manifest_in_few_bytes_a_file() -> None:
-    """Beyond the listing itself: ten million files take 3 GB, and each name is held once."""
+def test_a_large_listing_becomes_a_manifest_in_few_bytes_a_file(monkeypatch) -> None:
+    """Names of 33 bytes, about 40 more, and 3 MB; as objects of Python 300."""
     count = 100_000
-    sizes = {f"train/n{i // 100:08d}/{i:012d}.JPEG": 100_000 + i for i in range(count)}
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
+    monkeypatch.setattr(S3fs, "answers", s3_listing.answers(s3_listing.CLASSES))
+    listing.list_root(s3_listing.URL, "set")  # imports what it needs
+    monkeypatch.setattr(S3fs, "answers", s3_listing.answers(count))
     tracemalloc.start()
-    found = layouts._find("s3://set", "set", Listing(sizes, {}, lambda folder: []), labelled=True)
-    train = build_manifests(found, "s3://set", "set")["train"]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert (len(train), len(train.class_names)) == (count, 1000)
-    assert list(train.files[:2]) == list(sizes)[:2]
-    assert peak < 250 * count
+    try:
+        listed = listing.list_root(s3_listing.URL, "set")
+        found = layouts._find(s3_listing.URL, "set", listed, labelled=True)
+        train = build_manifests(found, s3_listing.URL, "set")["train"]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(train), len(train.class_names)) == (count, s3_listing.CLASSES)
+    assert train.files[-1] == f"train/n{s3_listing.CLASSES - 1:08d}/{count - 1:012d}.JPEG"
+    assert train.label.tolist() == sorted(train.label.tolist())
+    assert peak_bytes < 160 * count
+
+
+def untidy() -> Files:
+    """Two splits below a folder, among files of many kinds, of a run and of systems."""
+    rng, names = random.Random(0), ["a", "a-b", "a b", COMPOSED, DECOMPOSED, "\U0001f600", "\uffee"]
+    suffixes = [".png", ".JPEG", ".webp", ".txt", ".json", ".HEIC", "", ".tar.gz.bak"]
+    files = {
+        f"set/{split}/{name}/{rng.choice(['', 'part-1/', 'part/'])}{rng.randrange(10**6)}"
+        f"{rng.choice(suffixes)}": rng.randbytes(rng.randrange(1, 30))
+        for split in ("seg_train", "seg_test")
+        for name in names
+        for _ in range(120)
+    }
+    beside = [
+        "set/seg_train/loose.png", "set/notes.md", ".hidden/0.png", "set/seg_train/a/Thumbs.db",
+        "set/@eaDir/0.png", "set/seg_test/a b/a..b.png",
+    ]  # fmt: skip
+    return {**files, **dict.fromkeys(beside, b"x"), **below("set/runs/1", RUN)}
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+BEFORE = {
+    False: [
+        "e4902ade82c9f98c494bc11af187e301",
+        "51b35f4b51270afd7d2b20df0a341e82",
+        "4ba977a84b9191a6a950c2db23dac07f",
+    ],
+    True: [
+        "a85ceefaf1d8d9b1aa1e06edf43ac692",
+        "bba4c69435c9c32b97bd73ad564fb961",
+        "4374117635df21d47b45bf126ed636a0",
+    ],
+}
+"""Whether checksums are known -> fingerprints of train, test and all images, as they were when a
+listing was a list of objects.
+"""
+
+
+@pytest.mark.parametrize("form", ["local", "memory", "zip"])
+@pytest.mark.parametrize("block", [8192, 8])
+def test_an_untidy_listing_gives_what_it_gave_before(tmp_path, monkeypatch, caplog, form, block):
+    monkeypatch.setattr(file_table, "_BLOCK", block)
+    monkeypatch.setattr(file_table, "_SAMPLED", block // 8)
+    files = untidy()
+    if form == "zip":
+        (tmp_path / "x.zip").write_bytes(images.zipped(files))
+        root = str(tmp_path / "x.zip")
+    else:
+        root = put(str(tmp_path) if form == "local" else f"memory://{tmp_path.name}{block}", files)
+    manifests = {**layouts.scan(root), "all": layouts.scan_images(root)}
+    assert {split: len(m) for split, m in manifests.items()} == {
+        "train": 331, "test": 309, "all": 641,
+    }  # fmt: skip
+    assert [m.fingerprint() for m in manifests.values()] == BEFORE[form == "zip"]
+    assert manifests["train"].class_names == ["a", "a b", "a-b", COMPOSED, "\uffee", "\U0001f600"]
+    unread = (
+        "227 extensionless files, 226 .txt files, 208 .heic files, 200 .json files, "
+        "180 .bak files, 1 of 1 other kinds"
+    )
+    assert {m.not_read for m in manifests.values()} == {unread}
+    line = f"{root}: not read: {unread}, such as set/notes.md; "
+    line += "ignored: set/@eaDir/, set/runs/1/ (output of a run)"
+    outside = "1 images outside the class folders are not used, such as set/seg_train/loose.png"
+    assert caplog.messages == [f"{root}: {outside}", line, line]

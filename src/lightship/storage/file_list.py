@@ -1,5 +1,6 @@
-"""The names of a manifest's files: one text and offsets, not an object a name."""
+"""The names of many files: one text and offsets, not an object a name."""
 
+import io
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import overload
 
 import numpy as np
 
-_AT_ONCE = 2**16
+_AT_ONCE = 2**14
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,19 +35,6 @@ class FileList(Sequence[str]):
             sizes.append(np.array([len(name) + 1 for name in some], dtype=np.int64))
         return cls(bytes(text[:-1]), np.cumsum(np.concatenate(sizes)))
 
-    def select(self, chosen: np.ndarray) -> "FileList":
-        """The names whose entry of `chosen` ([F] bool) is true."""
-        if chosen.all():
-            return self
-        text, sizes = bytearray(), [np.zeros(1, dtype=np.int64)]
-        for first in range(0, len(self), _AT_ONCE):
-            starts = self.starts[first : first + _AT_ONCE + 1].astype(np.int64)
-            size, some = np.diff(starts), chosen[first : first + _AT_ONCE]
-            piece = bytes(self.text[starts[0] : starts[-1]]).ljust(starts[-1] - starts[0], b"\0")
-            text += np.frombuffer(piece, dtype=np.uint8)[np.repeat(some, size)].tobytes()
-            sizes.append(size[some])
-        return FileList(bytes(text[:-1]), np.cumsum(np.concatenate(sizes)))
-
     @classmethod
     def from_text(cls, text: bytes) -> "FileList":
         """From `text` alone.
@@ -69,17 +57,41 @@ class FileList(Sequence[str]):
     def __getitem__(self, place: int | slice) -> str | list[str]:
         """A name, or several as a list."""
         if isinstance(place, slice):
-            first, last, step = place.indices(len(self))
-            if step != 1 or first >= last:
-                return [self[i] for i in range(first, last, step)]
-            begin, end = int(self.starts[first]), int(self.starts[last]) - 1
-            return bytes(self.text[begin:end]).decode("utf-8", "surrogatepass").split("\0")
+            first, end, step = place.indices(len(self))
+            if step != 1 or first >= end:
+                return [self[i] for i in range(first, end, step)]
+            names = self._between(first, end).split("\0")
+            whole = len(names) == end - first  # else there are names with a zero byte
+            return names if whole else [self[i] for i in range(first, end)]
         i = operator.index(place)
         if not -len(self) <= i < len(self):
             raise IndexError(f"there are {len(self)} files, and no number {i}")
         i %= len(self)
-        start, end = int(self.starts[i]), int(self.starts[i + 1]) - 1
-        return bytes(self.text[start:end]).decode("utf-8", "surrogatepass")
+        return self._between(i, i + 1)
+
+    def _between(self, first: int, end: int) -> str:
+        """The names [first, end), a zero byte between each and the next."""
+        text = self.text[int(self.starts[first]) : int(self.starts[end]) - 1]
+        return bytes(text).decode("utf-8", "surrogatepass")
+
+    def select(self, chosen: np.ndarray) -> "FileList":
+        """The names whose entry of `chosen` ([F] bool) is true; neighbours share this text."""
+        first, count = int(np.argmax(chosen)) if len(chosen) else 0, int(np.count_nonzero(chosen))
+        if count == len(self):
+            return self
+        if chosen[first : first + count].all():
+            starts = self.starts[first : first + count + 1].astype(np.int64)
+            begin, end = int(starts[0]), int(starts[-1]) - 1
+            return FileList(memoryview(self.text)[begin : max(begin, end)], starts - begin)
+        text, sizes = io.BytesIO(), [np.zeros(1, dtype=np.int64)]
+        for first in range(0, len(self), _AT_ONCE):
+            starts = self.starts[first : first + _AT_ONCE + 1].astype(np.int64)
+            size, some = np.diff(starts), chosen[first : first + _AT_ONCE]
+            piece = bytes(self.text[starts[0] : starts[-1]]).ljust(starts[-1] - starts[0], b"\0")
+            text.write(np.frombuffer(piece, dtype=np.uint8)[np.repeat(some, size)].data)
+            sizes.append(size[some])
+        text.truncate(text.tell() - 1)
+        return FileList(text.getvalue(), np.cumsum(np.concatenate(sizes)))
 
     def is_whole(self) -> bool:
         """Whether the names are text, and lie in `text` one after the other, without a gap."""
@@ -108,6 +120,9 @@ class FileList(Sequence[str]):
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type["FileList"], tuple[bytes, np.ndarray]]:
+        return FileList, (bytes(self.text), self.starts)
 
     def __repr__(self) -> str:
         return f"FileList({self[:3]}, {len(self)} in all)"
