@@ -1,10 +1,12 @@
 """Every kind of storage keeps the same promises."""
 
 import abc
+import dataclasses
 import errno
 import hashlib
 import http.server
 import importlib.util
+import json
 import multiprocessing
 import os
 import signal
@@ -15,7 +17,8 @@ import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +26,16 @@ import pytest
 
 from lightship import storage
 from lightship.errors import ConfigError, DataError
-from lightship.storage import Denied, FileInfo, Limits, NotFound, ReadAhead, Span, StorageTimeout
+from lightship.storage import (
+    Denied,
+    FileInfo,
+    Limits,
+    NotFound,
+    ReadAhead,
+    Span,
+    StorageTimeout,
+    registry,
+)
 from tests.support import plain_fs
 from tests.support.s3 import KEYS, S3Server
 
@@ -478,17 +490,61 @@ def test_a_reader_may_not_write(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -
     assert not any(secret in str(caught.value) for secret in KEYS["reader"])
 
 
-@pytest.mark.timeout(60)
-def test_no_credentials_are_denied(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def without_keys(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a file, in a process that has no credentials and reads tmp_path / "aws"."""
+    url = s3.url("x")
+    storage.write_bytes(url, b"here")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
+        monkeypatch.setenv(name, str(tmp_path / "aws"))
+    monkeypatch.setattr(registry, "_BACKENDS", {})  # whose clients have read another file
+    (tmp_path / "aws").write_text("[default]\n")
+    return url
+
+
+@pytest.mark.timeout(60)
+def test_no_credentials_are_denied(without_keys: str) -> None:
+    """Soon: on a laptop there will never be any."""
     with pytest.raises(Denied, match="AWS_"):
-        storage.read_bytes(s3.url("x"))
+        storage.read_bytes(without_keys)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("read", [storage.exists, storage.read_bytes])
+def test_credentials_that_come_a_little_later_are_used(
+    without_keys: str, tmp_path: Path, read: Callable[[str], object]
+) -> None:
+    """As of an identity service that starts together with the pod."""
+    key, secret = KEYS["admin"]
+    lines = ["[default]", f"aws_access_key_id={key}", f"aws_secret_access_key={secret}", ""]
+    later = threading.Timer(1.5, lambda: (tmp_path / "aws").write_text("\n".join(lines)))
+    later.start()
+    assert read(without_keys) in (True, b"here")
+    later.join()
+
+
+@pytest.mark.timeout(60)
+def test_an_identity_service_that_fails_later_is_worth_another_try(
+    without_keys: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered before: the configuration is not at fault."""
+    key, secret = KEYS["admin"]
+    expires = (datetime.now(UTC) + timedelta(minutes=8)).isoformat()  # asked for at each request
+    answer = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": secret, "Expiration": expires}
+    (tmp_path / "answer").write_text(json.dumps(answer))
+    process = f"credential_process = cat {tmp_path}/answer"
+    (tmp_path / "aws").write_text(f"[default]\n{process}\n")
+    assert storage.exists(without_keys)
+    (tmp_path / "answer").rename(tmp_path / "gone")
+    now = Limits.now()
+    monkeypatch.setattr(Limits, "now", lambda: dataclasses.replace(now, total_s=2.0))
+    with pytest.raises(StorageTimeout, match="CredentialRetrievalError"):
+        storage.exists(without_keys)
+    (tmp_path / "gone").rename(tmp_path / "answer")
+    assert storage.exists(without_keys)
 
 
 def test_a_missing_bucket_is_named(s3: S3Server) -> None:

@@ -28,6 +28,10 @@ class BadCredentials(Denied):
     """Credentials are missing or not accepted, for any file (exit 78)."""
 
 
+class NoCredentials(BadCredentials):
+    """No service or file has given credentials, which it may do later (exit 78)."""
+
+
 class StorageTimeout(TimeoutExpired):
     """Transient errors outlasted the deadline (exit 74)."""
 
@@ -90,15 +94,17 @@ _CREDENTIAL_CODES = {
     "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
     "TokenRefreshRequired", "UnrecognizedClientException",
 }  # fmt: skip
+_NO_CREDENTIALS = {"NoCredentialsError", "CredentialRetrievalError", "MetadataRetrievalError"}
 _S3_HINT = "; credentials come from the environment (AWS_*; FSSPEC_S3_ANON=true for none)"
 _DENIED = "{place}: access denied ({reason}){hint}"
 
 # The first row that matches holds: (matches, what is raised at once, its text). None: transient,
-# tried again. An error of no row is a defect and raised as it is.
+# tried again; so is NoCredentials, for a while. An error of no row is a defect and raised as it is.
 _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] = [
     (lambda e: e.is_a(FileNotFoundError, NotADirectoryError) or e.status in (404, 410),
      NotFound, "{place} was not found ({reason})"),
     (lambda e: e.is_a(IsADirectoryError), NotFound, "{place} is a folder; a file was expected"),
+    (lambda e: _is_without_credentials(e.error), NoCredentials, _DENIED),
     (lambda e: e.code in _TRANSIENT_CODES or e.status in (408, 429) or e.status >= 500, None, ""),
     (lambda e: e.code in _CREDENTIAL_CODES or e.status in (401, 407)
      or "Credential" in type(e.error).__name__, BadCredentials, _DENIED),
@@ -149,6 +155,16 @@ def reason(error: BaseException) -> str:
     text = redact(" ".join(str(error).split()))[:300]
     kind = http_answer(error)[1] or type(error).__name__
     return f"{kind}: {text}" if text else kind
+
+
+def _is_without_credentials(error: BaseException | None) -> bool:
+    """Whether credentials were not found, or an identity service did not give them."""
+    while error is not None:
+        operation = str(getattr(error, "operation_name", ""))
+        if type(error).__name__ in _NO_CREDENTIALS or operation.startswith("AssumeRole"):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_network(error: BaseException | None) -> bool:

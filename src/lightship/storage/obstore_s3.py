@@ -170,8 +170,10 @@ class ObstoreS3:
         fs, found = self.fs, None
         if not (fs.key and fs.secret) and not fs.anon:
             found = self._call(fs.session.get_credentials)
-        if fs.anon or not (fs.key or found):
+        if fs.anon:
             return {"skip_signature": True}
+        if not (fs.key or found):
+            raise FirstTryFailed("no credentials yet")
 
         def current() -> dict[str, Any]:
             keys = (fs.key, fs.secret, fs.token)

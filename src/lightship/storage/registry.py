@@ -30,6 +30,7 @@ HTTP = ("http", "https")
 _LOCAL = Local()
 _ARCHIVES: dict[str, Callable[[BinaryIO, str], Archive]] = {"zip": ZipArchive, "tar": TarArchive}
 _BACKENDS: dict[Any, Backend] = {}
+_ANSWERED: set[Backend] = set()
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
     "LIGHTSHIP_STORAGE_DEADLINE_S", "LIGHTSHIP_S3_CLIENT",
@@ -87,8 +88,11 @@ def call(url: str, method: str, *args: Any, size: int = 0, deadline: Deadline | 
     """`method` of the backend of `url`, with a deadline and retries."""
     backend, path = resolve(url)
     deadline = deadline or Deadline(url, size)
+    deadline.is_first = backend not in _ANSWERED
     operation = partial(getattr(backend, method), deadline, path, *args)
-    return run_within(deadline, partial(with_retries, operation, deadline))
+    result = run_within(deadline, partial(with_retries, operation, deadline))
+    _ANSWERED.add(backend)
+    return result
 
 
 def size_bytes(url: str) -> int:
@@ -101,8 +105,10 @@ def size_bytes(url: str) -> int:
 
 def read_span(backend: Backend, path: str, span: Span) -> Data:
     """One read with retries, in this thread."""
-    deadline = Deadline(span.url, span.size_bytes)
-    return with_retries(partial(backend.read, deadline, path, span.start, span.end), deadline)
+    deadline = Deadline(span.url, span.size_bytes, is_first=backend not in _ANSWERED)
+    data = with_retries(partial(backend.read, deadline, path, span.start, span.end), deadline)
+    _ANSWERED.add(backend)
+    return data
 
 
 def open_binary(url: str) -> BinaryIO:

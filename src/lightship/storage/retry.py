@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lightship.errors import ConfigError
-from lightship.storage.errors import StorageTimeout, permanent, reason
+from lightship.storage.errors import NoCredentials, StorageTimeout, permanent, reason
 from lightship.storage.urls import redact
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ class Limits:
     """Max time without progress in which a failing call is tried again."""
     probe_s: float = 15.0
     """Max time of `check_writable` for a remote output."""
+    identity_s: float = 5.0
+    """Max time in which credentials are looked for again, by a process that never had any."""
     attempts: int = 24
     backoff_s: float = 0.1
     backoff_cap_s: float = 8.0
@@ -67,10 +69,15 @@ class Deadline:
         url: What the call is about.
         size_bytes: Of what is transferred between two reports of progress.
         total_s: Default: that of `Limits.now()`.
+        is_first: Whether the storage has not answered this process yet: if there are no credentials
+            then, there probably never will be.
     """
 
-    def __init__(self, url: str, size_bytes: int = 0, total_s: float | None = None):
+    def __init__(
+        self, url: str, size_bytes: int = 0, total_s: float | None = None, is_first: bool = True
+    ):
         self.url, self.limits, self.tries, self.last = url, Limits.now(), 0, "no answer"
+        self.is_first, self.began = is_first, time.monotonic()
         self.total_s = total_s or self.limits.total_s
         self.quiet_s = self.total_s + size_bytes / self.limits.slowest_bytes_per_s
         self.progress()
@@ -102,14 +109,16 @@ class Deadline:
         final = permanent(error, self.url)
         if final is error:
             raise error
-        if final is not None:
+        if final is not None and not isinstance(final, NoCredentials):
             raise final from error
         self.tries, self.last = self.tries + 1, reason(error)
         max_s = min(self.limits.backoff_cap_s, self.limits.backoff_s * 2.0**self.tries)
         pause_s = random.uniform(0, max_s)
-        is_late = time.monotonic() + pause_s >= self.last_try_ends
-        if self.tries >= self.limits.attempts or is_late:
-            raise self.expired() from error
+        ends, late = self.last_try_ends, None
+        if final is not None and self.is_first:
+            ends, late = min(ends, self.began + self.limits.identity_s), final
+        if self.tries >= self.limits.attempts or time.monotonic() + pause_s >= ends:
+            raise (late or self.expired()) from error
         return pause_s
 
 

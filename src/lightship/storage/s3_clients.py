@@ -1,7 +1,7 @@
 """Clients of S3: what s3.py needs of one, and s3fs."""
 # ruff: noqa: D102 (see S3Client)
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class S3fs:
 
     def __init__(self, fs: Any) -> None:
         self.fs = fs
+        fs.set_session = partial(_with_credentials, fs, fs.set_session)
 
     def connect(self, path: str) -> None:
         self.fs.exists(path)
@@ -71,9 +72,24 @@ class S3fs:
     def call(self, deadline: Deadline, size_bytes: int, method: str, **args: Any) -> dict[str, Any]:
         """One request with retries of its own, so that a fault does not undo those before it."""
         request = partial(self.fs.call_s3, method, timeout=deadline.try_s(size_bytes), **args)
-        answer = with_retries(request, Deadline(deadline.url, size_bytes))
+        inner = Deadline(deadline.url, size_bytes, is_first=deadline.is_first)
+        answer = with_retries(request, inner)
         deadline.progress()
         return answer
+
+
+async def _with_credentials(
+    fs: Any, set_session: Callable[..., Awaitable[Any]], refresh: bool = False, **how: Any
+) -> Any:
+    """s3fs's `set_session`; a client that has found no credentials is made again.
+
+    It would be without them for good. The signer's names are botocore's private ones: without them
+    the client is kept.
+    """
+    signer = getattr(fs._s3, "_request_signer", None)
+    if not fs.anon and getattr(signer, "_credentials", fs) is None:
+        refresh = True
+    return await set_session(refresh=refresh, **how)
 
 
 def objects(answer: dict[str, Any]) -> Page:
