@@ -45,24 +45,6 @@ def test_two_nodes_of_two_processes_share_what_rank_0_has_listed(job: Callable[.
         assert copy.read_bytes() == kept.read_bytes()
 
 
-def test_a_run_on_a_disk_that_only_rank_0_sees(job: Callable[..., Job], tmp_path: Path) -> None:
-    """The other node gets the table from rank 0, and says later what it cannot read."""
-    run = job("--trainer.max_epochs=1", "--trainer.timeout_s=20")
-    agents = [
-        run.start_node(
-            f"--run.output={tmp_path / f'disk-{node}'}",
-            LIGHTSHIP_CACHE=str(run.folder / f"cache-{node}"),
-        )
-        for node in range(2)
-    ]
-    for agent in agents:
-        agent.wait()
-    [kept] = tmp_path.glob("disk-*/data/manifest-*.table")
-    for node in range(2):
-        [copy] = (run.folder / f"cache-{node}" / "tables").iterdir()
-        assert copy.read_bytes() == kept.read_bytes()
-
-
 def test_without_a_run_to_keep_it_in_the_table_is_sent_in_pieces(job: Callable[..., Job]) -> None:
     """Predictions on two nodes are those of one process."""
     run = job("--trainer.max_epochs=1")
