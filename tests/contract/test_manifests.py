@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes_validate import ValidationError, validate
 from kubernetes_validate.utils import all_versions
 
 from lightship import cli
+from lightship.commands.base import Command
 from lightship.config import TrainerConfig
 from lightship.distributed.liveness import MAX_SILENCE_S, MAX_START_S
 from lightship.errors import EXIT_CODES
@@ -270,6 +272,20 @@ def test_the_command_is_one_that_lightship_takes(name: str, tmp_path: Path) -> N
     assert command.config.trainer.accelerator == asked  # with auto, a broken driver is not noticed
     ranks = nodes * int(gpus.get("nvidia.com/gpu", gpus.get("google.com/tpu", 1)))
     assert command.config.data.global_batch_size % ranks == 0
+
+
+def test_the_fine_tuning_of_the_page_leaves_the_choice_to_the_recipe(tmp_path: Path) -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text().partition("## Fine-tune")[2]
+    shown = yaml.safe_load(page.partition("```text\n")[2].partition("```")[0])
+    path = tmp_path / "config.yaml"
+    path.write_text(shown["config.yaml"])
+    command = cli.parse([str(path) if part.startswith("/") else part for part in shown["args"]])
+    assert isinstance(command, Command)
+    assert command.config.run.output == "s3://bucket/runs/tuned"
+    assert command.config.trainer.accelerator == "gpu"
+    sizes = {row.settings.get("data.global_batch_size", 32) for row in command.by_train_images}
+    assert sizes == {16, 32, 64}
+    assert "(16, 32 or 64)" in page
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINING if not is_on_gpus(n)])
