@@ -27,7 +27,7 @@ def fine_tuning(context: Context) -> Finding:
         return skipped("--model.weights is not set: all parameters train from random values")
     with suppress(LightshipError):  # the check `data` reports it
         classes = context.once(first_samples).classes
-    found = plan(context.config, [str(number) for number in range(classes or 2)])
+    found = plan(context.config, [str(number) for number in range(classes or 2)], are_names=False)
     if classes is None:
         found += " (head: of 2 classes, as their number is not known yet)"
     if weights == "default":
@@ -35,10 +35,16 @@ def fine_tuning(context: Context) -> Finding:
     return Finding("ok", found, "see --print_config")
 
 
-def plan(config: Config, class_names: list[str]) -> str:
+def plan(config: Config, class_names: list[str], are_names: bool = True) -> str:
     """The numbers of parameters and their rates, as fit logs them. Blocks.
 
     Reads the weights, unless they are `default`, and adopts their preprocessing.
+
+    Args:
+        config: The settings.
+        class_names: The classes in label order.
+        are_names: Whether they are the names of the data, with which those of a checkpoint's last
+            layer are compared, and not just as many.
 
     Raises:
         ConfigError: The net cannot be built, the weights are not of that net, or it has no
@@ -62,5 +68,5 @@ def plan(config: Config, class_names: list[str]) -> str:
     )
     check_batch_norm(model.net, config.model.net, config.model.batch_norm)
     if weights is not None:
-        model.load_weights(weights)
+        model.load_weights(weights if are_names else weights._replace(hyper_parameters={}))
     return model.rates_line
