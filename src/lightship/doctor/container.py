@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from lightship.distributed import comm, shared_memory
+from lightship.distributed import shared_memory
 from lightship.doctor.checks import Finding, skipped
 from lightship.doctor.context import Context
-from lightship.host import Limits, read_limits
+from lightship.host import Limits, cores_within, read_limits, visible_cores
 
 _GIB = 2**30
 _PROCESS_BYTES = 3 * _GIB // 4  # of Python, torch and Lightning alone
@@ -15,7 +15,7 @@ _PROCESS_BYTES = 3 * _GIB // 4  # of Python, torch and Lightning alone
 def cpu(context: Context, limits: Limits | None = None) -> Finding:
     """Whether the processes' threads have the cores they count on, in this or another container."""
     limits = limits or read_limits()
-    processes, visible = context.processes_or_one, comm.node_cores()
+    processes, visible = context.processes_or_one, visible_cores()
     cpus = limits.cpus or visible
     limit = f"limit {limits.cpus:g}" if limits.cpus else "no limit"
     found = f"{visible} cores visible; {limit} ({limits.source})"
@@ -23,14 +23,15 @@ def cpu(context: Context, limits: Limits | None = None) -> Finding:
     if cpus < processes:
         fix = f"{raise_limit} to {processes} or more, or fewer processes (--trainer.devices)"
         return Finding("warn", f"{found}; {processes} processes", "they take turns", fix)
-    share = max(1, int(cpus / processes))
-    threads = context.config.data.decode_threads or max(1, visible // processes)
-    if limits.cpus and threads > 2 * share:
+    share = max(1, cores_within(visible, limits) // processes)
+    threads = context.config.data.decode_threads or share
+    if threads > 2 * share:
         return Finding(
             "warn",
             f"{found}; {threads} decoding threads per process",
-            "thread counts follow the visible cores, and are throttled at the limit",
-            f"--data.decode_threads {share} and OMP_NUM_THREADS={share}, or {raise_limit}",
+            f"more than the {share} cores per process, so they wait for each other",
+            f"leave --data.decode_threads out or set {share}"
+            + (f", or {raise_limit}" if limits.cpus else ""),
         )
     return Finding("ok", found, f"{cpus / processes:g} cores per process")
 

@@ -358,7 +358,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "threads beyond the CPU limit": (
         lambda lab: limited(
             container.cpu, v2(lab, cpuDOTmax="200000 100000"), "--data.decode_threads=64"), "warn",
-        "64 decoding threads per process", "--data.decode_threads 2 and OMP_NUM_THREADS=2"),
+        "64 decoding threads per process", "leave --data.decode_threads out or set 2, or raise"),
     "too small /dev/shm": (
         lambda lab: lab.answer(lambda: two_gpus("/proc")), "fail",
         "/proc has 0 MiB free; 2 GPUs on one node need 256 MiB: docker run --shm-size=256m", ""),
