@@ -260,8 +260,8 @@ class OptimConfig:
     whitening_fraction: float = bounded(0.375, 0, 1)
     """muon-sgd: the bias of a frozen first layer (whitening) trains for this fraction of steps."""
     layer_decay: float = bounded(1.0, 0.01, 1)
-    """Each layer (block) has this factor of the learning rate of the layer after it; 1: all have
-    the same. Common for fine-tuning: 0.65 to 0.9."""
+    """Each layer (block) has this factor of the learning rate of the layer after it, and at least a
+    hundredth of `lr`; 1: all have the same. Common for fine-tuning: 0.65 to 0.9."""
     head_lr_scale: float = bounded(1.0, 0.001, 1000)
     """Factor of the learning rate of the last layer."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"

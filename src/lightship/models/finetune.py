@@ -9,6 +9,8 @@ from lightship.config import FREEZE
 from lightship.errors import ConfigError
 from lightship.models.nets.structure import check_head, head_parameters, layers
 
+_LEAST_SCALE = 0.01
+
 
 def frozen_parameters(net: nn.Module, name: str, freeze: str) -> list[str]:
     """Names of the parameters that a setting freezes.
@@ -107,7 +109,8 @@ def lr_scales(net: nn.Module, layer_decay: float, head_lr_scale: float) -> dict[
     """Factor of the learning rate by a parameter's name.
 
     The head's is `head_lr_scale`; each layer before it has `layer_decay` times the rate of the next
-    (Clark et al. 2020, arXiv 2003.10555; as timm's --layer-decay).
+    (Clark et al. 2020, arXiv 2003.10555; as timm's --layer-decay), but at least a hundredth: the
+    first of DenseNet's 62 layers would not move else.
 
     Raises:
         ConfigError: A factor is not 1, and the net's head is not known.
@@ -116,10 +119,10 @@ def lr_scales(net: nn.Module, layer_decay: float, head_lr_scale: float) -> dict[
         return {}
     check_head(net, f"--optim.layer_decay {layer_decay:g}, --optim.head_lr_scale {head_lr_scale:g}")
     found = layers(net)
+    scales = [max(_LEAST_SCALE, layer_decay**after) for after in reversed(range(len(found)))]
+    scales[-1] = head_lr_scale
     return {
-        name: head_lr_scale if layer is found[-1] else layer_decay ** (len(found) - 1 - depth)
-        for depth, layer in enumerate(found)
-        for name in layer.parameters
+        name: scale for layer, scale in zip(found, scales, strict=True) for name in layer.parameters
     }
 
 
@@ -142,14 +145,18 @@ def rates_line(
         ("layers before it" if head else "all", [name for name in trained if name not in head]),
     ):
         if names:
-            rates = sorted({lr * scales.get(name, 1.0) for name in names})
-            ends = rates[:1] + rates[1:][-1:]
-            shown = " to ".join(f"{rate:.3g}" for rate in ends)
+            shown = _least_to_most(lr * scales.get(name, 1.0) for name in names)
             parts.append(f"{title} {sum(counts[name] for name in names):,} at {shown}")
     if frozen:
-        until = "" if unfreeze_epoch is None else f" until epoch {unfreeze_epoch}"
-        rates = sorted({lr * scales.get(name, 1.0) for name in frozen})
-        then = "" if unfreeze_epoch is None else f", then at {rates[0]:.3g} to {rates[-1]:.3g}"
+        until = then = ""
+        if unfreeze_epoch is not None:
+            until = f" until epoch {unfreeze_epoch}"
+            then = f", then at {_least_to_most(lr * scales.get(name, 1.0) for name in frozen)}"
         count = sum(counts[name] for name in frozen)
         parts.append(f"{count:,} frozen{until}{then}")
     return f"parameters and peak learning rates: {'; '.join(parts)}"
+
+
+def _least_to_most(rates: Iterable[float]) -> str:
+    ordered = sorted({f"{rate:.3g}": rate for rate in rates}.items(), key=lambda each: each[1])
+    return " to ".join(text for text, _ in ordered[:1] + ordered[1:][-1:])
