@@ -9,6 +9,7 @@ from pathlib import Path
 from lightship.data import table_cache
 from lightship.data.manifest_table import write_table
 from lightship.data.sources import layouts
+from lightship.data.table_copies import copy_to_node
 from lightship.distributed import comm
 from tests.dist.conftest import Job
 from tests.dist.two_ranks import results
@@ -75,7 +76,7 @@ def received_where_little_can_be_written(folder: Path, size_bytes: int) -> None:
     )
     if rank == "1":
         resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
-    table_cache.copy_to_node(table)
+    copy_to_node(table)
 
 
 def test_a_node_without_room_ends_all_with_its_text(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_streamed_is_resident_bit_for_bit(
     job = Job(tmp_path, str(tmp_path / "run"), images, STREAMED, in_its_own(tmp_path))
     assert job.finish() == resident[1]
     assert differences(resident[0], last_state(job.output)) == []
-    assert not workers(tmp_path), "the worker went with its run"
+    wait_for_workers_end(tmp_path)
 
 
 def test_killed_and_started_again_until_it_is_done(images: str, resident, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lightship.data.manifest_npz import load_manifests
 from lightship.data.manifest_table import check_table, columns_of, open_table, write_table
 from lightship.data.sources import layouts, roots
 from lightship.data.table_cache import Table
+from lightship.data.table_copies import copy_to_node
 from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError
 from lightship.redaction import canonical
@@ -148,7 +149,7 @@ def _on_every_rank(config: DataConfig, find: Callable[[], Table]) -> dict[str, M
         return table, _scan_id(table) if needs_id else ""
 
     table, scan_id = comm.broadcast_from_rank_0(find_and_name)
-    columns = table_cache.copy_to_node(table)
+    columns = copy_to_node(table)
     return _at_local_root(config, open_table(columns), scan_id)
 
 

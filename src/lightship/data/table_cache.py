@@ -18,23 +18,18 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
 
 from lightship import storage
 from lightship.data.columns import TRAILER_BYTES, Columns, Trailer
 from lightship.data.private_folder import is_own_file, make_private
-from lightship.distributed import comm
 from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.versions import NewerVersion
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _UNUSED_S, _ABANDONED_S = 30 * 86400.0, 86400.0
 _NAME = re.compile(r"[0-9a-f]{64}\.table")
-_PIECE_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -72,19 +67,19 @@ def store(write: Callable[[Path], str]) -> Table:
     Args:
         write: Writes it to a path that does not exist; returns its digest.
     """
-    with _new_file() as path:
+    with new_file() as path:
         digest = write(path)
         table = Table(digest, path.stat().st_size, None)
         if local_copy(table) is None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            path.replace(_path(table))
+            path.replace(path_of(table))
     return table
 
 
 def upload(table: Table, url: str) -> Table:
     """Put a table that `store` has made where every node can read it. Rank 0; blocks."""
-    storage.write_file(url, _path(table))
+    storage.write_file(url, path_of(table))
     return replace(table, url=url)
 
 
@@ -100,44 +95,22 @@ def fetch(table: Table, check: Callable[[Columns], None] | None = None) -> Colum
     """
     if (columns := local_copy(table)) is None:
         assert table.url is not None
-        with _new_file() as new_path:
+        with new_file() as new_path:
             storage.download(table.url, new_path)
             try:
-                new = _checked(new_path, table)
+                new = checked_copy(new_path, table)
                 if check is not None:
                     check(new)
             except DataError as error:
                 text = str(error).replace(str(new_path), storage.redact(table.url))
                 raise DataError(text) from error
-            columns = Columns(new_path.replace(_path(table)))
+            columns = Columns(new_path.replace(path_of(table)))
     return columns
-
-
-def copy_to_node(table: Table) -> Columns:
-    """This node's copy; its first rank makes it, from the URL or, in pieces, from rank 0's.
-
-    Every rank; blocks.
-    """
-    if table.url is not None:
-        comm.local_rank_0_first(partial(_fetch_if_there, table))
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0" or not _shared_folder()
-    is_missing = is_first and local_copy(table) is None
-    if comm.all_reduce_any(is_missing):
-        _receive(table, is_missing)
-    columns = local_copy(table)
-    assert columns is not None, "rank 0 has it until all have it"
-    return columns
-
-
-def _fetch_if_there(table: Table) -> None:
-    """`fetch`, unless the URL is a path of another node's disk."""
-    with contextlib.suppress(storage.NotFound):
-        fetch(table)
 
 
 def local_copy(table: Table) -> Columns | None:
     """This node's copy; None: there is none, or it was not the table of its name and is removed."""
-    path = _path(table)
+    path = path_of(table)
     try:
         columns = Columns(path)
         if not is_own_file(columns.descriptor):
@@ -156,54 +129,8 @@ def local_copy(table: Table) -> Columns | None:
     return columns
 
 
-def _receive(table: Table, is_missing: bool) -> None:
-    """Send the file of rank 0 to the nodes without it, in pieces. Every rank; blocks.
-
-    Raises:
-        LightshipError: On every rank, if one cannot write its copy.
-    """
-    with contextlib.ExitStack() as files:
-        source = files.enter_context(_path(table).open("rb")) if comm.is_rank_0() else None
-
-        def begin() -> BinaryIO | None:
-            path = files.enter_context(_new_file()) if is_missing else None
-            return files.enter_context(path.open("xb")) if path else None
-
-        copy = _agreed(begin)
-        while piece := comm.broadcast_from_rank_0(partial(_read_piece, source)):
-            _agreed(partial(copy.write, piece) if copy else _nothing)
-        _agreed(partial(_finish, copy, table) if copy else _nothing)
-
-
-def _agreed(work: Callable[[], T]) -> T:
-    """Call `work` on every rank; all raise if it cannot write on one. Every rank; blocks."""
-
-    def explained() -> T:
-        with _explained(_folder()):
-            return work()
-
-    return comm.on_every_rank(explained)
-
-
-def _nothing() -> None:
-    """The work of a rank that has the table."""
-
-
-def _read_piece(source: BinaryIO | None) -> bytes:
-    assert source is not None, "rank 0 reads"
-    return source.read(_PIECE_BYTES)
-
-
-def _finish(copy: BinaryIO, table: Table) -> None:
-    """Check a copy that is written, and put it in its place."""
-    copy.flush()
-    os.fsync(copy.fileno())
-    path = Path(copy.name)
-    _checked(path, table)
-    path.replace(_path(table))
-
-
-def _checked(path: Path, table: Table) -> Columns:
+def checked_copy(path: Path, table: Table) -> Columns:
+    """A new copy, all of whose bytes are read. Raises DataError if it is not the table."""
     columns = Columns(path)
     if columns.digest != table.digest or columns.size_bytes != table.size_bytes:
         raise DataError(f"{storage.redact(table.url or 'the table')} has changed meanwhile")
@@ -211,15 +138,17 @@ def _checked(path: Path, table: Table) -> Columns:
     return columns
 
 
-def _path(table: Table) -> Path:
-    return _folder() / f"{table.digest}.table"
+def path_of(table: Table) -> Path:
+    """Where this node's copy is, or will be."""
+    return folder_of_copies() / f"{table.digest}.table"
 
 
-def _folder() -> Path:
-    return _shared_folder() or _own_folder()
+def folder_of_copies() -> Path:
+    """The node's folder, or this process's own where there can be none."""
+    return shared_folder() or _own_folder()
 
 
-def _shared_folder() -> Path | None:
+def shared_folder() -> Path | None:
     """The folder of this node's copies; None: there can be none."""
     folder = storage.cache_path("tables").absolute()
     return folder if _is_usable(folder) else None
@@ -241,12 +170,12 @@ def _temporary() -> "tempfile.TemporaryDirectory[str]":
 
 
 @contextmanager
-def _new_file() -> Iterator[Path]:
+def new_file() -> Iterator[Path]:
     """The path of a file to be written and then renamed; removed if that does not happen."""
-    folder = _folder()
+    folder = folder_of_copies()
     path = folder / f".{uuid.uuid4().hex}"
     try:
-        with _explained(folder):
+        with explained(folder):
             _remove_old(folder)
             yield path
     finally:
@@ -255,7 +184,7 @@ def _new_file() -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """What cannot be written there is a ConfigError."""
     try:
         yield

@@ -24,6 +24,7 @@ from lightship.data.sample_reader import plan_spans, samples_of
 from lightship.data.sources import layouts
 from lightship.data.splits import load_splits
 from lightship.data.streaming import pickle_with_files
+from lightship.data.table_copies import copy_to_node
 from lightship.errors import ConfigError, DataError
 from lightship.storage.file_list import FileList
 from tests.support.images import encoded, put
@@ -327,7 +328,7 @@ def test_a_copy_that_is_not_the_table_of_its_name_is_made_again(
         os.chown(made, 12345, -1)
     else:
         pytest.skip("only root can give a file away")
-    columns = table_cache.copy_to_node(table)
+    columns = copy_to_node(table)
     assert columns.digest == table.digest
     assert_equal(open_table(columns)["train"], manifest_of([0, 1]))
     assert made.read_bytes() == whole
@@ -389,7 +390,7 @@ def test_without_a_folder_for_copies_a_rank_has_its_own(
 ) -> None:
     cache.parent.write_bytes(b"a file")
     table = kept(str(tmp_path / "run" / "manifest.table"))
-    columns = table_cache.copy_to_node(table)
+    columns = copy_to_node(table)
     assert_equal(open_table(columns)["train"], manifest_of([0, 1]))
     assert stat.S_IMODE(columns.path.parent.stat().st_mode) == 0o700
     columns.path.unlink()
