@@ -293,6 +293,20 @@ def test_a_failed_upload_leaves_nothing(proxy: FaultProxy, s3: S3Server) -> None
     assert not s3.client().list_multipart_uploads(Bucket=s3.bucket).get("Uploads")
 
 
+def test_an_upload_that_cannot_be_aborted_keeps_its_first_error(
+    proxy: FaultProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"PUT": (403, "AccessDenied"), "DELETE": (404, "NoSuchUpload")}
+
+    def fault(method: str, path: str = "") -> str:
+        proxy.status, proxy.code = answers.get(method, (0, ""))
+        return "status" if method in answers else ""
+
+    monkeypatch.setattr(proxy, "take_fault", fault)
+    with pytest.raises(Denied):
+        storage.write_bytes(s3.url("large"), bytes(40 * 2**20))
+
+
 @pytest.mark.usefixtures("short_deadline")
 def test_writes_that_cannot_succeed_end(proxy: FaultProxy, s3: S3Server) -> None:
     url = s3.url("new")

@@ -58,12 +58,14 @@ def exported(desk: Path) -> dict[str, str]:
     plain = config.read_text()
     config.write_text(plain.replace("compile: none", "compile: default"))  # as training might have
     assert config.read_text() != plain
-    for kind in EXPORTS:
-        flags = [f"--run.output={desk}/runs/mine", f"--format={kind}"]
-        with contextlib.redirect_stderr(io.StringIO()) as printed:
-            assert cli.main(["export", *flags]) == 0
-        said[kind] = printed.getvalue().splitlines()[-1]
-    config.write_text(plain)
+    try:
+        for kind in EXPORTS:
+            flags = [f"--run.output={desk}/runs/mine", f"--format={kind}"]
+            with contextlib.redirect_stderr(io.StringIO()) as printed:
+                assert cli.main(["export", *flags]) == 0
+            said[kind] = printed.getvalue().splitlines()[-1]
+    finally:
+        config.write_text(plain)
     return said
 
 

@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the process's exit code (see errors.py)."""
+    """Run a command and return the process's exit code (see errors.py).
+
+    Args:
+        argv: The command line; None: this process's own, which then ends with that code.
+    """
     arguments = restore(sys.argv[1:]) if argv is None else list(argv)
     learn(*arguments)
     finished: list[int] = []

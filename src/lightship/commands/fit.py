@@ -118,7 +118,7 @@ def fit(command: Command) -> None:
 
 
 def _refuse_unknown(config: Config) -> None:
-    """Raise ConfigError for a net, accelerator or precision that there is not.
+    """Raise ConfigError for a net, accelerator or precision that does not exist.
 
     Before anything is read, downloaded or written, which may take an hour.
     """

@@ -137,7 +137,7 @@ def _endpoint_variables() -> str:
 
 
 def _remedy() -> str:
-    """What helps where the port at which the nodes meet is taken."""
+    """What to change if the port of the rendezvous is taken."""
     return (
         f"{_endpoint_variables()} must be free on node 0: end what listens there, or set another "
         "port, the same on all nodes"

@@ -46,7 +46,7 @@ def open_store(timeout_s: float) -> tuple[dist.Store, int, int]:
 
 
 def _remedy() -> str:
-    """What helps where the port of the workers' store is taken."""
+    """What to change if the port of the workers' store is taken."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "another process has just taken it; the next start chooses another port"
     return (

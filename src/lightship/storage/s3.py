@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from lightship.errors import LightshipError
 from lightship.storage.backend import (
     PIECE_BYTES,
     Data,
@@ -158,7 +159,8 @@ class S3(Async):
                 if not self._has_mark(deadline, mark, Bucket=bucket, Key=key):
                     raise
         except BaseException:
-            call("abort_multipart_upload")
+            with contextlib.suppress(LightshipError):  # the first error is the one to know
+                call("abort_multipart_upload")
             raise
 
     def _has_mark(self, deadline: Deadline, mark: dict[str, str], **place: str) -> bool:

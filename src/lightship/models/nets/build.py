@@ -65,7 +65,7 @@ def build_net(
 
 
 def check_name(name: str) -> None:
-    """Raise ConfigError for a net that there is not. Imports what builds it, and builds nothing."""
+    """Raise ConfigError for a net that does not exist. Imports its package, and builds nothing."""
     if is_import_path(name):
         with _working_directory_on_path():
             _import_own(name)
