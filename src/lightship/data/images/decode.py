@@ -42,6 +42,7 @@ def decode(
     encoding: str,
     least_px: tuple[int, int] | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
+    rows: int | None = None,
 ) -> np.ndarray:
     """The pixels of a sample as a viewer shows it on a white page.
 
@@ -56,6 +57,8 @@ def decode(
             eighth of its size that is no smaller than this (12 megapixels for 448: in two thirds
             of the time, and there is less to scale).
         limits: What it may cost.
+        rows: How many rows of the undiminished image, from the top, are needed: those below may be
+            black (a photograph's lower part costs as much to decode as its share of the file).
 
     Returns:
         [H, W, 3] uint8 RGB, maybe a read-only view.
@@ -70,7 +73,7 @@ def decode(
         return np.frombuffer(data, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
     try:
         with memory.held():
-            return _decode_image(data, least_px, limits)
+            return _decode_image(data, least_px, limits, rows)
     except DataError:
         raise
     except MemoryError as error:
@@ -91,7 +94,10 @@ def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
 
 
 def _decode_image(
-    data: bytes | memoryview, least_px: tuple[int, int] | None, limits: ImageLimits
+    data: bytes | memoryview,
+    least_px: tuple[int, int] | None,
+    limits: ImageLimits,
+    rows: int | None,
 ) -> np.ndarray:
     header = jpeg.read_header(data)
     if header is None:
@@ -100,7 +106,7 @@ def _decode_image(
     memory.take(cost.memory_bytes, limits.memory_bytes)
     if header.is_simple:
         with contextlib.suppress(ValueError):  # Pillow knows better, or says why not
-            return jpeg.decode(data, header, least_px or (0, 0), cost.forced)
+            return jpeg.decode(data, header, least_px or (0, 0), cost.forced, rows)
     return _load(jpeg.for_pillow(data, header), cost.factor)
 
 

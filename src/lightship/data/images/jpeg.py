@@ -22,6 +22,9 @@ _FACTORS = (2, 4, 8)
 _MARKER = re.compile(rb"\xff++(?:\x00\xff++)*+([^\x00\xff])")  # nothing is tried twice
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])")
 _BYTES_PER_PIXEL, _COEFFICIENT_BYTES = 9, 2
+_END_OF_IMAGE = b"\xff\xd9"
+_EIGHTHS = (1, 2, 3, 4, 8)  # of its size, at which an image is decoded here
+_MARGIN_ROWS = 4  # of the result: colours are interpolated from rows below, and callers round
 
 
 class Header(NamedTuple):
@@ -32,6 +35,7 @@ class Header(NamedTuple):
         width: As stored.
         channels: Of the stored image.
         orientation: See `orientation_of`.
+        height_at: Where the height stands in the file, two bytes.
         is_sequential: Whether it is decoded row by row, in one scan. Of any other (a progressive
             one) the decoder holds all coefficients in memory, at whatever size it decodes.
         scan: Where the first scan begins.
@@ -42,6 +46,7 @@ class Header(NamedTuple):
     width: int
     channels: int
     orientation: int
+    height_at: int
     is_sequential: bool
     scan: int
     beside: list[tuple[int, int]]
@@ -68,19 +73,19 @@ def read_header(data: bytes | memoryview) -> Header | None:
         return None
     at, exif, xmp = 2, b"", b""
     beside: list[tuple[int, int]] = []
-    frame: tuple[int, int, int, bool] | None = None
+    frame: tuple[int, int, int, int, bool] | None = None
     for _ in range(MAX_PARTS):
         start = _after_marker(data, at)
         marker = data[start - 1]
         end = start + (data[start] << 8 | data[start + 1])
         if marker == _SCAN and frame:
-            height, width, channels, is_sequential = frame
+            height_at, height, width, channels, is_sequential = frame
             is_sequential &= data[start + 2 : start + 3] == bytes([channels])
             turned = orientation_of(exif, xmp) if exif or xmp else 1
-            return Header(height, width, channels, turned, is_sequential, at, beside)
+            return Header(height, width, channels, turned, height_at, is_sequential, at, beside)
         if marker in _FRAMES and not frame and start + 8 <= len(data):
             height, width = (data[start + k] << 8 | data[start + k + 1] for k in (3, 5))
-            frame = height, width, data[start + 7], marker in _SEQUENTIAL
+            frame = start + 3, height, width, data[start + 7], marker in _SEQUENTIAL
         if marker == _APP1:
             payload = bytes(data[start + 2 : end])
             if payload.startswith(_EXIF):
@@ -186,7 +191,11 @@ def reduction(height: int, width: int, max_pixels: int) -> int:
 
 
 def decode(
-    data: bytes | memoryview, header: Header, least_px: tuple[int, int], forced: int
+    data: bytes | memoryview,
+    header: Header,
+    least_px: tuple[int, int],
+    forced: int,
+    rows: int | None = None,
 ) -> np.ndarray:
     """[H, W, 3] uint8 RGB, upright.
 
@@ -195,6 +204,8 @@ def decode(
         header: Its header; `is_simple`.
         least_px: (height, width) as shown that are enough; (0, 0): decode the whole size.
         forced: Reduce by at least this much, whatever `least_px` is.
+        rows: How many rows as shown, from the top, are needed: those further below may be black,
+            and errors in them may go unnoticed.
 
     Raises:
         ValueError: libjpeg-turbo finds something wrong, though Pillow may still read it.
@@ -203,5 +214,52 @@ def decode(
     if forced > 1:
         height = min(height, header.height // forced) or 1
         width = min(width, header.width // forced) or 1
+    if rows is not None and header.orientation == 1:
+        pixels = _decode_upper(data, header, (height, width), rows)
+        if pixels is not None:
+            return pixels
     pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
     return upright(pixels, header.orientation)
+
+
+def _decode_upper(
+    data: bytes | memoryview, header: Header, least_px: tuple[int, int], rows: int
+) -> np.ndarray | None:
+    """`decode` of the upper `rows` of an upright image, black below; None if that is no gain.
+
+    The decoder is shown a header with a smaller height. It warns of the data that it then finds
+    behind the image, hence not strict. A file that was cut off lacks the end marker and is left to
+    the decoding of all rows, which refuses it whichever rows are needed.
+    """
+    if not header.is_sequential or data[-2:] != _END_OF_IMAGE:
+        return None
+    height, width = header.height, header.width
+    eighths = 8
+    if any(least_px):
+        least = min(least_px[0], height), min(least_px[1], width)
+        enough = (n for n in _EIGHTHS if _scaled(height, n) >= least[0])
+        eighths = next(n for n in enough if _scaled(width, n) >= least[1])
+    decoded_rows = rows + -(-_MARGIN_ROWS * 8 // eighths)
+    if decoded_rows >= height:
+        return None
+    shortened = bytearray(data)
+    shortened[header.height_at : header.height_at + 2] = decoded_rows.to_bytes(2, "big")
+    shape = _scaled(height, eighths), _scaled(width, eighths), 3
+    image, part_height = np.empty(shape, dtype=np.uint8), _scaled(decoded_rows, eighths)
+    part = simplejpeg.decode_jpeg(
+        shortened,
+        min_height=part_height,
+        min_width=shape[1],
+        min_factor=2,
+        buffer=image,
+        strict=False,
+    )
+    if part.shape != (part_height, *shape[1:]):
+        return None
+    image[part_height:] = 0
+    return image
+
+
+def _scaled(side: int, eighths: int) -> int:
+    """As libjpeg-turbo rounds it."""
+    return -(-side * eighths // 8)

@@ -71,7 +71,7 @@ def decode_box(
     top, left, box_height, box_width = random_box(height, width, draws, min_area)
     enough_px = OVERSAMPLING * size_px
     least_px = -(-enough_px * height // box_height), -(-enough_px * width // box_width)
-    image = decode(data, encoding, least_px, limits)
+    image = decode(data, encoding, least_px, limits, rows=top + box_height)
     down, across = image.shape[0] / height, image.shape[1] / width
     box = (
         min(round(top * down), image.shape[0] - 1), min(round(left * across), image.shape[1] - 1),

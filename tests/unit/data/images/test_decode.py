@@ -1,6 +1,7 @@
 """Decoding: the RGB that a viewer shows, whatever the format, its metadata and its size."""
 
 import io
+import math
 import struct
 import tracemalloc
 import zlib
@@ -147,6 +148,71 @@ def test_a_large_turned_photograph_is_decoded_at_a_part_of_its_size(orientation)
     assert part.shape[:2] == least
     halves = whole.reshape(least[0], 2, least[1], 2, 3).mean((1, 3))
     assert np.abs(part - halves).max() < 8
+
+
+SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": None}
+
+
+def detailed(height: int, width: int, sampling: str, **options: object) -> bytes:
+    rng = np.random.default_rng(height * width)
+    coarse = rng.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    if sampling == "grey":
+        return saved(image.convert("L"), "JPEG", **options)
+    return saved(image, "JPEG", subsampling=SAMPLINGS[sampling], **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"optimize": True}])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("least_px", [None, (200, 150), (120, 90), (60, 45), (30, 20)])
+def test_the_upper_rows_of_a_jpeg_are_the_same_where_those_below_are_not_decoded(
+    sampling, options, least_px
+):
+    height, width = 415, 301
+    data = detailed(height, width, sampling, **options)
+    whole = decode.decode(data, "image", least_px)
+    scale = len(whole) / height
+    for rows in (1, 15, 16, 17, 100, 128, 255, 300, height - 1, height):
+        part = decode.decode(data, "image", least_px, rows=rows)
+        needed = math.ceil(rows * scale) + 1
+        assert part.shape == whole.shape
+        assert (part[:needed] == whole[:needed]).all()
+        lowest = min(len(whole), math.ceil(rows * scale) + 6)
+        assert not part[lowest:].any()
+
+
+def test_a_jpeg_that_cannot_be_decoded_in_part_is_decoded_whole():
+    turned = Image.Exif()
+    turned[0x112] = 3
+    for options in ({"progressive": True}, {"exif": turned}):
+        data = detailed(200, 150, "4:2:0", **options)
+        assert (seen(data) == decode.decode(data, "image", rows=20)).all()
+    trailing = detailed(200, 150, "4:2:0") + b"\0" * 20
+    assert (seen(trailing) == decode.decode(trailing, "image", rows=20)).all()
+
+
+def test_a_truncated_jpeg_is_refused_whichever_rows_are_needed():
+    data = detailed(400, 300, "4:2:0")
+    with pytest.raises(DataError, match="truncated"):
+        decode.decode(data[: len(data) * 3 // 4], "image", rows=20)
+
+
+def test_a_jpeg_whose_upper_part_is_damaged_has_the_pixels_of_the_whole_one():
+    data = bytearray(detailed(400, 300, "4:2:0"))
+    at = data.index(b"\xff\xda") + 400
+    data[at : at + 8] = b"\x12\x34\x56\x78\x9a\xbc\xde\xf0"
+    whole = decode.decode(bytes(data), "image")
+    assert (decode.decode(bytes(data), "image", rows=200)[:200] == whole[:200]).all()
+
+
+@pytest.mark.parametrize("min_area", [0.08, 0.35, 1.0])
+def test_a_random_box_has_the_pixels_of_the_whole_image(min_area):
+    for seed, size in enumerate([(375, 500), (500, 333), (1600, 1200), (64, 48)]):
+        data = detailed(*size, "4:2:0")
+        draws = np.random.default_rng(seed).random((10, 4))
+        box = resize.decode_box(data, "image", 96, draws, min_area)
+        whole = data + b"\0"  # behind the end marker: all rows are decoded
+        assert (box == resize.decode_box(whole, "image", 96, draws, min_area)).all()
 
 
 def test_a_part_of_the_size_is_the_least_that_is_enough():
