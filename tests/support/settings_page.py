@@ -21,6 +21,7 @@ Generated from `src/lightship/config.py` by `make docs`; `lightship fit --help` 
 
 A setting is a flag (`--data.flip true`) or a key of a YAML file (`data: {flip: true}`). Flags
 override files, later files override earlier ones. Every command except `pack` takes these flags.
+`fit` without `--config` and `--data.root` runs the recipe `digits`.
 
 Settings marked \\* affect training: they enter the hash of a run's default name and cannot change
 when the run is resumed.

@@ -13,6 +13,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightship import __version__, config, size_table, strict_yaml, versions
 from lightship.cli.parser import (
     COMMANDS,
+    DEFAULT_RECIPE,
+    EXAMPLES,
+    FROM_THE_START,
     SECTIONS,
     build_pack_parser,
     build_parser,
@@ -29,8 +32,6 @@ from lightship.errors import ConfigError, LightshipError, UsageError
 from lightship.predict import table
 from lightship.redaction import canonical, is_redacted, learn, redact
 
-_FROM_THE_START = ("fit", "doctor")
-"""Commands that need no existing run at run.output."""
 _OF_A_RUN = (None, "best", "last")
 """Values of --ckpt_path that name a checkpoint of the run."""
 _GIVEN = "given"
@@ -72,11 +73,12 @@ def parse(arguments: list[str]) -> Command | PackCommand | None:
     if name == "pack":
         return _parse_pack(arguments[1:])
     sources, flags = _split_configs(arguments[1:])
-    if not sources and name in _FROM_THE_START and not _gives_root(flags):
-        sources = ["digits"]  # the embedded data set
+    is_help = any(flag in ("-h", "--help") for flag in flags)  # which has the settings' defaults
+    if name in FROM_THE_START and not (sources or _gives_root(flags) or is_help):
+        sources = [DEFAULT_RECIPE]
     namespace = _parsed(name, sources, flags)
     own, named = None, namespace
-    if namespace is not None and name not in _FROM_THE_START and namespace.run.output:
+    if namespace is not None and name not in FROM_THE_START and namespace.run.output:
         own = _settings_of_run(namespace.run.output)
         namespace = _parsed(name, sources, flags, own)
     if namespace is None or named is None:
@@ -208,10 +210,11 @@ def overview() -> str:
         "usage: lightship COMMAND [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...\n\n"
         f"commands:\n{commands}\n\n"
         f"recipes:  {', '.join(recipe_names())}\n"
+        f"          (fit without --config and --data.root: {DEFAULT_RECIPE})\n"
         f"sections: {', '.join(SECTIONS)}; `lightship COMMAND --help` lists every field\n\n"
         "examples:\n"
         "  lightship fit --config digits\n"
-        "  lightship fit --config cifar10 --data.root s3://bucket/images "
+        "  lightship fit --config finetune --data.root s3://bucket/images "
         "--run.output s3://bucket/runs/1\n"
         "  lightship test --run.output s3://bucket/runs/1"
     )
@@ -243,16 +246,30 @@ def _apply_config(
     if isinstance(content, dict):
         versions.check("config.yaml", content.pop("version", None), shown)
         own_table = _table(parser, content.pop(size_table.KEY, None), shown)
-    if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
-        raise UsageError(f"{shown} must hold only the sections {', '.join(SECTIONS)}")
-    for section, fields in content.items():
-        if not isinstance(fields, dict):
-            raise UsageError(f"{shown}: {section} must hold fields, as in '{section}:'")
+    _check_sections(content, shown)
+    for fields in content.values():
         for name in fields.keys() & _NUMBER_OR_TEXT:
             fields[name] = str(fields[name]) if type(fields[name]) is int else fields[name]
     _set_defaults(parser, content, shown)
     values = _flat(content)
     return own_table or size_table.without_settings(table, values.keys()), values
+
+
+def _check_sections(content: Any, where: str) -> None:
+    """Raise UsageError if a config is anything but sections with fields."""
+    if not isinstance(content, dict):
+        raise UsageError(f"{where} must hold the sections {', '.join(SECTIONS)}")
+    for section, fields in content.items():
+        if section not in SECTIONS:
+            raise UsageError(
+                f"{where}: unknown section {section!r:.80}{nearest(str(section), SECTIONS)}; the "
+                f"sections are {', '.join(SECTIONS)}"
+            )
+        if not isinstance(fields, dict):
+            example = ": ".join(EXAMPLES[section])
+            raise UsageError(
+                f"{where}: {section} must hold fields, such as {section}: {{{example}}}"
+            )
 
 
 def _table(parser: ArgumentParser, rows: Any, where: str) -> size_table.Table:
@@ -314,7 +331,7 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
     settings = Config(**{key: cls(**vars(namespace[key])) for key, cls in SECTIONS.items()})
     given_root, settings.data.root = settings.data.root, config.plain_root(settings.data.root)
     wrong = ""
-    trains = name in _FROM_THE_START
+    trains = name in FROM_THE_START
     starts_anew = trains and namespace.get("ckpt_path") is None
     try:
         for row in namespace[size_table.KEY]:
@@ -342,7 +359,7 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
             flag = "predictions" if name == "predict" else name
             raise UsageError(f"lightship {name} without a run needs --{flag}, the file to write")
     elif settings.run.output is None:
-        if name not in _FROM_THE_START:
+        if name not in FROM_THE_START:
             raise UsageError(f"lightship {name} needs --run.output, the run to take the model from")
         source = canonical(sources[-1]).partition("?")[0] if sources else "run"
         title = re.sub(r"[^\w-]+", "-", Path(source).stem)
@@ -424,7 +441,7 @@ def _check_complete(name: str, settings: Config) -> None:
     A run's config.yaml holds no passwords and no signatures.
     """
     urls = {"--data.root": settings.data.root if name != "export" else None}
-    if name in _FROM_THE_START:
+    if name in FROM_THE_START:
         urls |= {"--model.weights": settings.model.weights}
     for flag, url in urls.items():
         if is_redacted(url):

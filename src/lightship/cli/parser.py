@@ -31,6 +31,18 @@ SECTIONS = {
     "optim": config.OptimConfig,
     "trainer": config.TrainerConfig,
 }
+FROM_THE_START = ("fit", "doctor")
+"""Commands that need no existing run at run.output."""
+DEFAULT_RECIPE = "digits"
+"""What these run without --config and --data.root: on the embedded data set."""
+EXAMPLES = {
+    "run": ("output", "runs/1"),
+    "data": ("root", "images"),
+    "model": ("net", "resnet18"),
+    "optim": ("name", "adamw"),
+    "trainer": ("max_epochs", "5"),
+}
+"""Section -> its most usual field and a value, for errors."""
 
 
 def build_pack_parser() -> ArgumentParser:
@@ -70,7 +82,7 @@ def _built_parser(name: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"lightship {name}",
         usage=f"lightship {name} [--config RECIPE|URL]... [--SECTION.FIELD VALUE]...",
-        description=COMMANDS[name],
+        description=f"{COMMANDS[name]}{_without_config(name)}",
         exit_on_error=False,
         allow_abbrev=False,  # an abbreviation may become ambiguous
     )
@@ -107,6 +119,11 @@ def _built_parser(name: str) -> ArgumentParser:
             else:
                 action.help = argparse.SUPPRESS  # jsonargparse's per-section file
     return parser
+
+
+def _without_config(name: str) -> str:
+    text = f". Without --config and --data.root: the recipe {DEFAULT_RECIPE}"
+    return text if name in FROM_THE_START else ""
 
 
 def with_brackets(flags: list[str]) -> list[str]:
@@ -147,6 +164,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
         kind = "flag" if flag.startswith("-") else "argument"
         near = nearest(flag, known, 0.8) or _nearest_field(flag, known)
         return f"unknown {kind} {flag}{near}; see {parser.prog} --help"
+    if valueless := re.search(r"argument (--[\w.]+)\S*: expected one argument", message):
+        return _about_value(valueless[1])
+    if section := re.search(r'^Parser key "(\w+)": Unable to load config', message):
+        return _about_section(section[1])
     if group := re.search(
         r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
     ):
@@ -154,11 +175,27 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"unknown key {flag[2:]}{nearest(flag, known)}"
     if wrong := re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)$', message):
         section, _, field = wrong[1].rpartition(".")
-        expected = config.type_text(SECTIONS[section] if section else PackConfig, field)
-        return f"--{wrong[1]} is '{wrong[2]}'; it must be {expected}"
+        return f"--{wrong[1]} is '{wrong[2]}'; it must be {_type_text(section, field)}"
     if missing := re.search(r"the following arguments are required: (.*)$", message):
         return f"{missing[1]} missing; see {parser.prog} --help"
     return message
+
+
+def _about_value(flag: str) -> str:
+    section, _, field = flag.removeprefix("--").rpartition(".")
+    if field in SECTIONS:
+        return _about_section(field)
+    is_setting = section or field in PackConfig.__dataclass_fields__
+    return f"{flag} needs a value{f': {_type_text(section, field)}' if is_setting else ''}"
+
+
+def _about_section(section: str) -> str:
+    return f"--{section} is a section; did you mean --{section}.{EXAMPLES[section][0]}?"
+
+
+def _type_text(section: str, field: str) -> str:
+    """Of a setting; section "": of `lightship pack`."""
+    return config.type_text(SECTIONS[section] if section else PackConfig, field)
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:

@@ -1,6 +1,7 @@
 """The command line: what it understands, and the line and exit code for what it does not."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from lightship import cli
 from lightship.cli import parse, parser
 from lightship.cli.command_line import read_config
-from lightship.config import Config, PackConfig, identity
+from lightship.config import Config, PackConfig, TrainerConfig, identity
 from lightship.errors import ConfigError, LightshipError
 from lightship.run import config_file
 from lightship.versions import identity_hash
@@ -40,6 +41,15 @@ WRONG = [
      "--run.resume is 'perhaps'; it must be one of auto, never, must"),
     (["fit", "--trainer.limit_val_batches", "x"], 2, "it must be a whole number or null"),
     (["fit", "--config"], 2, "--config needs a recipe, path or URL"),
+    (["fit", "--data.flip"], 2, "--data.flip needs a value: true or false"),
+    (["fit", "--data.mean", "--data.flip", "true"], 2,
+     "--data.mean needs a value: a list of numbers or null"),
+    (["test", "--ckpt_path"], 2, "--ckpt_path needs a value\n"),
+    (["pack", "a", "b", "--quality"], 2, "--quality needs a value: a whole number or null"),
+    (["fit", "--model", "resnet50"], 2, "--model is a section; did you mean --model.net?"),
+    (["fit", "--data=images"], 2, "--data is a section; did you mean --data.root?"),
+    (["fit", "--trainer", "5"], 2, "did you mean --trainer.max_epochs?"),
+    (["fit", "--optim"], 2, "--optim is a section; did you mean --optim.name?"),
     (["test"], 2, "lightship test needs --run.output"),
     (["fit", "--config", "cifra10"], 78, "no such recipe; did you mean cifar10"),
     (["fit", "--config", "no/such.yaml"], 78, "--config no/such.yaml: no such file"),
@@ -103,6 +113,23 @@ def test_help_of_each_command_explains_every_field(capsys, command: str) -> None
     assert "SUPPRESS" not in text
 
 
+@pytest.mark.parametrize("name", parser.FROM_THE_START)
+def test_help_has_the_defaults_of_the_settings_not_of_the_recipe_it_would_run(capsys, name) -> None:
+    assert settings().trainer.max_epochs != TrainerConfig.max_epochs, "the recipe has another"
+    assert cli.main([name, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Without --config and --data.root: the recipe digits" in text
+    told = re.search(r"--trainer.max_epochs MAX_EPOCHS .*?default: (\S+)\)", text)
+    assert told is not None
+    assert told[1] == str(TrainerConfig.max_epochs)
+
+
+@pytest.mark.parametrize("section", parser.SECTIONS)
+def test_the_example_of_a_section_is_a_setting(section: str) -> None:
+    field, value = parser.EXAMPLES[section]
+    assert str(getattr(getattr(settings(f"--{section}.{field}={value}"), section), field)) == value
+
+
 def test_help_of_pack_explains_every_field(capsys) -> None:
     assert cli.main(["pack", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -131,9 +158,13 @@ def test_flags_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
     ("text", "line"),
     [
         ("data: {rooot: x}", "unknown key data.rooot; did you mean --data.root?"),
-        ("dta: {root: x}", "must hold only the sections run, data, model, optim, trainer"),
-        ("data: x", "data must hold fields"),
-        ("[1, 2]", "must hold only the sections"),
+        (
+            "dta: {root: x}",
+            "unknown section 'dta'; did you mean data?; the sections are run, data, model, optim, "
+            "trainer",
+        ),
+        ("data: x", "data must hold fields, such as data: {root: images}"),
+        ("[1, 2]", "must hold the sections run, data, model, optim, trainer"),
         ("data: {root: [", "is not YAML"),
         ("data: {global_batch_size: many}", "--data.global_batch_size is 'many'"),
         ("data: {global_batch_size: }", "--data.global_batch_size is null; give it a value"),
