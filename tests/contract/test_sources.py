@@ -510,7 +510,7 @@ def test_parquet_without_pyarrow_names_what_to_install(tmp_path):
         text=True,
         check=True,
     )
-    assert "pip install lightship[parquet]" in done.stdout
+    assert "which needs pyarrow: pip install pyarrow" in done.stdout
 
 
 @pytest.mark.parametrize(

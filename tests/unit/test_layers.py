@@ -10,13 +10,14 @@ import lightship
 
 ROOT = Path(lightship.__file__).parent
 
-EVERYWHERE = {"redaction", "safe_text"}
-"""Plain functions of text, which any room may use."""
+EVERYWHERE = {"extras", "redaction", "safe_text"}
+"""Plain text and functions of text, which any room may use."""
 # Room -> the other rooms it may import, wherever in a file the import stands.
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "redaction": set(),
     "safe_text": set(),
+    "extras": set(),
     "errors": set(),
     "host": set(),
     "strict_json": set(),

@@ -16,7 +16,7 @@ def packages(context: Context) -> Finding:
     found = {name: next(iter(metadata.distributions(name=name)), None) for name in named}
     versions = {name: package.version for name, package in found.items() if package}
     if missing := [name for name in named if name not in versions]:
-        fix = "pip install lightship in this environment"
+        fix = "install lightship again in this environment: pip install . in its checkout"
         return Finding("fail", f"no package {', '.join(missing)}", "fit cannot start", fix)
     seen = f"Python {sys.version.split()[0]}" + "".join(f", {n} {v}" for n, v in versions.items())
     if sys.version_info < _OLDEST_PYTHON:

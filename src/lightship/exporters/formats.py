@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightship import __version__, storage
 from lightship.config import EXPORTS
 from lightship.errors import ConfigError
+from lightship.extras import INSTALL
 from lightship.models.classifier import ImageClassifier
 
 INPUT, OUTPUTS = "images", ("probabilities", "log_probabilities")
@@ -87,7 +88,7 @@ class Format(ABC):
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(
-                    f"--format {self.name} needs the package {package}: pip install lightship[onnx]"
+                    f"--format {self.name} needs the package {package}: {INSTALL[self.name]}"
                 )
         for name, file in EXPORTS.items():
             if name != self.name and url.endswith(Path(file).suffix):

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from lightship.errors import ConfigError
+from lightship.extras import INSTALL
 from lightship.safe_text import csv_cell
 
 COLUMNS = ("path", "class", "probability", "top5")
@@ -46,7 +47,7 @@ def check_format(url: str, flag: str) -> None:
             "table's format"
         )
     if _ending(url) == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ConfigError(f"{flag} {url}: Parquet needs pyarrow: pip install lightship[parquet]")
+        raise ConfigError(f"{flag} {url}: Parquet needs pyarrow: {INSTALL['parquet']}")
 
 
 class Table:

@@ -10,6 +10,7 @@ from typing import Any
 from fsspec.registry import get_filesystem_class
 
 from lightship.errors import ConfigError, DataError
+from lightship.extras import INSTALL
 from lightship.storage.backend import Data, Selection, Source, length_of, wrong_length
 from lightship.storage.errors import WrongLength, http_answer
 from lightship.storage.file_table import FileTable, FileTableBuilder
@@ -32,7 +33,7 @@ def file_system_class(protocol: str, url: str) -> Any:
         ) from error
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        need = f"pip install 'lightship[{extra}]'" if extra else str(error)
+        need = INSTALL[extra] if extra else str(error)
         raise ConfigError(f"{redact(url)}: '{protocol}://' needs a package: {need}") from error
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.asyn import sync
 
 from lightship.errors import ConfigError
+from lightship.extras import INSTALL
 from lightship.storage.retry import Deadline, Limits
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ class ObstoreS3:
             )
         if client == "obstore" and not is_installed:
             raise ConfigError(
-                "LIGHTSHIP_S3_CLIENT is obstore, which is not installed: "
-                "pip install 'lightship[obstore]'"
+                f"LIGHTSHIP_S3_CLIENT is obstore, which is not installed: {INSTALL['obstore']}"
             )
         if not is_installed or client == "s3fs" or _owner not in (None, os.getpid()):
             return None

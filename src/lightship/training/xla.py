@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightship.devices import xla
 from lightship.errors import ConfigError
+from lightship.extras import INSTALL
 
 
 def xla_arguments(devices: str, precision: str) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def xla_arguments(devices: str, precision: str) -> dict[str, Any]:
         xla.start(devices)
     except ImportError as error:
         raise ConfigError(
-            f"--trainer.accelerator tpu needs PyTorch/XLA ({error}): pip install lightship[tpu]"
+            f"--trainer.accelerator tpu needs PyTorch/XLA ({error}): {INSTALL['tpu']}"
         ) from None
     plugins: dict[str, list[Precision]] = {
         "32-true": [],

@@ -311,7 +311,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         lambda lab: installed(lab, "2.8.0+cu126", "torch (>=2.9.0)"), "fail", "torch 2.8.0",
         r"pip install 'torch==2.9.\*'"),
     "no torch": (
-        packages_in, "fail", "no package torch", "pip install lightship"),
+        packages_in, "fail", "no package torch", r"pip install \. in its checkout"),
     "driver too old": (
         lambda lab: gpus.compare_cuda("auto", "13.0", (12, 4), str(lab.path)), "fail",
         "CUDA 13.0; the driver runs up to 12.4", "update the driver to one of CUDA 13"),

@@ -14,6 +14,7 @@ from lightship.data.names import check_class_names, check_label_length
 from lightship.data.sources.parquet_footer import RowGroup, read_row_groups
 from lightship.data.sources.parts import Label
 from lightship.errors import ConfigError, DataError, LightshipError
+from lightship.extras import INSTALL
 from lightship.storage.bounds import check_unpacked
 
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -35,7 +36,7 @@ def require_pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(
-            "--data.root holds Parquet, which needs pyarrow: pip install lightship[parquet]"
+            f"--data.root holds Parquet, which needs pyarrow: {INSTALL['parquet']}"
         ) from error
     return pyarrow
 

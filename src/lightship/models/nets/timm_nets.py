@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightship.errors import ConfigError
+from lightship.extras import INSTALL
 
 PREFIX = "timm:"
 
@@ -121,7 +122,7 @@ def adapted(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
 
 def _timm(name: str) -> Any:
     if find_spec("timm") is None:
-        raise ConfigError(f"--model.net {name} needs the package timm: pip install lightship[timm]")
+        raise ConfigError(f"--model.net {name} needs the package timm: {INSTALL['timm']}")
     import timm
 
     return timm
