@@ -19,7 +19,7 @@ _MAX_SORTED = 10**7  # of version 1: ten times as many take 10 GB
 
 def main() -> None:
     """a rank's manifest and order: time and memory, by size (RUNS=n, SIZES=, MADE=, LISTED=1e6)"""
-    print(f"{machine()}; n = {RUNS}, medians of processor time\n")
+    print(f"{machine()}; n = {RUNS}, medians; CPU time where wall time is not named\n")
     with tempfile.TemporaryDirectory(dir=os.environ.get("SCALE_DIR")) as folder:
         _ranks(Path(folder))
     _makes()
@@ -45,32 +45,42 @@ def _ranks(folder: Path) -> None:
                 result = run_json("benchmarks.scale_order", str(table), *numbers)
                 found[version, world_size].append(result)
         for (version, world_size), results in found.items():
-            of = {key: statistics.median(each[key] for each in results) for key in results[0]}
-            quality = f"{of['quality']:.4f}" if "quality" in of else ""
+
+            def middle(name: str, of: list[dict[str, Any]] = results) -> float:
+                return statistics.median(each[name] for each in of)
+
             rows.append([
-                f"{size:.0e}", f"{of['table_mb']:,.0f}", str(version), str(world_size),
-                f"{of['first_s']:.3f}", f"{of['batch_ms']:.2f}", f"{of['jump_ms']:.2f}",
-                f"{of['epoch_s']:.3f}", f"{of['own_mb']:.0f}", f"{of['peak_mb']:.0f}",
-                f"{of['pickled_bytes']:.0f}", quality,
+                f"{size:.0e}", f"{middle('table_mb'):,.0f}", str(version), str(world_size),
+                _times(results, "first", 1, 3), _times(results, "batch", 1e3, 2),
+                _times(results, "jump", 1e3, 2), _times(results, "cold", 1e3, 2),
+                _times(results, "epoch", 1, 3),
+                f"{middle('own_mb'):.0f}", f"{middle('peak_mb'):.0f}",
+                f"{middle('pickled_bytes'):.0f}",
+                f"{middle('quality'):.4f}" if "quality" in results[0] else "",
             ])  # fmt: skip
         table.unlink()
     print(
-        f"Ids and rows of a batch of {BATCH}, of a mapped table of packed shards. "
-        "Own: memory that is not the file's; peak: with its pages; both beyond the imports. "
-        "To the worker: bytes of the manifest that the worker is sent. Quality: entropy of a "
-        f"batch's classes, of {scale_manifest.CLASSES} sorted ones, over that of a full shuffle\n"
+        f"Ids and rows of a batch of {BATCH}, of a mapped table of packed shards; CPU / wall "
+        "time. Jump: the first batch after one in the epoch, whose pages are in memory but not "
+        "mapped; cold jump: they are on the disk. Own: memory that is not the file's; peak: with "
+        "its pages; both beyond the imports. To the worker: bytes of the manifest that the worker "
+        "is sent. Quality: entropy of a batch's classes, of "
+        f"{scale_manifest.CLASSES} sorted ones, over that of a full shuffle\n"
     )
-    head = [
-        "samples",
-        "table MB",
-        "order",
-        "ranks",
-        "first batch s",
-        "batch ms",
-        "after a jump",
-        "next epoch s",
-    ]
-    print_table([*head, "own MB", "peak MB", "to the worker B", "quality"], rows)
+    head = ["samples", "table MB", "order", "ranks", "first batch s", "batch ms", "jump ms"]
+    head += ["cold jump ms", "next epoch s", "own MB", "peak MB", "to the worker B", "quality"]
+    print_table(head, rows)
+
+
+def _times(results: list[dict[str, Any]], name: str, factor: float, digits: int) -> str:
+    """Medians of the runs, `CPU / wall`; empty if not all runs measured it."""
+    if not all(name in each for each in results):
+        return ""
+    cpu, wall = (
+        factor * statistics.median(each[name][key] for each in results)
+        for key in ("cpu_s", "wall_s")
+    )
+    return f"{cpu:.{digits}f} / {wall:.{digits}f}"
 
 
 def _makes() -> None:
