@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lightship.data.columns import Pieces
+from lightship.data.label_counts import count_labels
 from lightship.data.manifest import Manifest
 from lightship.errors import DataError
 
@@ -42,9 +42,7 @@ def hold_out(manifest: Manifest, fraction: float) -> np.ndarray:
 
 def _shares(manifest: Manifest, fraction: float) -> np.ndarray:
     """How many samples each class gives, [1 + classes] int64: the first is of those without one."""
-    of_all = np.zeros(1 + len(manifest.class_names), dtype=np.int64)
-    for labels in Pieces(manifest.label):
-        of_all += np.bincount(labels.astype(np.int64) + 1, minlength=len(of_all))
+    of_all = count_labels(manifest.label, len(manifest.class_names))
     present = np.flatnonzero(of_all)
     counts = of_all[present]
     room = counts - 1

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightship.data.batch import NOT_COUNTED
+from lightship.data.label_counts import count_labels
 
 _LEAST = 1e-6
 """Of 1 - p: a root of it has no gradient at 0."""
@@ -83,13 +84,13 @@ def balanced_weights(labels: np.ndarray, num_classes: int) -> list[float]:
     `compute_class_weight`); 0 for a class without samples.
 
     Args:
-        labels: [N], any integer type.
+        labels: [N], any integer type; counted in pieces.
         num_classes: C, at least K.
 
     Returns:
         [C].
     """
-    counts = np.bincount(labels, minlength=num_classes)
+    counts = count_labels(labels, num_classes)[1:]
     each = len(labels) / int(np.count_nonzero(counts))
     return [each / count if count else 0.0 for count in counts.tolist()]
 

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightship.console.display import Display
 from lightship.console.work import work_progress
 from lightship.data.batch import NOT_COUNTED
+from lightship.data.columns import Pieces
 from lightship.data.decoded_cache import add_content
 from lightship.data.feature_store import FeatureStore, Rows
 from lightship.data.module import ImageData
@@ -143,22 +144,27 @@ def ids_in_batches(ids: np.ndarray, world_size: int) -> np.ndarray:
 
 
 def balanced_ids(
-    labels: np.ndarray, max_samples: int = MAX_SAMPLES, min_per_class: int = MIN_PER_CLASS
+    labels: np.ndarray,
+    counts: np.ndarray,
+    max_samples: int = MAX_SAMPLES,
+    min_per_class: int = MIN_PER_CLASS,
 ) -> np.ndarray:
     """Ids of at most `max_samples` samples, or `min_per_class` of each class if that is more.
 
     That is at most MAX_TOTAL, or one of each class if there are more classes. Large classes are cut
     to one size; their samples are evenly spaced.
 
+    Takes memory of the result and a piece of the labels.
+
     Args:
-        labels: [N] int64.
+        labels: [N] of any integer type, none of them unlabelled.
+        counts: [C] int64, samples of each class.
         max_samples: Bound of all.
         min_per_class: Samples of a class that are taken within MAX_TOTAL.
 
     Returns:
         [M] int64, ascending.
     """
-    counts = np.bincount(labels)
     enough = np.minimum(counts, min_per_class).sum()
     bound = max(max_samples, min(int(enough), MAX_TOTAL))
     low, high = 1, int(counts.max())
@@ -166,13 +172,37 @@ def balanced_ids(
         middle = (low + high + 1) // 2
         fits = np.minimum(counts, middle).sum() <= bound
         low, high = (middle, high) if fits else (low, middle - 1)
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    taken = [
-        each[np.linspace(0, len(each) - 1, min(len(each), low)).astype(np.int64)]
-        for each in by_class
-        if len(each)
+    starts = np.cumsum(counts) - counts
+    wanted = [
+        start + np.linspace(0, count - 1, min(count, low)).astype(np.int64)
+        for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
+        if count
     ]
-    return np.sort(np.concatenate(taken))
+    return _ids_at(labels, starts, np.concatenate(wanted))
+
+
+def _ids_at(labels: np.ndarray, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`np.sort(np.argsort(labels, kind="stable")[places])`, in pieces.
+
+    Args:
+        labels: [N] of any integer type.
+        starts: [C] int64, the first place of each class in that order.
+        places: [M] int64, ascending.
+    """
+    found: list[np.ndarray] = []
+    first, reached = 0, starts.copy()
+    for piece in Pieces(labels):
+        sizes = np.bincount(piece, minlength=len(starts))
+        lows, highs = np.searchsorted(places, [reached, reached + sizes])
+        numbers = np.flatnonzero(lows < highs).tolist()
+        taken = [places[lows[number] : highs[number]] - reached[number] for number in numbers]
+        begins = (np.cumsum(sizes) - sizes)[numbers].tolist()
+        in_piece = [begin + each for begin, each in zip(begins, taken, strict=True)]
+        if in_piece:
+            found.append(first + np.argsort(piece, kind="stable")[np.concatenate(in_piece)])
+        reached += sizes
+        first += len(piece)
+    return np.sort(np.concatenate(found))
 
 
 def _key(trainer: Trainer, model: ImageClassifier, head: Head, split: str, ids: np.ndarray) -> str:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightship.console.display import Display
 from lightship.data.batch import NOT_COUNTED
 from lightship.data.feature_store import Rows
+from lightship.data.label_counts import count_labels
 from lightship.data.module import ImageData
 from lightship.distributed import comm
 from lightship.errors import DataError
@@ -47,15 +48,16 @@ class HeadInit(Callback):
         model, began_s = cast(ImageClassifier, pl_module), monotonic()
         data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
         head = Head(model.net, model.hparams["net"], FLAG)
-        labels = data.manifests["train"].label.astype(np.int64)
-        ids = balanced_ids(labels)
+        labels = data.manifests["train"].label
+        counts = count_labels(labels, len(model.class_names))[1:]
+        ids = balanced_ids(labels, counts)
         folder = "train" if len(ids) == len(labels) else "sample"
         url = f"{self.features_url}/{folder}"
         rows = compute_features(trainer, model, head, "train", ids, url, self.display)
 
         def fitted() -> tuple[np.ndarray, np.ndarray, str]:
             assert rows is not None
-            return _fitted(rows, labels, len(model.class_names), model.training_loss)
+            return _fitted(rows, counts, model.training_loss)
 
         fit = comm.on_rank_0(fitted)
         line = comm.broadcast_from_rank_0(lambda: fit[2] if fit else "")
@@ -68,16 +70,25 @@ class HeadInit(Callback):
 
 
 def _fitted(
-    rows: Rows, labels: np.ndarray, num_classes: int, loss: TrainingLoss
+    rows: Rows, counts: np.ndarray, loss: TrainingLoss
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """(weight [C, D] float32, bias [C] float32, how well it fits, in words)."""
+    """Fit the head to features.
+
+    Args:
+        rows: Features and labels of some training images.
+        counts: [C] int64, all training images of each class.
+        loss: Of the training.
+
+    Returns:
+        (weight [C, D] float32, bias [C] float32, how well it fits, in words).
+    """
     is_good = (rows.labels != NOT_COUNTED) & np.isfinite(rows.values).all(axis=1)
     if not is_good.any():
         raise DataError(f"{FLAG}: none of {len(is_good)} training images has finite features")
-    kept = rows.labels[is_good]
+    kept, num_classes = rows.labels[is_good], len(counts)
     # What was taken of a class stands for all of it.
     taken = np.bincount(kept, minlength=num_classes)
-    shares = np.bincount(labels, minlength=num_classes) / np.maximum(taken, 1)
+    shares = counts / np.maximum(taken, 1)
     weights = torch.from_numpy(shares[kept] / shares[kept].mean())
     values, targets = torch.from_numpy(rows.values[is_good]), torch.from_numpy(kept)
     if values.shape[0] * values.shape[1] * num_classes <= MAX_PRODUCTS:
