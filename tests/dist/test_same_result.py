@@ -71,6 +71,19 @@ def test_a_head_from_features_is_that_of_one_process(job: Callable[..., Job]) ->
         assert not torch.equal(moved[0][name], still[0][name]), name
 
 
+def test_precise_batch_norm_statistics_are_those_of_one_process(job: Callable[..., Job]) -> None:
+    """Also of layers whose input depends on the statistics of the layers before them."""
+    flags = ["--model.net=tests.support.own_nets:twenty_blocks", "--model.batch_norm=precise"]
+    flags += ["--optim.lr=0", "--trainer.max_epochs=1"]
+    alone = done(job(*flags), "--trainer.devices=1").checkpoint()["state_dict"]
+    shared = done(job(*flags), "--trainer.devices=2").checkpoint()["state_dict"]
+    means = [name for name in alone if name.endswith("running_mean")]
+    assert len(means) == 20
+    for name in (*means, *(name.replace("mean", "var") for name in means)):
+        assert torch.allclose(alone[name], shared[name], rtol=0, atol=1e-6), name
+        assert float(alone[name].abs().max()) > 1e-4, "far from what the bound would hide"
+
+
 def test_a_whitening_layer_is_that_of_one_process(job: Callable[..., Job]) -> None:
     """Also where its bias has come to rest, and DDP waits for a gradient of it all the same."""
     flags = ["--model.net=speednet", "--data.image_size_px=12", "--optim.name=muon-sgd"]

@@ -25,10 +25,11 @@ _BATCH = 64
 class PreciseBatchNorm(Callback):
     """Computes BatchNorm's statistics anew before each validation, and each epoch's end without.
 
-    Of 1,024 training images without augmentation, spread evenly over the set, in batches of 64 that
-    the ranks take in turn: the mean of the batches' means, and the variance around it (Wu and
-    Johnson 2021, arXiv 2105.07576). With an average of the weights (EMA), of that. Layers that are
-    frozen keep theirs. A function of the weights alone, so a resumed run does the same.
+    Of 1,024 training images without augmentation, spread evenly over the set, in batches of up to
+    64 that are the same for any number of ranks, which take turns: the mean of the batches' means,
+    and the variance around it (Wu and Johnson 2021, arXiv 2105.07576). With an average of the
+    weights (EMA), of that. Layers that are frozen keep theirs. A function of the weights alone, so
+    a resumed run does the same.
 
     Goes after EMA and Freezing.
 
@@ -121,9 +122,15 @@ class PreciseBatchNorm(Callback):
 
 
 def _batches(ids: np.ndarray, world_size: int) -> np.ndarray:
-    """Ids in random batches of one size [K, B], as many for each rank; a rest is left out."""
+    """Ids in random batches [K, B] whose sizes differ by one at most, padded with NOT_COUNTED.
+
+    The first ones do not depend on `world_size`, of which K is a multiple: the rest is padding.
+    """
     # RandomState, because NumPy promises its stream for ever. Unshuffled, a batch has one class.
     shuffled = ids[np.random.RandomState(0).permutation(len(ids))]
-    size = max(1, min(_BATCH, len(ids) // world_size))
-    rounds = len(ids) // (size * world_size)
-    return shuffled[: rounds * size * world_size].reshape(-1, size)
+    parts = np.array_split(shuffled, -(-len(ids) // _BATCH))
+    count = -(-len(parts) // world_size) * world_size
+    batches = np.full((count, len(parts[0])), NOT_COUNTED, dtype=np.int64)
+    for batch, part in zip(batches, parts, strict=False):
+        batch[: len(part)] = part
+    return batches

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightship.cli import main
+from lightship.data.batch import NOT_COUNTED
 from lightship.training.callbacks.batch_norm import _batches
 from tests.support.images import little_set, pixels_of, put
 from tests.support.runs import last_state
@@ -62,15 +63,19 @@ def test_statistics_stay_where_no_batch_has_two_images(tmp_path: Path) -> None:
         assert bool(torch.isfinite(value).all()), name
 
 
-@pytest.mark.parametrize(("count", "world_size"), [(1024, 1), (1000, 3), (24, 2), (3, 2)])
-def test_batches_are_mixed_and_as_many_on_each_rank(count: int, world_size: int) -> None:
+@pytest.mark.parametrize(("count", "world_size"), [(1024, 1), (1000, 3), (65, 2), (24, 2), (3, 2)])
+def test_batches_are_mixed_and_those_of_one_rank(count: int, world_size: int) -> None:
     batches = _batches(np.arange(count) * 2, world_size)
     assert len(batches) % world_size == 0
-    assert len(batches)
-    taken = batches.ravel()
-    assert len(set(taken)) == len(taken) > count - 64 * world_size
-    assert set(taken) <= set(np.arange(count) * 2)
-    assert count < 9 or (np.diff(taken) < 0).any()
+    alone = _batches(np.arange(count) * 2, 1)
+    np.testing.assert_array_equal(batches[: len(alone)], alone)
+    assert (batches[len(alone) :] == NOT_COUNTED).all()
+    sizes = (alone != NOT_COUNTED).sum(axis=1)
+    assert sizes.max() <= 64
+    assert sizes.max() - sizes.min() <= 1
+    taken = alone[alone != NOT_COUNTED]
+    assert sorted(taken) == [*range(0, 2 * count, 2)]
+    assert (np.diff(taken) < 0).any()
 
 
 @pytest.mark.parametrize(("mode", "code"), [("frozen", 0), ("precise", 78)])
