@@ -1,5 +1,6 @@
 """JPEG: its header, and decoding by libjpeg-turbo, which can decode at a part of the size."""
 
+import contextlib
 import re
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ START = b"\xff\xd8"
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL = {0xC0, 0xC1}
 _SCAN, _END = 0xDA, 0xD9
+_ALONE = {0x01, *range(0xD0, 0xDA)}  # TEM, RST0 to RST7, SOI and EOI: no segment follows them
 _APP1, _COMMENT = 0xE1, 0xFE
 _BESIDE = {*range(_APP1, 0xEE), 0xEF, _COMMENT}  # APP0 and APP14 say what the colours are
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -67,7 +69,8 @@ def read_header(data: bytes | memoryview) -> Header | None:
     """The header of a JPEG; None if `data` is none.
 
     Raises:
-        DataError: It has no image, or more than MAX_PARTS segments before it.
+        DataError: It has no image, or before it more than MAX_PARTS segments, or a marker without
+            one: read as a segment it would hide another header from us, but not from the decoder.
     """
     if data[:2] != START:
         return None
@@ -77,6 +80,8 @@ def read_header(data: bytes | memoryview) -> Header | None:
     for _ in range(MAX_PARTS):
         start = _after_marker(data, at)
         marker = data[start - 1]
+        if marker in _ALONE:
+            raise DataError(f"a damaged JPEG (marker FF{marker:02X} before its image)")
         end = start + (data[start] << 8 | data[start + 1])
         if marker == _SCAN and frame:
             height_at, height, width, channels, is_sequential = frame
@@ -173,7 +178,16 @@ def cost_of(
 
 
 def for_pillow(data: bytes | memoryview, header: Header) -> Source:
-    """The file without what lies beside its pixels."""
+    """The file without what lies beside its pixels.
+
+    Raises:
+        DataError: libjpeg-turbo finds another size in it than its header says.
+    """
+    size = judged = header.height, header.width
+    with contextlib.suppress(ValueError):  # a kind that it does not know
+        size = simplejpeg.decode_jpeg_header(data)[:2]
+    if size != judged:
+        raise DataError("a damaged JPEG (its sizes differ)")
     view, at, kept = memoryview(data), 0, []
     for start, end in header.beside:
         kept.append(view[at:start])
@@ -218,7 +232,13 @@ def decode(
         pixels = _decode_upper(data, header, (height, width), rows)
         if pixels is not None:
             return pixels
-    pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+    # The decoder refuses, before it begins, an image that is larger than the place for it.
+    image = np.empty(_shape(header, _eighths(header, (height, width))), dtype=np.uint8)
+    pixels = simplejpeg.decode_jpeg(
+        data, min_height=height, min_width=width, min_factor=2, buffer=image
+    )
+    if pixels.shape != image.shape:
+        raise ValueError("its sizes differ")
     return upright(pixels, header.orientation)
 
 
@@ -233,18 +253,13 @@ def _decode_upper(
     """
     if not header.is_sequential or data[-2:] != _END_OF_IMAGE:
         return None
-    height, width = header.height, header.width
-    eighths = 8
-    if any(least_px):
-        least = min(least_px[0], height), min(least_px[1], width)
-        enough = (n for n in _EIGHTHS if _scaled(height, n) >= least[0])
-        eighths = next(n for n in enough if _scaled(width, n) >= least[1])
+    height, eighths = header.height, _eighths(header, least_px)
     decoded_rows = rows + -(-_MARGIN_ROWS * 8 // eighths)
     if decoded_rows >= height:
         return None
     shortened = bytearray(data)
     shortened[header.height_at : header.height_at + 2] = decoded_rows.to_bytes(2, "big")
-    shape = _scaled(height, eighths), _scaled(width, eighths), 3
+    shape = _shape(header, eighths)
     image, part_height = np.empty(shape, dtype=np.uint8), _scaled(decoded_rows, eighths)
     part = simplejpeg.decode_jpeg(
         shortened,
@@ -258,6 +273,20 @@ def _decode_upper(
         return None
     image[part_height:] = 0
     return image
+
+
+def _eighths(header: Header, least_px: tuple[int, int]) -> int:
+    """The least part of the size, in eighths of it, that is enough; (0, 0): the whole."""
+    if not any(least_px):
+        return 8
+    height, width = header.height, header.width
+    least = min(least_px[0], height), min(least_px[1], width)
+    enough = (n for n in _EIGHTHS if _scaled(height, n) >= least[0])
+    return next(n for n in enough if _scaled(width, n) >= least[1])
+
+
+def _shape(header: Header, eighths: int) -> tuple[int, int, int]:
+    return _scaled(header.height, eighths), _scaled(header.width, eighths), 3
 
 
 def _scaled(side: int, eighths: int) -> int:

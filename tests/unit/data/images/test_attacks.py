@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightship.data.images import memory, resize
+from lightship.data.images import jpeg, memory, resize
 from lightship.data.images.decode import decode
 from lightship.data.images.limits import ImageLimits
 from lightship.data.images.png import SIGNATURE
@@ -215,6 +215,39 @@ def test_what_lies_beside_the_pixels_costs_nothing() -> None:
     for name, make in READ.items():
         outcome = call_bounded(decode_image, make(), max_mib=60, max_s=60)
         assert outcome.result == (8, 8, 3), (name, outcome)
+
+
+def jpeg_behind(marker: int, shown: bytes, hidden: bytes) -> bytes:
+    """A JPEG, and before it another one in what looks like the segment of a marker.
+
+    The decoder knows that no segment follows such a marker: it reads the hidden header.
+    """
+    length = 0xFFD0  # to the decoder another such marker
+    inside = hidden[2:].ljust(length - 2, b"\0")
+    return b"\xff\xd8\xff" + bytes([marker]) + struct.pack(">H", length) + inside + shown[2:]
+
+
+@pytest.mark.parametrize("marker", [0x01, *range(0xD0, 0xDA)])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_jpeg_has_no_second_header_for_the_decoder(marker: int, mode: str) -> None:
+    hidden = blank("RGB", "JPEG", 800, optimize=True)
+    data = jpeg_behind(marker, blank(mode, "JPEG", 8), hidden)
+    with pytest.raises(DataError, match=f"damaged JPEG .marker FF{marker:02X} before its image"):
+        decode(data, "image", limits=ImageLimits(pixels=1000))
+
+
+def test_no_jpeg_is_decoded_that_is_larger_than_its_header_said() -> None:
+    data = blank("RGB", "JPEG", 64, progressive=True)
+    header = jpeg.read_header(data)
+    assert header is not None
+    assert jpeg.decode(data, header, (0, 0), 1).shape == (64, 64, 3)
+    for judged in (header._replace(height=32), header._replace(width=63)):
+        with pytest.raises(ValueError, match="buffer is too small"):
+            jpeg.decode(data, judged, (0, 0), 1)
+        with pytest.raises(DataError, match="its sizes differ"):
+            jpeg.for_pillow(data, judged)
+    with pytest.raises(ValueError, match="its sizes differ"):
+        jpeg.decode(data, header._replace(height=65), (0, 0), 1)
 
 
 # ---- memory ----------------------------------------------------------------------------------
