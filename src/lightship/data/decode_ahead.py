@@ -21,7 +21,7 @@ from lightship.data.bad_samples import BadSamples
 from lightship.data.decoded_cache import DecodedCache, key_of_split
 from lightship.data.held_out import split_validation
 from lightship.data.images.limits import ImageLimits
-from lightship.data.manifest import Manifest
+from lightship.data.manifest import LABELLED_SPLITS, Manifest
 from lightship.data.regime import choose_regime, is_streamed, resize_of, side_of_first
 from lightship.data.sample_decoder import decode_all
 from lightship.data.sources import layouts
@@ -83,7 +83,7 @@ def main() -> None:
     if "val" not in splits and "train" in splits and config.val_fraction > 0:
         splits["train"], splits["val"] = split_validation(splits["train"], config.val_fraction)
     size_px = config.image_size_px
-    for name in ("train", "val", "test"):
+    for name in LABELLED_SPLITS:
         if name in splits:
             size_px = _decode(config, name, splits[name].within(config.max_sample_mib), size_px)
 

@@ -17,6 +17,8 @@ from lightship.errors import DataError
 from lightship.storage.file_list import FileList
 
 BLOCK_BYTES = 4 * 2**20
+LABELLED_SPLITS = ("train", "val", "test")
+"""Their names; files that a source or a pack writes for a split lie under its name."""
 _SMALL_BYTES, _MAX_BLOCK_SAMPLES = 256 * 2**20, 2**16
 _FILES_AT_ONCE = 2**16
 

@@ -10,7 +10,12 @@ import numpy as np
 
 from lightship import storage, versions
 from lightship.data.manifest import Manifest
-from lightship.data.manifest_table import check_description, check_split
+from lightship.data.manifest_table import (
+    check_classes,
+    check_description,
+    check_name,
+    check_split,
+)
 from lightship.data.mapped_split import NUMBERS
 from lightship.data.npz import read_npz
 from lightship.errors import DataError, LightshipError
@@ -38,11 +43,13 @@ def load_manifests(url: str) -> dict[str, Manifest]:
         max_samples = _FREE_SAMPLES + _MAX_SAMPLES_PER_BYTE * size_bytes
         loaded = {}
         for split, about in header["splits"].items():
+            check_name(split)
             manifest = _loaded(split, about, arrays, max_samples)
             check_split(where, split, manifest, about["fingerprint"])
             loaded[split] = _signed(manifest)
         if len({tuple(manifest.class_names) for manifest in loaded.values()}) != 1:
             raise ValueError("it has no split, or splits of different classes")
+        check_classes(where, loaded)
     except LightshipError:
         raise
     except Exception as error:  # zip, NumPy and JSON raise anything on damaged bytes

@@ -6,7 +6,7 @@ that do not depend on the number of samples.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from lightship.data.columns import Columns, ColumnWriter, Pieces
-from lightship.data.manifest import Manifest
+from lightship.data.manifest import LABELLED_SPLITS, Manifest
 from lightship.data.mapped_split import NUMBERS, MappedSplit
+from lightship.data.names import check_class_count, check_class_names
 from lightship.errors import DataError
 from lightship.redaction import canonical
 from lightship.storage.bounds import MAX_FILE_BYTES
@@ -96,8 +97,12 @@ def columns_of(manifests: Mapping[str, Manifest]) -> Columns | None:
     return columns if splits == list(manifests) == list(columns.header["splits"]) else None
 
 
-def open_table(columns: Columns) -> dict[str, Manifest]:
+def open_table(columns: Columns, names: Collection[str] = LABELLED_SPLITS) -> dict[str, Manifest]:
     """The splits of a file that `write_table` made here, or `check_table` has accepted. Every rank.
+
+    Args:
+        columns: The file.
+        names: Of splits that it may have.
 
     Raises:
         DataError: It is damaged where it is not a column.
@@ -105,6 +110,7 @@ def open_table(columns: Columns) -> dict[str, Manifest]:
     splits = {}
     try:
         for split, summary in columns.header["splits"].items():
+            check_name(split, names)
             mapped = MappedSplit.of(columns, split, summary)
             outside = {name: summary[name] for name in ("root", "not_read")}
             splits[split] = Manifest(**mapped.fields, mapped=mapped, **outside)
@@ -128,6 +134,7 @@ def check_table(columns: Columns) -> None:
     where, splits = str(columns.path), open_table(columns)
     if not splits:
         raise DataError(f"{where} is damaged: it has no split")
+    check_classes(where, splits)
     for split, manifest in splits.items():
         rows = replace(manifest, mapped=None)
         check_split(where, split, rows, manifest.fingerprint())
@@ -145,6 +152,13 @@ def _check_edges(where: str, manifest: Manifest) -> None:
         edges = manifest.block_edges()
         if len(edges) < 2 or edges[0] or edges[-1] != len(manifest) or (np.diff(edges) <= 0).any():
             raise DataError(f"{where} is damaged: its row groups do not divide its samples")
+
+
+def check_classes(where: str, splits: Mapping[str, Manifest]) -> None:
+    """Raise DataError for class names of a file that no scan gives, all splits having the same."""
+    names = next(iter(splits.values())).class_names
+    check_class_count(names, sum(map(len, splits.values())), where)
+    check_class_names(names, where)
 
 
 def check_split(where: str, split: str, manifest: Manifest, fingerprint: str) -> None:
@@ -181,6 +195,12 @@ def check_split(where: str, split: str, manifest: Manifest, fingerprint: str) ->
             raise DataError(f"{where} names {file!r:.80}, which is not below its root")
     if manifest.fingerprint() != fingerprint:
         raise DataError(f"{where} is damaged: fingerprint of {split} differs")
+
+
+def check_name(split: str, names: Collection[str] = LABELLED_SPLITS) -> None:
+    """Raise ValueError for a split of another name: it would become the name of a folder."""
+    if split not in names:
+        raise ValueError(f"it has the split {split!r:.80}, not one of {', '.join(names)}")
 
 
 def check_description(split: str, manifest: Manifest) -> None:

@@ -64,9 +64,11 @@ class MappedSplit:
         try:
             fields["class_names"] = columns.header["class_names"]
             fields |= {name: summary[name] for name in ("container", "encoding")}
-            size_bytes, first = int(summary["size_bytes"]), summary["first_unlabelled"]
-            if first is not None and not 0 <= int(first) < count:
-                raise ValueError(f"first_unlabelled {first}")
+            size_bytes, first = summary["size_bytes"], summary["first_unlabelled"]
+            if type(size_bytes) is not int:  # JSON has 1e999, too
+                raise TypeError(f"size_bytes {size_bytes!r:.20}")
+            if first is not None and (type(first) is not int or not 0 <= first < count):
+                raise ValueError(f"first_unlabelled {first!r:.20}")
             if fields["members"] is not None and len(fields["members"]) != count:
                 raise ValueError(f"{len(fields['members'])} members of {count} samples")
             if edges is not None and fields["container"] != "parquet":

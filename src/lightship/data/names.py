@@ -11,6 +11,7 @@ from lightship.errors import DataError
 
 MAX_NAME_CHARACTERS = 1024
 """Of a class."""
+_MANY_CLASSES, _MAX_CLASSES_PER_SAMPLE = 100_000, 10
 _AT_ONCE = 2**14
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -26,6 +27,16 @@ def check_label_length(label: str, where: str) -> None:
         raise DataError(
             f"{where}: the class name {printable(label[:40])}... has {len(label)} characters; at "
             f"most {MAX_NAME_CHARACTERS}"
+        )
+
+
+def check_class_count(names: Sequence[Any], samples: int, where: str) -> None:
+    """Raise DataError for far more classes than there are samples: each takes a row of the net."""
+    bound = max(_MANY_CLASSES, _MAX_CLASSES_PER_SAMPLE * samples)
+    if len(names) > bound:
+        raise DataError(
+            f"{where}: {len(names)} class names for {samples} samples; at most {bound} "
+            f"({_MANY_CLASSES}, or {_MAX_CLASSES_PER_SAMPLE} a sample): shorten the list of classes"
         )
 
 

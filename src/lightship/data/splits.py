@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from lightship import storage
 from lightship.config import DataConfig
 from lightship.data import table_cache
 from lightship.data.held_out import hold_out
-from lightship.data.manifest import Manifest
+from lightship.data.manifest import LABELLED_SPLITS, Manifest
 from lightship.data.manifest_npz import load_manifests
 from lightship.data.manifest_table import check_table, columns_of, open_table, write_table
 from lightship.data.sources import layouts, roots
@@ -140,8 +140,10 @@ def _scanning_again_if_damaged() -> Iterator[None]:
         logger.warning(f"{error}; scanning --data.root again")
 
 
-def _on_every_rank(config: DataConfig, find: Callable[[], Table]) -> dict[str, Manifest]:
-    """The splits of the table that rank 0 finds, mapped from one copy a node."""
+def _on_every_rank(
+    config: DataConfig, find: Callable[[], Table], names: Collection[str] = LABELLED_SPLITS
+) -> dict[str, Manifest]:
+    """The splits, of these names, of the table that rank 0 finds, mapped from one copy a node."""
 
     def find_and_name() -> tuple[Table, str]:
         table = find()
@@ -150,7 +152,7 @@ def _on_every_rank(config: DataConfig, find: Callable[[], Table]) -> dict[str, M
 
     table, scan_id = comm.broadcast_from_rank_0(find_and_name)
     columns = copy_to_node(table)
-    return _at_local_root(config, open_table(columns), scan_id)
+    return _at_local_root(config, open_table(columns, names), scan_id)
 
 
 def _scan_id(table: Table) -> str:
@@ -180,7 +182,7 @@ def load_unlabelled(config: DataConfig, leave_out: Sequence[str] = ()) -> Manife
         images = layouts.scan_images(config.root, config.root_md5, leave_out)
         return table_cache.store(lambda path: write_table(path, {"predict": images}))
 
-    return _on_every_rank(config, find)["predict"]
+    return _on_every_rank(config, find, ("predict",))["predict"]
 
 
 def _at_local_root(

@@ -17,6 +17,7 @@ from lightship.errors import DataError
 from lightship.versions import NewerVersion
 from tests.support.older_manifest import save_manifests
 from tests.unit.data.test_manifest import COLUMNS, assert_same, manifest_of
+from tests.unit.data.test_manifest_table import WRONG_CLASSES
 
 
 def test_saved_manifests_come_back_the_same(tmp_path):
@@ -148,6 +149,15 @@ def test_what_no_scan_makes_is_refused_even_with_its_fingerprint(tmp_path, case)
     header = WRONG_HEADERS.get(case, {"format": 1, "splits": {"train": about}})
     saved_as(url, header, **arrays)
     with pytest.raises(DataError, match=r"m\.npz") as error:
+        load_manifests(url)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("case", WRONG_CLASSES)
+def test_class_names_that_no_scan_gives_are_refused(tmp_path, case):
+    url, table = str(tmp_path / "m.npz"), manifest_of([0, 1, 2])
+    save_manifests(url, {"train": dataclasses.replace(table, class_names=WRONG_CLASSES[case])})
+    with pytest.raises(DataError, match=r"m\.npz.*class") as error:
         load_manifests(url)
     assert len(str(error.value)) < 400
 

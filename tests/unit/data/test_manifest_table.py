@@ -27,6 +27,7 @@ from lightship.data.streaming import pickle_with_files
 from lightship.data.table_copies import copy_to_node
 from lightship.errors import ConfigError, DataError
 from lightship.storage.file_list import FileList
+from tests.support.forged_table import forge_table
 from tests.support.images import encoded, put
 from tests.support.older_manifest import save_manifests
 from tests.unit.data.test_manifest import manifest_of
@@ -190,6 +191,12 @@ def test_narrow_columns_are_computed_with_as_wide_ones(tmp_path: Path) -> None:
         ]
 
 
+WRONG_CLASSES: dict[str, list[str]] = {
+    "twice": ["a", "b", "a"], "one and the same in two forms": ["\xe9", "b", "e\u0301"],
+    "empty": ["a", "b", " "], "control characters": ["a", "b", "c\x1b[2J"],
+    "a lone surrogate": ["a", "b", "\ud800"], "5,000 letters": ["a", "b", "x" * 5000],
+    "far more than samples": [str(i) for i in range(100_001)],
+}  # fmt: skip
 WRONG: dict[str, dict[str, Any]] = {
     "negative offset": {"offset": [0, -1, 5]},
     "negative length": {"length": [-5, 1, 5]},
@@ -204,6 +211,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "another URL below another root": {"root": "a/b::c://d", "files": ["x::http://e/o.zip?"]},
     "another archive below another root": {"root": "s3://a", "files": ["x::zip"]},
     "fewer members than samples": {"members": ["a", "b"]},
+    **{f"class names {case}": {"class_names": names} for case, names in WRONG_CLASSES.items()},
 }
 
 
@@ -234,6 +242,20 @@ def test_row_groups_outside_parquet_are_refused(tmp_path: Path) -> None:
     assert Columns(tmp_path / "t").has("train.edges")
     with pytest.raises(DataError, match="row groups of 'bytes'"):
         open_table(Columns(tmp_path / "t"))
+
+
+NOT_COUNTS = [float("inf"), float("nan"), 2.0, True, "1", None, [1]]
+
+
+@pytest.mark.parametrize("key", ["size_bytes", "first_unlabelled"])
+@pytest.mark.parametrize("value", NOT_COUNTS)
+def test_a_summary_whose_numbers_are_no_counts_is_damaged(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    write_table(tmp_path / "t", {"train": manifest_of([0, 1, -1])})
+    forge_table(tmp_path / "t", lambda header: header["splits"]["train"].update({key: value}))
+    with pytest.raises(DataError, match=r"is damaged: train|is not that of its columns"):
+        check_table(Columns(tmp_path / "t"))
 
 
 class Lying(Manifest):
@@ -420,6 +442,20 @@ def test_a_run_begun_by_an_older_version_goes_on_with_its_table(
     assert made.exists()
     assert not caplog.messages
     assert len(load_splits(DataConfig(root=root), None, "train")["train"]) > 16
+
+
+def test_a_saved_table_with_a_number_that_is_none_is_made_again(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {f"{name}/{i}.png": PNG for name in ("ant", "bee") for i in range(10)}
+    config = DataConfig(root=put(str(tmp_path / "set"), files))
+    expected = load_splits(config, str(tmp_path / "run"), "train")
+    [saved] = (tmp_path / "run").iterdir()
+    forge_table(saved, lambda header: header["splits"]["val"].update(size_bytes=float("inf")))
+    found = load_splits(config, str(tmp_path / "run"), "train")
+    assert "scanning --data.root again" in caplog.text
+    for split in ("train", "val"):
+        assert_equal(found[split], expected[split])
 
 
 def test_a_run_without_a_checkpoint_takes_the_images_as_they_are(

@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from lightship.data.manifest import Manifest
-from lightship.data.names import check_class_names, check_file_names, normal_form, printable
+from lightship.data.manifest import LABELLED_SPLITS, Manifest
+from lightship.data.names import (
+    check_class_count,
+    check_class_names,
+    check_file_names,
+    normal_form,
+    printable,
+)
 from lightship.data.sources.file_names import count_by_suffix, list_some
 from lightship.data.sources.parts import Found, Label, Labels, Part
 from lightship.errors import DataError
 from lightship.storage.file_list import FileList
 
 logger = logging.getLogger(__name__)
-_MANY_CLASSES = 100_000
 _FEW_CLASSES, _MAX_CLASSES_PER_LABEL = 1000, 10
 
 
@@ -30,9 +35,7 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
     Raises:
         DataError: Labels are missing, out of range, of two kinds, or differ between splits.
     """
-    by_split = {
-        split: [p for p in found.parts if p.split == split] for split in ("train", "val", "test")
-    }
+    by_split = {split: [p for p in found.parts if p.split == split] for split in LABELLED_SPLITS}
     labels = {
         split: _in_normal_form(_joined([part.labels for part in parts]))
         for split, parts in by_split.items()
@@ -52,7 +55,7 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
         )
     listed = None
     if found.class_names is not None:
-        _check_class_count(found.class_names, sum(map(len, labels.values())), root)
+        check_class_count(found.class_names, sum(map(len, labels.values())), root)
         listed = check_class_names(found.class_names, root)
     class_names, numbers = _number_labels(labels, listed, root)
     class_names = check_class_names(class_names, root)
@@ -65,16 +68,6 @@ def build_manifests(found: Found, root_url: str, root: str) -> dict[str, Manifes
         )
         for split in labels
     }
-
-
-def _check_class_count(class_names: Sequence[str], samples: int, root: str) -> None:
-    """Refuse a list of far more classes than there are samples: each takes a row of the net."""
-    bound = max(_MANY_CLASSES, _MAX_CLASSES_PER_LABEL * samples)
-    if len(class_names) > bound:
-        raise DataError(
-            f"{root}: {len(class_names)} class names for {samples} samples; at most {bound} "
-            f"({_MANY_CLASSES}, or {_MAX_CLASSES_PER_LABEL} a sample): shorten the list of classes"
-        )
 
 
 def build_unlabelled(found: Found, root_url: str, root: str) -> Manifest:

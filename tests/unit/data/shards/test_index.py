@@ -17,6 +17,7 @@ from lightship.data.shards.index import INDEX, INDEX_0_1, load_index, shard_size
 from lightship.data.shards.pack import pack
 from lightship.data.sources import layouts
 from lightship.data.splits import load_splits, scan_splits
+from lightship.errors import DataError
 from lightship.storage.file_list import FileList
 from tests.support.images import little_set, put
 from tests.support.older_manifest import save_manifests
@@ -110,6 +111,27 @@ def test_a_pack_of_0_1_0_that_is_packed_again_has_the_new_index_alone(
     packed(tmp_path, *SPLITS)
     assert not (root / INDEX_0_1).exists()
     assert_same(layouts.scan(str(root)), expected)
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "train/../x", "predict", ""])
+@pytest.mark.parametrize("version", ["0.1.0", "now"])
+def test_a_split_of_another_name_is_refused_before_anything_is_packed(
+    tmp_path: Path, name: str, version: str
+) -> None:
+    root = packed(tmp_path, *SPLITS)
+    splits = open_table(Columns(root / INDEX))
+    renamed = {name if split == "val" else split: each for split, each in splits.items()}
+    (root / INDEX).unlink()
+    if version == "now":
+        write_table(root / INDEX, renamed)
+    else:
+        save_manifests(str(root / INDEX_0_1), renamed)
+    before = set(tmp_path.glob("**/*"))
+    with pytest.raises(DataError, match=r"has the split .*, not one of train, val, test"):
+        pack(str(root), str(tmp_path / "deep" / "new"), PackConfig(), lambda done, total: None)
+    added = {path.relative_to(tmp_path).parts[0] for path in set(tmp_path.glob("**/*")) - before}
+    assert added <= {"deep", "cache"}
+    assert not list((tmp_path / "deep").glob("**/*.tar"))
 
 
 def test_three_million_samples_are_found_in_memory_of_a_piece(
