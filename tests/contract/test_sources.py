@@ -269,7 +269,10 @@ REFUSED: dict[str, tuple[Files, tuple[str, ...]]] = {
         {"train/a/x.txt": b"", "train/b/y.txt": b"", "z.md": b""},
         ("2 .txt files, 1 .md file", "class folders"),
     ),
-    "one class missing in val": (without("val/bee"), ("val lacks bee",)),
+    "one class missing in val": (
+        without("val/bee"),
+        ("val lacks bee; add images, or remove the class from all splits",),
+    ),
     "other classes in test": (
         {**without("test/ant"), "test/dog/0.png": PNG},
         ("test lacks ant", "train lacks dog"),

@@ -75,7 +75,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], str], str]] = {
     "negative size": (negative_size, "the size -512; it must be 0 to 2^48"),
     "gzip bomb": (gzip_bomb, "unpacks from"),
     "forged pickle": (forged_pickle, "expected uint8"),
-    "sparse image": (sparse_image, "42949672960 bytes, more than max_sample_mib 1024"),
+    "sparse image": (sparse_image, "42949672960 bytes, more than --data.max_sample_mib 1024"),
     "graph of links": (graph_of_links, "on more than 16 ways"),
 }
 

@@ -347,7 +347,7 @@ def test_what_still_cannot_be_read_loses_no_part(
     capfd.readouterr()
     assert cli.main(said) == 65
     error = capfd.readouterr().err.splitlines()[-1]
-    assert "0005.bmp has 19254 bytes, more than max_sample_mib 0.015 allows" in error
+    assert "0005.bmp has 19254 bytes, more than --data.max_sample_mib 0.015 allows" in error
     assert cli.main([*said, "--data.on_error=skip"]) == 0
     assert "; 1024 are done" in capfd.readouterr().err
     assert len(rows_of(table)) == 1028

@@ -87,8 +87,9 @@ def too_large(manifest: Manifest, i: int, got_bytes: int = 0) -> DataError | Non
     if size <= manifest.max_sample_bytes:
         return None
     return DataError(
-        f"{manifest.name(i)} has {size} bytes, more than max_sample_mib "
-        f"{manifest.max_sample_bytes / 2**20:.4g} allows: remove it, or raise that flag"
+        f"{manifest.name(i)} has {size} bytes, more than --data.max_sample_mib "
+        f"{manifest.max_sample_bytes / 2**20:.4g} allows: remove it, or raise that flag (lightship "
+        "pack: --max_sample_mib)"
     )
 
 

@@ -81,10 +81,11 @@ def load_splits(
 
 def _check_split(config: DataConfig, splits: Mapping[str, Manifest], need: str) -> None:
     if need not in splits:
-        instead = "; lightship validate measures val" if need == "test" and "val" in splits else ""
+        instead = ", or run lightship validate" if need == "test" and "val" in splits else ""
         raise DataError(
             f"no {need} split at --data.root {storage.redact(config.root)}: "
-            f"found {', '.join(sorted(splits)) or 'nothing'}{instead}"
+            f"found {', '.join(sorted(splits)) or 'nothing'}; give a root with a folder {need}/"
+            f"{instead}"
         )
 
 

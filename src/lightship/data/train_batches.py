@@ -33,12 +33,13 @@ def check_batches(config: DataConfig, share: TrainShare, image_size_px: int | No
     per_device = share.batch_size // share.chips
     if (config.mixup_alpha or config.cutmix_alpha) and per_device % 2:
         raise ConfigError(
-            f"mixup and cutmix mix pairs: the device's batch is {per_device} "
-            "(--data.global_batch_size / devices / parts); it must be even"
+            f"mixup and CutMix mix pairs of images: the batch per device is {per_device} "
+            "(--data.global_batch_size / devices / --trainer.accumulate_grad_batches); it must be "
+            "even"
         )
     smallest_px = min(config.sizes_px) if config.sizes_px else image_size_px
     if smallest_px and config.crop_padding_px >= smallest_px:
-        where = " (the least of --data.sizes_px)" if config.sizes_px else ""
+        where = " (the smallest of --data.sizes_px)" if config.sizes_px else ""
         raise ConfigError(
             f"--data.crop_padding_px is {config.crop_padding_px}; it must be less than the "
             f"image's {smallest_px} px{where}"

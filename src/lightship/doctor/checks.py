@@ -106,7 +106,7 @@ CHECKS = [
           "correct the WANDB_* variable, pip install wandb, or set --run.tracking none",
           if_late="warn"),
     Check("fine-tuning", _in("fine_tuning", "fine_tuning"), _EXITS,
-          "give a file of weights of --model.net", if_late="skipped"),
+          "set --model.weights to a file of weights of --model.net", if_late="skipped"),
     Check("model memory", _in("memory", "model_memory"), _NO_STEP,
           "change --model.net or --data.image_size_px as named", if_late="warn"),
     Check("cache disk", _in("disk", "cache"), "the archive cannot be downloaded",

@@ -95,7 +95,7 @@ def speed(context: Context) -> Finding:
     needed_per_s = _trained_per_s(context)
     if needed_per_s is None:
         return Finding("ok", found, "the devices' training speed is unknown")
-    found += f"; training takes {needed_per_s:,.0f}"
+    found += f"; training needs {needed_per_s:,.0f}"
     fed_per_s = min(read_per_s, decode_per_s)
     if fed_per_s >= needed_per_s:
         return Finding("ok", found, "training does not wait for images")
@@ -154,7 +154,7 @@ def examine(data: DataConfig, limit_s: float) -> Finding:
         return skipped(f"not listed within {left_s:.0f} s; a fit lists it once and keeps the list")
     found = _summary(splits)
     if "train" not in splits:
-        fix = "name a folder of --data.root train/"
+        fix = "put the training images into a folder train/ under --data.root"
         return Finding("fail", f"{found}, and no train split", _EXITS, fix)
     refuse_one_class(splits["train"], data.root)
     examined, bad = _unreadable(data, splits["train"])

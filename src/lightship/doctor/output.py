@@ -45,7 +45,7 @@ def existing_run(context: Context) -> Finding:
     except (storage.Denied, TimeoutExpired) as error:
         return skipped(f"cannot be read, see output ({error})")
     if is_complete:
-        means = "the same command says so and exits with code 0"
+        means = "fit trains no more and exits with code 0"
         fix = "give another --run.output to train from scratch"
         return Finding("warn", f"{folder.url} holds a complete run", means, fix)
     if commits:

@@ -110,11 +110,12 @@ _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] 
      or "Credential" in type(e.error).__name__, BadCredentials, _DENIED),
     (lambda e: e.is_a(PermissionError) or e.status == 403, Denied, _DENIED),
     (lambda e: e.is_a("ClientConnectorCertificateError"),
-     ConfigError, "{place}: its TLS certificate is not accepted ({reason})"),
+     ConfigError, "{place}: its TLS certificate is not accepted ({reason}); name the file of an "
+     "authority of your own in SSL_CERT_FILE"),
     (lambda e: 400 <= e.status < 500
      or e.is_a("ParamValidationError", "InvalidURL", "TooManyRedirects"),
      Refused, "{place}: request refused by the storage ({reason})"),
-    (lambda e: e.is_a("NoRegionError"), ConfigError, "{place}: no region is set ({reason})"),
+    (lambda e: e.is_a("NoRegionError"), ConfigError, "{place}: set AWS_DEFAULT_REGION ({reason})"),
     (lambda e: e.is_a(zipfile.BadZipFile, zlib.error, EOFError),
      DataError, "{place}: the archive is damaged ({reason})"),
     (lambda e: e.is_a(NotImplementedError),

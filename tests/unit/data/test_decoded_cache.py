@@ -129,7 +129,7 @@ def test_a_split_is_decoded_once_for_each_content(
     assert decoded == [1, 1]
     colours(image_size_px=4)
     assert decoded == [1, 1, 1]
-    with pytest.raises(DataError, match=r"has \d+ bytes, more than max_sample_mib"):
+    with pytest.raises(DataError, match=r"has \d+ bytes, more than --data.max_sample_mib"):
         colours(manifest.within(1e-5), image_size_px=4)
     assert decoded == [1] * 4
     colours(decoded_cache_gib=0)

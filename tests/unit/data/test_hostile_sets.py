@@ -69,7 +69,9 @@ def test_a_sparse_image_of_40_gib_is_a_bad_sample(tmp_path):
     sparse(Path(put(str(tmp_path), FILES), "train/ant/9.png"), 40 * 2**30, PNG)
     outcome = call_bounded(read_bad, str(tmp_path), max_mib=100)
     (text,) = outcome.result
-    assert text.startswith("train/ant/9.png has 42949672960 bytes, more than max_sample_mib 1024")
+    assert text.startswith(
+        "train/ant/9.png has 42949672960 bytes, more than --data.max_sample_mib 1024"
+    )
 
 
 @pytest.mark.parametrize("layout", ["folder", "tar", "tar.gz", "zip", "parquet"])
@@ -88,7 +90,7 @@ def test_max_sample_mib_holds_in_every_layout(tmp_path, layout):
     bad = [str(data) for data in samples.values() if isinstance(data, DataError)]
     assert len(samples) == len(large)
     assert len(bad) == 1
-    assert f"has {len(PNG) + 5000} bytes, more than max_sample_mib 0.002" in bad[0]
+    assert f"has {len(PNG) + 5000} bytes, more than --data.max_sample_mib 0.002" in bad[0]
 
 
 def test_sparse_lists_and_tables_end_in_a_line(tmp_path):

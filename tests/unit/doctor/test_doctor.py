@@ -415,7 +415,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         lambda lab: lab.finding("data set", images_of(lab, {"train/cat/none.jpg": b""}), NET,
                                 "--data.on_error=skip", "--data.max_bad_fraction=0.001"),
         "fail", "1 of 103", r"raise --data.max_bad_fraction \(0.001\)"),
-    "a slow store": (slow_store, "fail", r"images/s.*training takes",
+    "a slow store": (slow_store, "fail", r"images/s.*training needs",
                      "lightship pack .* --data.cache_gib"),
     "output denied": (denied_output, "fail", "access denied",
                       "permission to read, write and delete"),

@@ -1,8 +1,14 @@
 """What an error of S3's client means."""
 
 import pytest
-from botocore.exceptions import ClientError, MetadataRetrievalError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    NoRegionError,
+)
 
+from lightship.errors import ConfigError
 from lightship.storage.errors import Denied, NoCredentials, permanent
 
 
@@ -34,3 +40,9 @@ def test_credentials_that_are_refused(code: str, status: int) -> None:
     found = permanent(answered("GetObject", code, status), "s3://b/x")
     assert isinstance(found, Denied)
     assert not isinstance(found, NoCredentials)
+
+
+def test_a_region_that_is_not_set() -> None:
+    found = permanent(NoRegionError(), "s3://b/x")
+    assert isinstance(found, ConfigError)
+    assert str(found).startswith("s3://b/x: set AWS_DEFAULT_REGION (")

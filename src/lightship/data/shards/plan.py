@@ -64,7 +64,7 @@ class Plan:
         changed = []
         if self.fingerprint != asked.fingerprint:
             changed.append(
-                f"it was packed from {self.source}, whose files were others"
+                f"it was packed from {self.source}, whose files have changed"
                 if self.source == asked.source
                 else f"it was packed from {self.source}, not from {asked.source}"
             )

@@ -160,7 +160,8 @@ def _check_same_classes(classes: dict[str, set[str]], root: str) -> None:
         ]
         if differences:
             raise DataError(
-                f"{root}: the class folders differ between splits: {'; '.join(differences)}"
+                f"{root}: class folders differ between splits: {'; '.join(differences)}; add "
+                "images, or remove the class from all splits"
             )
 
 

@@ -39,6 +39,7 @@ _SYSTEM = re.compile(
 """Variables that Python and its libraries may read. The worker decodes what strangers have
 made: no secret that it does not need is in its memory."""
 
+_OUT_OF_MEMORY = " (out of memory? lower --data.prefetch_gib or --data.decode_gib)"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """The worker's own threads share the cores; what they call starts none."""
 
@@ -225,5 +226,5 @@ class Worker:
             return WorkerDied("abandoned a task", is_killed=False)
         if code >= 0:
             return WorkerDied(f"ended with {code}", is_killed=False)
-        hint = " (for lack of memory?)" if code == -signal.SIGKILL else ""
+        hint = _OUT_OF_MEMORY if code == -signal.SIGKILL else ""
         return WorkerDied(f"was killed by {signal.Signals(-code).name}{hint}", is_killed=True)

@@ -358,7 +358,7 @@ CHANGED = {
     "quality": (lambda path, folder: ["--quality=80"], "--quality was None, now 80"),
     "size": (lambda path, folder: ["--short_side_px=9"], "--short_side_px was None, now 9"),
     "shards": (lambda path, folder: ["--shard_mib=0.5"], "--shard_mib was 0.03, now 0.5"),
-    "files": (change_source, "whose files were others"),
+    "files": (change_source, "whose files have changed"),
     "source": (other_source, "/other"),
 }
 

@@ -161,7 +161,11 @@ def test_a_worker_that_is_killed_again_and_again_changes_nothing(
     got, kills = killed_between(split, places, 2)
     assert got == resident(manifest, places)
     assert kills == 2
-    assert caplog.text.count("the data worker was killed by SIGKILL (for lack of memory?)") == kills
+    line = (
+        "the data worker was killed by SIGKILL (out of memory? lower --data.prefetch_gib or "
+        "--data.decode_gib); it is started again"
+    )
+    assert caplog.text.count(line) == kills
     assert not split.bad.reasons
 
 
