@@ -31,7 +31,7 @@ def test_the_run_goes_on_and_every_command_ends_well(root, tmp_path: Path, capsy
     output = tmp_path / "run"
     assert fit(root, output, "--run.log_format=json", "--trainer.max_epochs=1") == 0
     printed = capsys.readouterr().err
-    assert "train/loss is not finite (nan) since step 3 (it never was)" in printed
+    assert "train/loss is not finite (nan) since step 3 (never finite before)" in printed
     for line in printed.splitlines():
         json.loads(line, parse_constant=pytest.fail)
     assert strict(output / "DONE")["test/loss"] is None
@@ -53,7 +53,10 @@ def test_a_run_that_early_stopping_ended_says_what_helps(root, tmp_path: Path, c
     output, soon = tmp_path / "run", "--model.net=tests.support.own_nets:nan_soon"
     stopping = [soon, "--trainer.max_epochs=9", "--trainer.early_stopping_patience=2"]
     assert fit(root, output, *stopping) == 0
-    assert "; early stopping ends the run, and no such checkpoint" in capsys.readouterr().err
+    assert (
+        "; early stopping ends the run, and the best checkpoint always has a finite loss"
+        in capsys.readouterr().err
+    )
     for more in ([], ["--trainer.early_stopping_patience=5"], ["--trainer.max_epochs=12"]):
         assert fit(root, output, *stopping, *more) == 0
         said = capsys.readouterr().err

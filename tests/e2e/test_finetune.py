@@ -32,6 +32,7 @@ from tests.support.own_nets import twenty_blocks
 from tests.support.runs import last_state
 
 NET = "tests.support.own_nets:twenty_blocks"
+SQUEEZED = "tests.support.own_nets:squeezed"
 TIMM_NET = "tf_efficientnet_lite0"
 STAGED = [
     f"--model.net={NET}", "--model.freeze=stages:15", "--model.unfreeze_epoch=2",
@@ -404,6 +405,10 @@ def test_a_frozen_backbone_computes_features_once(
         (
             ["--model.freeze=backbone", "--model.net=resnet18"],
             "--model.freeze backbone needs --model.weights: resnet18 starts from random weights",
+        ),
+        (
+            [f"--model.net={SQUEEZED}", "--data.image_size_px=12", "--data.sizes_px=2,12"],
+            "set --data.sizes_px (most published nets take 224)",
         ),
         (["--model.freeze=stages:21"], "has 20 stages before its head (block0, block1,"),
         (["--model.unfreeze_epoch=1"], "--model.unfreeze_epoch needs --model.freeze"),

@@ -50,11 +50,11 @@ def test_more_epochs(capsys) -> None:
     assert steps() == 3 * STEPS
 
     said = fit(capsys, "--trainer.max_epochs=1")
-    assert "--trainer.max_epochs 1 is below the 3 that are done" in said
+    assert "--trainer.max_epochs 1 is below the 3 epochs done" in said
     assert "run already complete" in said
     Path("run/DONE").unlink()
     assert cli.main([*FIT, "--trainer.max_epochs=1"]) == 78
-    assert "--trainer.max_epochs is 1; the checkpoint to resume from has 3 epochs done" in (
+    assert "--trainer.max_epochs is 1; the checkpoint is at 3 epochs: set 3 or more" in (
         capsys.readouterr().err
     )
 
@@ -66,7 +66,7 @@ def test_more_steps(capsys) -> None:
     assert "spans 6 steps: the rate at step 3 changes from 0 to 0.00345" in said
     assert steps() == 6
     said = fit(capsys, "--trainer.max_steps=5", "--trainer.max_epochs=9")
-    assert "--trainer.max_steps 5 is below the 6 that are done" in said
+    assert "--trainer.max_steps 5 is below the 6 steps done" in said
     Path("run/DONE").unlink()
     assert cli.main([*FIT, "--trainer.max_steps=5"]) == 78
     assert "--trainer.max_steps is 5" in capsys.readouterr().err

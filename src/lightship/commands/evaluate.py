@@ -67,7 +67,8 @@ def _with_classes(manifest: Manifest, class_names: Sequence[str], split: str) ->
         rest = f", ... ({len(unknown)})" if len(unknown) > _NAMED else ""
         raise DataError(
             f"--data.root has {split} images of classes that the checkpoint does not know: "
-            f"{', '.join(unknown[:_NAMED])}{rest}; it knows {len(known)} classes"
+            f"{', '.join(unknown[:_NAMED])}{rest}; it knows {len(known)} classes: remove these "
+            "images, or train another run with them"
         )
     return replace(
         manifest,

@@ -277,8 +277,10 @@ def _build_model(
     batch_size = config.data.global_batch_size // config.trainer.accumulate_grad_batches
     if not config.trainer.sync_batchnorm:
         batch_size = max(1, batch_size // comm.world_size())
-    for size_px in (data.image_size_px, *(config.data.sizes_px or ())):
-        check_training(model.net, config.model.net, batch_size, size_px, model.freeze_for_good)
+    sizes = [("--data.sizes_px", size_px) for size_px in config.data.sizes_px or ()]
+    for flag, size_px in [("--data.image_size_px", data.image_size_px), *sizes]:
+        freeze = model.freeze_for_good
+        check_training(model.net, config.model.net, batch_size, size_px, freeze, flag)
     check_batch_norm(model.net, config.model.net, config.model.batch_norm)
     if config.model.grad_checkpointing:
         recompute_blocks(model.net, f"--model.net {config.model.net}")

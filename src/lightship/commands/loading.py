@@ -80,7 +80,10 @@ def _read(command: Command) -> dict[str, Any]:
     commit = comm.broadcast_from_rank_0(store.best if choice == "best" else store.newest)
     if commit is None:
         where = storage.redact(str(config.run.output))
-        raise ConfigError(f"--ckpt_path {choice}: no valid checkpoint under --run.output {where}")
+        raise ConfigError(
+            f"--ckpt_path {choice}: no valid checkpoint under --run.output {where}; correct "
+            "--run.output, or run lightship fit with it first"
+        )
     return comm.on_every_rank(partial(store.load_checkpoint, store.url_of(commit)))
 
 

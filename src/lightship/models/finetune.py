@@ -108,9 +108,9 @@ def freeze_statistics(net: nn.Module) -> None:
 def lr_scales(net: nn.Module, layer_decay: float, head_lr_scale: float) -> dict[str, float]:
     """Factor of the learning rate by a parameter's name.
 
-    The head's is `head_lr_scale`; each layer before it has `layer_decay` times the rate of the next
-    (Clark et al. 2020, arXiv 2003.10555; as timm's --layer-decay), but at least a hundredth: the
-    first of DenseNet's 62 layers would not move else.
+    The head's is `head_lr_scale`, that of the layer before it `layer_decay`; each layer before has
+    `layer_decay` times the rate of the next (Clark et al. 2020, arXiv 2003.10555; as timm's
+    --layer-decay), but at least a hundredth: the first of DenseNet's 62 layers would not move else.
 
     Raises:
         ConfigError: A factor is not 1, and the net's head is not known.

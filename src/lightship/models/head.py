@@ -91,8 +91,8 @@ class Head:
 
     def _refusal(self, reason: str) -> ConfigError:
         return ConfigError(
-            f"{self._flag} needs a net that ends with one Linear or 1x1 Conv2d layer with a bias, "
-            f"and --model.net {self._name} does not: {reason}"
+            f"{self._flag} needs a net that ends with one Linear or 1x1 Conv2d layer with a bias; "
+            f"--model.net {self._name} does not: {reason}"
         )
 
 

@@ -49,7 +49,7 @@ class Finished:
         """Why these settings do not train it further, where that may be unexpected."""
         if self._reaches(settings):
             return [
-                f"--trainer.{name} {bound} is below the {done} that are done"
+                f"--trainer.{name} {bound} is below the {done} {name.removeprefix('max_')} done"
                 for name, bound, done in self._bounds(settings)
                 if 0 <= bound < done
             ]
@@ -71,7 +71,7 @@ class Finished:
         return (
             f"training diverged: early stopping ended this run at epoch {self.epoch}, where "
             "val/loss was not finite. Train again with a lower --optim.lr or with "
-            f"--trainer.gradient_clip_val, and another --run.output.{start}"
+            f"--trainer.gradient_clip_val, in another --run.output.{start}"
         )
 
     def _reaches(self, settings: TrainerConfig) -> bool:

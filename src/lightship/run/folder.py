@@ -204,9 +204,15 @@ class RunFolder:
             store.protect(commit)
             start = Start(store.url_of(commit), commit.step, commit.epoch)
         elif ckpt_path in ("best", "last"):
-            raise ConfigError(f"--ckpt_path {ckpt_path}: no valid checkpoint under {where}")
+            raise ConfigError(
+                f"--ckpt_path {ckpt_path}: no valid checkpoint under {where}; correct "
+                "--run.output or leave --ckpt_path out"
+            )
         elif self.config.run.resume == "must":
-            raise ConfigError(f"--run.resume must: no valid checkpoint under {where}")
+            raise ConfigError(
+                f"--run.resume must: no valid checkpoint under {where}; correct --run.output or "
+                "set --run.resume auto"
+            )
         elif ckpt_path is not None:
             foreign = load_ckpt_path(ckpt_path, RESUME_KEYS, store.url)
             start = Start(ckpt_path, foreign["global_step"], foreign["epoch"])
@@ -279,8 +285,8 @@ class RunFolder:
         ):
             if 0 <= bound < done:
                 raise ConfigError(
-                    f"--trainer.{name} is {bound}; the checkpoint to resume from has {done} "
-                    f"{name.removeprefix('max_')} done"
+                    f"--trainer.{name} is {bound}; the checkpoint is at {done} "
+                    f"{name.removeprefix('max_')}: set {done} or more"
                 )
 
     def _remove_temporaries(self) -> None:

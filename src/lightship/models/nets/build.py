@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _NO_OPTIONS: Mapping[str, float] = {}
 _OWN = {"litcnn": litcnn, "speednet": speednet, "speednet96": speednet96}
 
+_SIZE_FLAG = "--data.image_size_px"
+
 
 def build_net(
     name: str,
@@ -98,6 +100,7 @@ def check_training(
     batch_size: int,
     image_size_px: int,
     freeze: Callable[[], Any] = lambda: None,
+    size_flag: str = _SIZE_FLAG,
 ) -> None:
     """Check on a dummy batch that a net can be trained. Does not change the net.
 
@@ -107,6 +110,7 @@ def check_training(
         batch_size: Images per device and step in training; more than 2 are tried as 2.
         image_size_px: Side of the square images.
         freeze: Called once the net is in training mode, to set the layers that never train back.
+        size_flag: The setting that has the side of the images.
 
     Raises:
         ConfigError: It fails with this batch size or image size.
@@ -130,7 +134,7 @@ def check_training(
                 "--trainer.accumulate_grad_batches must be at least 2 images, or set "
                 "--model.batch_norm frozen"
             ) from error
-        raise _unsuitable_size(name, image_size_px, error) from error
+        raise _unsuitable_size(name, image_size_px, error, size_flag) from error
     finally:
         for part, key, value, was in buffers:
             part._buffers[key] = value
@@ -268,9 +272,11 @@ def _check_output(net: nn.Module, name: str, num_classes: int, image_size_px: in
     note_last_layer(net, calls, output)
 
 
-def _unsuitable_size(name: str, image_size_px: int, error: Exception) -> ConfigError:
+def _unsuitable_size(
+    name: str, image_size_px: int, error: Exception, flag: str = _SIZE_FLAG
+) -> ConfigError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return ConfigError(
         f"--model.net {name} fails on images of {image_size_px} px ({reason}); "
-        "set --data.image_size_px (most published nets take 224) or another net"
+        f"set {flag} (most published nets take 224) or another net"
     )

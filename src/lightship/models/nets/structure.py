@@ -55,9 +55,8 @@ def check_head(net: nn.Module, flag: str) -> None:
     """Raise ConfigError, naming the setting that needs it, if a net's last layer is not known."""
     if not head_parameters(net):
         raise ConfigError(
-            f"{flag} needs to know the last layer of --model.net, and none of its modules gives "
-            "the logits with weights of its own: end it with one whose output has a value a "
-            "class, such as nn.Linear"
+            f"{flag} needs a last layer: no module of --model.net has weights and gives the "
+            "logits; end the net with one, such as nn.Linear"
         )
 
 

@@ -210,8 +210,8 @@ class Checkpointing(Checkpoint):
         if waited_s > 1 and not self._has_warned and comm.is_rank_0():
             self._has_warned = True
             logger.warning(
-                f"training blocked {waited_s:.1f} s on a checkpoint write, which takes longer than "
-                "half of --run.checkpoint_every_steps or --run.checkpoint_every_s"
+                f"training blocked {waited_s:.1f} s on a checkpoint write; to avoid it, raise "
+                "--run.checkpoint_every_s or --run.checkpoint_every_steps"
             )
 
     def _leave(self, trainer: Trainer) -> None:

@@ -50,14 +50,14 @@ class Divergence(Callback):
         if self._action == "stop":
             raise Diverged(
                 f"{told}; stopped by --trainer.on_nonfinite stop, with all checkpoints kept. "
-                "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
+                "Lower --optim.lr or set --trainer.gradient_clip_val, in another --run.output"
             )
         has_ended = self._early_stopping is not None and self._early_stopping.has_ended
         if (not self._reported or has_ended) and comm.is_rank_0():
             self._reported = True
             logger.warning(
-                f"{told}; {self._effect(has_ended)}, and no such checkpoint counts as the best. "
-                "Lower --optim.lr or set --trainer.gradient_clip_val, with another --run.output"
+                f"{told}; {self._effect(has_ended)}, and the best checkpoint always has a finite "
+                "loss. Lower --optim.lr or set --trainer.gradient_clip_val, in another --run.output"
             )
 
     def _effect(self, has_ended: bool) -> str:
@@ -78,5 +78,5 @@ class Divergence(Callback):
         finite = [at for at, value in rows if math.isfinite(value)]
         last = finite[-1] if finite else -1
         first = next((at for at, value in rows if at > last and not math.isfinite(value)), step)
-        since = f"last finite at step {last}" if finite else "it never was"
+        since = f"last finite at step {last}" if finite else "never finite before"
         return f"training diverged: {name} is not finite ({loss}) since step {first} ({since})"

@@ -92,7 +92,7 @@ def test_stop_ends_the_run_at_that_log_point(tmp_path) -> None:
 def test_a_validation_is_looked_at_too(tmp_path, caplog) -> None:
     fit_failing(tmp_path, from_step=math.inf, in_evaluation=True)
     [line] = lines(caplog)
-    assert "val/loss is not finite (nan) since step 4 (it never was)" in line
+    assert "val/loss is not finite (nan) since step 4 (never finite before)" in line
 
 
 def test_a_finite_loss_says_nothing(tmp_path, caplog) -> None:
