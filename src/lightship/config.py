@@ -75,7 +75,8 @@ class RunConfig:
     log_level: Literal["debug", "info", "warning"] = free("info")
     """Least severe messages that are shown; progress is shown at every level."""
     log_images: int = bounded(32, 0, 1024, "images", free=True)
-    """Number of fixed validation images logged with their predictions; 0: none."""
+    """Number of fixed validation images logged to Weights & Biases (uploaded if online) with their
+    predictions, and of example images in the report; 0: none."""
     checkpoint_every_steps: int | None = bounded(None, 1, None, "steps", free=True)
     """Max optimizer steps lost on a crash: a checkpoint starts every N/2 steps, and training waits
     if it is not durable after N. Default: no limit in steps."""
@@ -99,7 +100,7 @@ class DataConfig:
     """Decode once and keep the set on the device (resident), read and decode continuously
     (streaming), or choose by data.resident_gib, crop_min_area and sizes_px (auto)."""
     resident_gib: float = bounded(4.0, 0, None, "GiB", free=True)
-    """Max decoded size kept on the device; a larger set is streamed."""
+    """Per split: max decoded size kept on the device; a larger split is streamed."""
     cache_gib: float = bounded(0.0, 0, None, "GiB", free=True)
     """Streaming: size of the local disk cache; 0: no cache."""
     decoded_cache_gib: float = bounded(4.0, 0, None, "GiB", free=True)
@@ -114,11 +115,10 @@ class DataConfig:
     """Images per device and evaluation step; metrics do not depend on it."""
     image_size_px: int | None = bounded(None, 1, MAX_IMAGE_SIZE_PX, "pixels")
     """Resize and center-crop images to squares of this side. Default: the size of model.weights, if
-    known; else no resizing, all images must have one size."""
+    known; else no resizing: all must be equal squares."""
     sizes_px: list[int] | None = None
-    """Training: sides of the images in equal parts of the epochs, such as 128,160; evaluation is
-    always at image_size_px. Small images first save time. Default: image_size_px. Implies
-    streaming."""
+    """Training: image sides for equal parts of the epochs, such as 128,160 (small images first save
+    time); evaluation is always at image_size_px. Default: image_size_px. Implies streaming."""
     interpolation: Interpolation | None = None
     """Filter of every resizing (antialiased). Default: that of model.weights, else bilinear."""
     eval_crop: float | None = bounded(None, 0.1, 1)
@@ -215,8 +215,8 @@ class ModelConfig:
     """Training keeps the inputs of the net's blocks only, and computes them again for the backward
     pass: less memory, about a third more time, the same result. Not with model.compile."""
     loss: LossName = "cross_entropy"
-    """Training loss: cross-entropy, or focal loss (Lin et al. 2017), which gives images that are
-    already classified with confidence less weight. Evaluation always uses cross-entropy."""
+    """Training loss: cross-entropy, or focal loss (Lin et al. 2017), which gives less weight to
+    images that are already classified well. Evaluation always uses cross-entropy."""
     focal_gamma: float = bounded(2.0, 0, 10)
     """Focal loss: exponent of its factor (1 - p)^gamma; 0 is cross-entropy."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -260,10 +260,11 @@ class OptimConfig:
     whitening_fraction: float = bounded(0.375, 0, 1)
     """muon-sgd: the bias of a frozen first layer (whitening) trains for this fraction of steps."""
     layer_decay: float = bounded(1.0, 0.01, 1)
-    """Each layer (block) has this factor of the learning rate of the layer after it, and at least a
-    hundredth of `lr`; 1: all have the same. Common for fine-tuning: 0.65 to 0.9."""
+    """Learning rate by depth: the layer (block) before the last has this factor of `lr`, each one
+    before that this factor of the next, at least a hundredth of `lr`; 1: all have the same. Common
+    for fine-tuning: 0.65 to 0.9."""
     head_lr_scale: float = bounded(1.0, 0.001, 1000)
-    """Factor of the learning rate of the last layer."""
+    """Factor of `lr` for the last layer."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning-rate schedule after warm-up."""
     warmup_fraction: float = bounded(0.0, 0, 0.99)
@@ -281,7 +282,7 @@ class TrainerConfig:
     max_steps: int = bounded(-1, -1, None, "steps", free=True)
     """Max optimizer steps; -1: no limit."""
     accelerator: str = free("auto")
-    """auto, cpu, gpu, tpu, or another accelerator of Lightning or XLA device in PJRT_DEVICE."""
+    """auto, cpu, gpu, tpu (the XLA device of PJRT_DEVICE), or another accelerator of Lightning."""
     devices: str = free("auto")
     """Number of devices on this node, or auto. For several nodes set torchrun's PET_* variables."""
     precision: str = "32-true"
