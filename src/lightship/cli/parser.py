@@ -166,8 +166,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"unknown {kind} {flag}{near}; see {parser.prog} --help"
     if valueless := re.search(r"argument (--[\w.]+)\S*: expected one argument", message):
         return _about_value(valueless[1])
-    if section := re.search(r'^Parser key "(\w+)": Unable to load config', message):
-        return _about_section(section[1])
+    if of_section := re.search(r'^Parser key "(\w+)": Unable to load config', message):
+        return _about_section(of_section[1])
     if group := re.search(
         r"Group '([\w.]+)' does not accept (?:option|nested key) '([\w.]+)'", message
     ):
