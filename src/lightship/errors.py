@@ -8,7 +8,7 @@ Any other exception is a bug and is printed with its traceback.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightship.redaction import redact
+from lightship.redaction import excerpt
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,4 @@ class Preempted(LightshipError):
 
 def in_one_line(error: BaseException) -> str:
     """`error` with its type, without secrets, in at most 300 characters."""
-    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return excerpt(f"{type(error).__name__}: {error}")

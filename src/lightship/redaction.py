@@ -6,6 +6,9 @@ in two ways: by its place in a URL or beside its name, wherever the text comes f
 value, anywhere and in any encoding, if it came in by the command line, a config file (`learn`) or
 the environment.
 
+Texts come from anywhere and may be long, so the time is linear: a pattern that begins with a run of
+characters begins where the run does, and looks through it once.
+
 The redacted form of a URL is canonical: a new signature or password gives the same form, another
 place another one. It is what a run's settings are compared and named by.
 """
@@ -23,11 +26,15 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MARK = "***"
-_URL = re.compile(r"\b[A-Za-z][\w+.-]*://[^\s'\"<>`\x00-\x1f]+(?<![).,:;!\]}])")
+_URL = re.compile(
+    r"(?<![\w+.-])((?:(?![A-Za-z])[\w+.-])*+)"
+    r"([A-Za-z][\w+.-]*+://[^\s'\"<>`\x00-\x1f]+(?<![).,:;!\]}]))"
+)
+"""(what stands before it without a space, such as dots; the URL)."""
 _IS_URL = re.compile(r"(?:[\w+.-]+::)?[A-Za-z][\w+.-]*://")
 _NEXT_LINK = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
 _PORT = re.compile(r"[^/?#@]*:\d{1,5}(?:[/?#]|$)")
-_USER_AND_PASSWORD = re.compile(r"[^/?#@]*:[^@]*@")
+_USER_AND_PASSWORD = re.compile(r"[^/?#@:]*:[^@]*@")
 _WITHOUT_USER = {
     "github", "git", "hf", "zip", "tar", "libarchive", "file", "local", "memory", "gs", "gcs",
 }  # fmt: skip
@@ -51,16 +58,16 @@ _IS_NO_SECRET = re.compile(
 )
 """Of these parameters only the URL is cleaned: their values are ordinary words and dates."""
 _TOKEN = re.compile(
+    r"(?<![\w-])(?=[\w-]*?\beyJ[\w-]{8})[\w-]++\.[\w-]+\.[\w-]*|"
     r"\b(?:A(?:KIA|SIA)[A-Z0-9]{16}|hf_\w{8,}|gh[opsru]_\w{16,}|github_pat_\w{16,}|"
-    r"glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}|sk-[\w-]{16,}|ya29\.[\w-]{16,}|wandb_v\d+_\w{16,}|"
-    r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*)|"
+    r"glpat-[\w-]{16,}|xox[a-z]-[\w-]{10,}|sk-[\w-]{16,}|ya29\.[\w-]{16,}|wandb_v\d+_\w{16,})|"
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
 )
 _SETTING = re.compile(
-    r"(?i)((?<![?&\w])['\"]?[\w-]*(?:secret|passw(?:or)?d|pwd|token|signature|credentials?|"
+    r"(?i)((?<![\w-])(?:(?<![?&])|\w*-)[\w-]*(?:secret|passw(?:or)?d|pwd|token|signature|credentials?|"
     r"authorization|api[-_]?key|(?:access|account|private|secret)[-_]?key(?:[-_]?id)?)"
     r"(?:['\"]\s*:\s*|\s*=\s*)['\"]?|\b(?:proxy-)?authorization:\s*|\b(?:set-)?cookie:\s*|"
-    r"\bx-[\w-]*(?:token|key|signature):\s*|\b(?:secret|passw(?:or)?d|api[-_]?key):\s*)"
+    r"(?<![\w-])(?=[\w-]*?\bx-)[\w-]*(?:token|key|signature):\s*|\b(?:secret|passw(?:or)?d|api[-_]?key):\s*)"
     r"(?:(?:bearer|basic|token)\s+)?[^\s,;&'\"]+"
 )
 """A secret beside its name: `password=...`, `"token": "..."`, `Authorization: Bearer ...`."""
@@ -77,6 +84,7 @@ _MIN_LETTERS = 6
 """A shorter value is not looked for outside of its URL: it may be a part of any word."""
 _MIN_UNNAMED = 16
 """Likewise, for a parameter that may be no secret."""
+_EXCERPT, _MAX_TEXT = 300, 2**16
 _learned: dict[str, str] = {}
 """What is replaced anywhere in a text, and by what."""
 
@@ -126,10 +134,21 @@ def redact(text: str) -> str:
     for value in sorted(_learned, key=len, reverse=True):  # whole URLs before their parts
         text = text.replace(value, _learned[value])
     if "://" in text:
-        text = _URL.sub(lambda found: _redacted_chain(found[0]), text)
+        text = _URL.sub(lambda found: found[1] + _redacted_chain(found[2]), text)
     for value in _of_environment(tuple(os.environ.items())):
         text = text.replace(value, MARK)
     return _SETTING.sub(rf"\1{MARK}", _TOKEN.sub(MARK, text))
+
+
+def excerpt(text: str) -> str:
+    """The first 300 characters of `text` in one line, without secrets; of any error, however long.
+
+    Only the beginning is looked at, up to the end of a word: half a secret would not be known.
+    """
+    words = " ".join(text[:_MAX_TEXT].split())
+    if len(text) > _MAX_TEXT:
+        words = words.rpartition(" ")[0] or "..."
+    return redact(words)[:_EXCERPT]
 
 
 def canonical(value: str) -> str:
@@ -140,7 +159,8 @@ def canonical(value: str) -> str:
 
 def is_redacted(text: str | None) -> bool:
     """Whether a setting has lost its secrets, so that it can be compared but not used."""
-    return text is not None and re.search(r"://\*\*\*@|://.*[?&=]\*\*\*", text) is not None
+    _, _, rest = (text or "").partition("://")
+    return rest != "" and re.search(r"(?:^|://)\*\*\*@|[?&=]\*\*\*", rest) is not None
 
 
 def _redacted_chain(url: str) -> str:

@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 
 from lightship import redaction
-from lightship.redaction import canonical, is_redacted, learn, learn_secret, redact
+from lightship.redaction import canonical, excerpt, is_redacted, learn, learn_secret, redact
+from tests.support.bounded_child import call_each
 
 S = "PLANTED7secret"
 """What must never be left of any text below."""
@@ -190,3 +191,47 @@ def test_a_secret_is_known_by_what_stands_beside_it(text: str) -> None:
 )  # fmt: skip
 def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == text
+
+
+LONG_BYTES = 300_000
+REPEATED = [
+    "a-", "x-", "-", "token-", "token ", "'a", "eyJ", "-eyJaaaaaaaa", "eyJaaaaaaaa.", "a://", "a.",
+    "a+", "://", ":", "a://u:", "a://x?a&", "b://b@", "h/:", "::a", "?", "cookie: ", "token = ,",
+    "-----BEGIN ", "-----END ", "é",
+]  # fmt: skip
+
+
+def clean(text: str) -> None:
+    redact(text)
+    is_redacted(text)
+
+
+def test_the_time_for_a_text_that_is_made_to_be_slow_is_linear() -> None:
+    """Of quadratic time one alone takes an hour."""
+    texts = {
+        start + unit: (start + unit * (LONG_BYTES // len(unit)),)
+        for unit in REPEATED
+        for start in ("", "a://")
+    }
+    call_each(clean, texts, max_mib=200, max_s=60)
+
+
+@pytest.mark.parametrize("before", ["", "a-", "...", "2", "_", "my-", "'", "x.", "(", "(é"])
+def test_a_secret_is_found_behind_other_characters(before: str) -> None:
+    secrets = [f"https://user:{S}@host/x", f"my-token={S}", f"'token': '{S}'"]
+    if not before[-1:].isalnum() and before != "_":
+        secrets += [f"x-my-key: {S}", f"eyJhbGciOiJI.{S}.{S}"]
+    for secret in secrets:
+        assert S not in redact(f"at {before}{secret} now")
+    assert redact(f"at {before}https://host/x") == f"at {before}https://host/x"
+    assert redact(f"at?my-token={S}") == "at?my-token=***"
+
+
+def test_an_excerpt_of_a_long_text_ends_in_no_half_of_a_secret() -> None:
+    learn_secret(S)
+    for shift in range(1, len(S) + 4):
+        long = "token=" + "a" * (2**16 - 7 - shift)  # *** in the excerpt: what follows is seen
+        assert excerpt(f"{long} {S} {'b ' * 99}") in ("token=***", "token=*** ***")
+    assert excerpt("a" * 2**20) == "..."
+    assert excerpt("one\n two") == "one two"
+    assert excerpt("a " * 2**20) == ("a " * 150)

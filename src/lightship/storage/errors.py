@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lightship.errors import ConfigError, DataError, LightshipError, TimeoutExpired
+from lightship.redaction import excerpt
 from lightship.storage.urls import redact
 
 
@@ -153,7 +154,7 @@ def permanent(error: Exception, url: str) -> Exception | None:
 
 def reason(error: BaseException) -> str:
     """Kind and text of an error, redacted."""
-    text = redact(" ".join(str(error).split()))[:300]
+    text = excerpt(str(error))
     kind = http_answer(error)[1] or type(error).__name__
     return f"{kind}: {text}" if text else kind
 
