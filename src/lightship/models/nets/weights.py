@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightship.checkpoint.loading import read_payload
 from lightship.checkpoint.serialization import from_bytes
 from lightship.data.names import normal_form
-from lightship.errors import ConfigError
+from lightship.errors import ConfigError, in_one_line
 from lightship.models.nets import published, timm_nets
 from lightship.models.nets.structure import head_parameters
 from lightship.storage import redact
@@ -23,8 +23,11 @@ _NESTED = (
     "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "module",
 )  # fmt: skip
 """Keys under which training scripts store a state dict; averaged weights come first."""
-_WRAPPERS = re.compile(r"((?:_orig_mod|module|model|net|backbone|state_dict|model_ema)\.)*")
-"""Prefixes of names: of modules that hold a net, and of wrappers (DDP, torch.compile)."""
+_WRAPPERS = re.compile(r"((?:_orig_mod|module|model|net|backbone|state_dict|model_ema)\.){0,8}")
+"""Prefixes of names: of modules that hold a net, and of wrappers (DDP, torch.compile).
+
+Not more of them than anybody nests: each prefix of a forged name of megabytes would be a text.
+"""
 _NOT_WEIGHTS = re.compile(r"n_averaged|(.*\.)?total_(ops|params)")
 _HEAD_STD = 0.01
 _AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
@@ -91,13 +94,13 @@ def _from_safetensors(payload: bytes, where: str) -> dict[str, Any] | None:
     length = int.from_bytes(payload[:8], "little")
     if payload[8:9] != b"{" or length > len(payload):
         return None
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return load(payload)
-    except SafetensorError as error:
-        raise ConfigError(f"{where} cannot be read as a safetensors file ({error})") from None
+    except Exception as error:  # also torch's, of types and shapes that it does not know
+        reason = in_one_line(error)
+        raise ConfigError(f"{where} cannot be read as a safetensors file ({reason})") from error
 
 
 def load_weights(net: nn.Module, name: str, weights: Weights, class_names: Sequence[str]) -> None:
@@ -120,7 +123,7 @@ def load_weights(net: nn.Module, name: str, weights: Weights, class_names: Seque
     """
     own = net.state_dict()
     head = _head_keys(net, own)
-    state = timm_nets.adapted(_renamed(weights.state, own), net)
+    state = _adapted(weights, name, net, own)
     if not any(key.endswith(_COUNTER) for key in state):  # files of before torch 0.4.1
         own = {key: value for key, value in own.items() if not key.endswith(_COUNTER)}
     for key in head:
@@ -152,6 +155,17 @@ def load_weights(net: nn.Module, name: str, weights: Weights, class_names: Seque
     logger.info(line)
     if lacks:
         logger.warning(f"{weights.where} lacks {_few(lacks, ', ')}: random values are kept there")
+
+
+def _adapted(
+    weights: Weights, name: str, net: nn.Module, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Stored tensors by the net's names, and those of timm as its version has them."""
+    state = _renamed(weights.state, own)
+    try:
+        return timm_nets.adapted(state, net)
+    except Exception as error:  # whatever tensors of odd shapes lead timm's code into
+        raise _refusal(weights, name, [f"timm fails on it ({in_one_line(error)})"]) from error
 
 
 def _head_keys(net: nn.Module, own: Mapping[str, Tensor]) -> list[str]:

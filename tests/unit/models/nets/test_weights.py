@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import json
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightship.models.nets import weights
 from lightship.models.nets.build import build_net
 from lightship.models.nets.structure import head_parameters
 from lightship.models.nets.weights import Weights, load_weights, read_weights
+from tests.support.bounded_child import call_bounded
 from tests.support.own_nets import twenty_blocks
 
 SIZE_PX, CLASSES = 32, 5
@@ -303,6 +305,39 @@ def test_a_torn_safetensors_file_is_refused(end: int, stored: State, tmp_path: P
         load(path)
 
 
+def safetensors_file(name: str, dtype: str, shape: list[int], size_bytes: int) -> bytes:
+    """A file of one tensor of zeros."""
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, size_bytes]}
+    header = json.dumps({name: tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size_bytes"),
+    [("F4", [8], 4), ("F8_E8M0", [8], 8), ("F32", [0, 2**63], 0), ("F32", [0, 2**62, 2**62], 0)],
+)
+def test_a_safetensors_file_of_what_torch_does_not_know_is_refused(
+    dtype: str, shape: list[int], size_bytes: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(safetensors_file("a", dtype, shape, size_bytes))
+    with pytest.raises(ConfigError, match=r"w\.safetensors cannot be read as a safetensors file"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("pos_embed", [3]), ("pos_embed", [1, 11, 192]), ("patch_embed.proj.weight", [192, 7])],
+)
+def test_tensors_on_which_the_code_of_timm_fails_are_refused(name: str, shape: list[int]) -> None:
+    pytest.importorskip("timm")
+    net = "timm:vit_tiny_patch16_224"
+    module = build_net(net, 2, 32)
+    state = module.state_dict() | {name: torch.zeros(shape)}
+    with pytest.raises(ConfigError, match=r"^w does not fit --model\.net timm:vit.*timm fails"):
+        load_weights(module, net, Weights("w", state, {}), names(2))
+
+
 def test_a_net_of_timm_takes_its_weights_at_another_image_size(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -342,6 +377,16 @@ def test_thousands_of_prefixes_are_not_all_tried() -> None:
     prefixes = weights._prefixes(names)
     assert len(prefixes) == 32
     assert {"", "module.", "module.net."} <= set(prefixes)
+
+
+def prefixes_of(name: str) -> list[str]:
+    return weights._prefixes({name: torch.ones(1)})
+
+
+def test_a_name_of_thousands_of_wrappers_costs_no_memory() -> None:
+    """A text for each prefix takes 800 MB."""
+    outcome = call_bounded(prefixes_of, "net." * 20_000 + "w", max_mib=30)
+    assert outcome.result == ["net." * count for count in range(9)]
 
 
 def test_a_new_head_starts_near_zero_and_a_loaded_one_as_it_was(
