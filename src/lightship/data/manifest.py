@@ -45,7 +45,8 @@ class Manifest:
     class_names: list[str]
     container: Literal["bytes", "gzip", "parquet"]
     encoding: str
-    """"image" (JPEG, PNG, WebP ... bytes) or "raw:3x32x32" (uint8 pixels, CHW)."""
+    """"image" (JPEG, PNG, WebP ... bytes) or "raw:3x32x32" (uint8 pixels, CHW; each
+    side 1 to 9999)."""
     members: Sequence[str] | None = None
     """[N] what each sample is called within its file, where that is known: names for a table of
     predictions. They are no part of the fingerprint."""

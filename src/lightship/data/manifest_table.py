@@ -24,6 +24,7 @@ from lightship.storage.file_list import FileList
 from lightship.storage.urls import stays_inside
 
 _CONTAINERS = ("bytes", "gzip", "parquet")
+_ENCODING = re.compile(r"image|raw:3x[1-9][0-9]{0,3}x[1-9][0-9]{0,3}")
 
 
 def write_table(
@@ -210,6 +211,6 @@ def check_description(split: str, manifest: Manifest) -> None:
         raise ValueError(f"the class names of {split} are {names!r:.80}")
     text = (manifest.root, manifest.container, manifest.encoding, manifest.not_read)
     is_text = all(isinstance(each, str) for each in text)
-    is_known = is_text and re.fullmatch(r"image|raw:\d+x\d+x\d+", text[2])
+    is_known = is_text and _ENCODING.fullmatch(text[2])
     if not is_known or text[1] not in _CONTAINERS:
         raise ValueError(f"the root, container and encoding of {split} are {text[:3]!r:.80}")

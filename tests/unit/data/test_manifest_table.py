@@ -197,7 +197,12 @@ WRONG_CLASSES: dict[str, list[str]] = {
     "a lone surrogate": ["a", "b", "\ud800"], "5,000 letters": ["a", "b", "x" * 5000],
     "far more than samples": [str(i) for i in range(100_001)],
 }  # fmt: skip
+WRONG_ENCODINGS = [
+    "raw:1x4x4", "raw:4x4x4", "raw:3x0x4", "raw:3x4x10000", "raw:3x4294967296x4294967296",
+    "raw:3x\u0664x4", "raw:3x4x4\n",
+]  # fmt: skip
 WRONG: dict[str, dict[str, Any]] = {
+    **{f"encoding {encoding!r}": {"encoding": encoding} for encoding in WRONG_ENCODINGS},
     "negative offset": {"offset": [0, -1, 5]},
     "negative length": {"length": [-5, 1, 5]},
     "an offset beyond any file": {"offset": [0, 2**60, 5]},

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Callable
 
@@ -68,8 +69,10 @@ def decode(
     """
     if encoding != "image":
         shape = tuple(int(n) for n in encoding.removeprefix("raw:").split("x"))
-        if len(data) != np.prod(shape):
-            raise DataError(f"{len(data)} bytes where {encoding} has {np.prod(shape)}")
+        if shape[0] != 3:
+            raise DataError(f"{encoding} has {shape[0]} channels, not 3")
+        if len(data) != math.prod(shape):
+            raise DataError(f"{len(data)} bytes where {encoding} has {math.prod(shape)}")
         return np.frombuffer(data, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
     try:
         with memory.held():

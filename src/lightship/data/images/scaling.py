@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lightship.errors import DataError
+
 Kernel = Callable[[np.ndarray, np.ndarray, str], None]
 """Scales an image [H, W, 3] uint8 (contiguous) into another one; "bilinear" or "bicubic"."""
 SYMBOLS = (
@@ -46,7 +48,13 @@ def scale(image: np.ndarray, height: int, width: int, interpolation: str) -> np.
 
     Returns:
         [height, width, 3] uint8: as `F.interpolate(antialias=True)`, bit for bit.
+
+    Raises:
+        DataError: It has another number of channels: the kernel would leave a part of the result as
+            the memory was.
     """
+    if image.shape[2:] != (3,):
+        raise DataError(f"an image of the shape {image.shape}, not [height, width, 3]")
     out = np.empty((height, width, 3), dtype=np.uint8)
     kernel()(image, out, interpolation)
     return out

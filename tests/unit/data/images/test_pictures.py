@@ -194,6 +194,11 @@ def test_raw_pixels():
     np.testing.assert_array_equal(pixels, raw.transpose(1, 2, 0))
     with pytest.raises(DataError, match=r"59 bytes where raw:3x4x5 has 60"):
         decode(raw.tobytes()[1:], "raw:3x4x5")
+    for encoding in ("raw:1x4x15", "raw:4x3x5"):  # [H, W, 3] is what all others expect
+        with pytest.raises(DataError, match=r"channels, not 3"):
+            decode(raw.tobytes(), encoding)
+    with pytest.raises(DataError, match=r"^0 bytes where raw:3x4294967296x4294967296 has \d{20}"):
+        decode(b"", "raw:3x4294967296x4294967296")
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 61), (61, 40), (9, 7), (32, 50), (33, 33)])

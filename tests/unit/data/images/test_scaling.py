@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from lightship.data.images import scaling
+from lightship.errors import DataError
 
 SIZES = [(1, 1, 5, 3), (30, 41, 30, 20), (64, 48, 32, 24), (20, 33, 57, 80), (97, 3, 11, 1)]
 KERNELS = ["library", "imported"]
@@ -34,6 +35,13 @@ def test_pixels_of_interpolate(name: str, interpolation: str) -> None:
         chw = torch.from_numpy(image).permute(2, 0, 1)[None]
         expected = interpolate(chw, size, mode=interpolation, antialias=True)[0]
         np.testing.assert_array_equal(out, expected.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 1), (4, 4, 4), (4, 4)])
+def test_an_image_of_other_channels_is_refused(shape: tuple[int, ...]) -> None:
+    """The kernel scales as many as there are: into a result of three, or beyond it."""
+    with pytest.raises(DataError, match=r"not \[height, width, 3\]"):
+        scaling.scale(np.zeros(shape, dtype=np.uint8), 2, 2, "bilinear")
 
 
 def test_a_failed_call_is_an_error() -> None:
