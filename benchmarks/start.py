@@ -1,7 +1,7 @@
 """Whole commands: seconds to the first line, to the first step and to the end, at two starts.
 
 CIFAR10=FOLDER RUNS=3 make bench TABLES=start      # real CIFAR-10 as class folders
-COUNT=3000 JOBS=digits,cifar10,s3 make bench TABLES=start
+COUNT=3000 JOBS=imports,digits,cifar10,s3 make bench TABLES=start
 """
 
 import contextlib
@@ -13,21 +13,25 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
-from benchmarks import stream_images, stream_peers
+from benchmarks import start_imports, stream_images, stream_peers
 from benchmarks.stream import CACHE, upload
 from benchmarks.table import machine, print_table, spread
 from tests.support.s3 import S3Server
 
 RUNS = int(os.environ.get("RUNS", "1"))
 COUNT = int(os.environ.get("COUNT", "3000"))
-JOBS = os.environ.get("JOBS", "digits,cifar10,s3").split(",")
+JOBS = os.environ.get("JOBS", "imports,digits,cifar10,s3").split(",")
 TUTORIAL_EPOCHS = 2
 _STEP = re.compile(r'"event": "(pace|train|val)"|^first step')
 """The first line that follows a step: of lightship's JSON lines, or of a peer."""
+_IMPORTED, _DECODED = '"text": "imports have ended"', re.compile(r"images were decoded (\S+) s ago")
+"""What lightship logs at the level debug; the second with the age of the first decoded split."""
 Times = dict[str, float]
 
 
@@ -42,6 +46,9 @@ class Arm:
 
 def main() -> None:
     """whole commands, interleaved: first line, first step, end; first start and second start"""
+    print(f"{machine()}; n = {RUNS}; median (range)\n")
+    if "imports" in JOBS:
+        start_imports.show(RUNS)
     with _roots() as (roots, env):
         arms = [arm for arm in ARMS if arm.job in roots]
         results: dict[tuple[Arm, int], list[Times]] = {}
@@ -56,27 +63,46 @@ def main() -> None:
                         results.setdefault((arm, start), []).append(times)
                         line = f"  run {run + 1}/{RUNS}  {arm.job}, {arm.name}, start {start}"
                         print(f"{line}: {json.dumps(times)}", file=sys.stderr, flush=True)
-    print(f"{machine()}; n = {RUNS}; median (range)\n")
-    head = ["job", "arm", "start", "first line s", "first step s", "whole s", "CPU s", "accuracy"]
-    names = ("line", "step", "whole", "cpu")
-    rows = []
-    for (arm, start), runs in results.items():
-        cells = [spread([run[name] for run in runs if name in run] or [0.0], 1) for name in names]
-        accuracies = [run["accuracy"] for run in runs if "accuracy" in run]
-        cells.append(spread(accuracies, 3) if accuracies else "")
-        rows.append([arm.job, arm.name, str(start), *cells])
+    head = ["job", "arm", "start", *_COLUMNS.values()]
+    rows = [
+        [arm.job, arm.name, str(start), *(_cell(runs, name) for name in _COLUMNS)]
+        for (arm, start), runs in results.items()
+    ]
+    if not rows:
+        return
     print_table(head, rows)
     print(
         "\nFirst step: the first line after it. The second start is another run on the same images,"
     )
     print("with the caches that the first one has left. CPU: of the process and all it waited for.")
+    print("Decoded: when the first split was, after the end of the imports; before it if below 0.")
+
+
+_COLUMNS = {
+    "line": "first line s",
+    "decoded": "decoded s",
+    "step": "first step s",
+    "whole": "whole s",
+    "cpu": "CPU s",
+    "accuracy": "accuracy",
+}
+"""What is measured -> its column."""
+
+
+def _cell(runs: list[Times], name: str) -> str:
+    values = [run[name] for run in runs if name in run]
+    return spread(values, 3 if name == "accuracy" else 1) if values else ""
 
 
 @contextlib.contextmanager
 def _roots() -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     """Job -> root of its images, of those that can be run; and the environment."""
-    roots = {"digits": "digits"} if "digits" in JOBS else {}
+    roots = {}
     env = dict(os.environ)
+    if "digits" in JOBS:
+        roots["digits"] = str(CACHE / "digits")
+        with zipfile.ZipFile(str(resources.files("lightship") / "data/digits.zip")) as archive:
+            archive.extractall(roots["digits"])
     if "cifar10" in JOBS and (folder := os.environ.get("CIFAR10")):
         roots["cifar10"] = folder
     elif "cifar10" in JOBS:
@@ -94,7 +120,7 @@ def _timed(command: list[str], env: dict[str, str]) -> Times:
     """Run a command; seconds from its start to its lines and its end."""
     began_s, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     times: Times = {}
-    lines = []
+    lines, imported_s = [], 0.0
     process = subprocess.Popen(
         command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -105,6 +131,10 @@ def _timed(command: list[str], env: dict[str, str]) -> Times:
         times.setdefault("line", now_s)
         if _STEP.search(line):
             times.setdefault("step", now_s)
+        if _IMPORTED in line:
+            imported_s = now_s
+        if "decoded" not in times and (found := _DECODED.search(line)):
+            times["decoded"] = now_s - float(found[1]) - imported_s
         if found := re.search(r'"test/acc": ([\d.]+)', line):
             times["accuracy"] = float(found[1])
     if process.wait():
@@ -118,6 +148,7 @@ def _timed(command: list[str], env: dict[str, str]) -> Times:
 def _lightship(*flags: str) -> Callable[[str, str], list[str]]:
     def command(root: str, out: str) -> list[str]:
         of_run = [f"--data.root={root}", f"--run.output={out}", "--run.log_format=json"]
+        of_run += ["--run.log_level=debug"]
         return [sys.executable, "-m", "lightship", "fit", *flags, *of_run]
 
     return command
@@ -128,13 +159,18 @@ def _module(name: str, *flags: str) -> Callable[[str, str], list[str]]:
 
 
 ARMS = [
-    Arm("digits", "lightship --config digits", _lightship("--config=digits")),
+    Arm(
+        "digits",
+        "lightship --config digits",
+        lambda _, out: _lightship("--config=digits")("digits", out),
+    ),
+    Arm("digits", "bare script, 15 epochs", _module("start_bare", str(15 * 45), "32")),
     Arm(
         "cifar10",
         "lightship --config cifar10, 70 steps",
         _lightship("--config=cifar10", "--trainer.max_steps=70"),
     ),
-    Arm("cifar10", "bare script, 70 steps", _module("start_bare", "70")),
+    Arm("cifar10", "bare script, 70 steps", _module("start_bare", "70", "256")),
     Arm(
         "cifar10",
         "tutorial as written, 2 epochs",
@@ -148,4 +184,5 @@ ARMS = [
             "--data.global_batch_size=128", "--trainer.max_steps=20",
         ),
     ),
+    Arm("s3", "bare script over s3fs, 20 steps", _module("start_bare_s3", "20", "128")),
 ]  # fmt: skip

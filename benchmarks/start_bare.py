@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from itertools import chain, islice, repeat
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +14,27 @@ from torchvision.datasets import ImageFolder
 from lightship.models.nets.litcnn import litcnn
 
 
-def main(root: str, steps: int) -> None:
+def main(root: str, steps: int, batch_size: int) -> None:
     began_s = time.perf_counter()
     prepare = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+        [
+            transforms.Resize(32),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
     )
     train = ImageFolder(f"{root}/train", prepare)
-    batches = DataLoader(train, 256, shuffle=True, num_workers=2)
+    batches = DataLoader(train, batch_size, shuffle=True, num_workers=2, persistent_workers=True)
     net = litcnn(len(train.classes), 32)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     print("training", flush=True)
-    for step, (images, labels) in enumerate(batches, 1):
+    epochs = chain.from_iterable(repeat(batches))
+    for step, (images, labels) in enumerate(islice(epochs, steps), 1):
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
         if step == 1:
             print("first step", flush=True)
-        if step == steps:
-            break
     net.eval()
     right, total = 0, 0
     with torch.no_grad():
@@ -41,4 +45,4 @@ def main(root: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

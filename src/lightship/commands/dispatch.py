@@ -88,6 +88,7 @@ def _train_or_evaluate(command: Command) -> None:
 
         work = getattr(evaluate, command.name)
     libraries.end_imports()
+    logger.debug("imports have ended")
     work(command)
 
 

@@ -5,6 +5,7 @@ decoded splits, where `ImageSplit` finds them. If it fails (a damaged image, a f
 without a message: the command decodes the split itself, and reports the error.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -73,6 +74,10 @@ def wait_for(path: Path) -> None:
         if time.monotonic() > ends_s:
             return
         time.sleep(_LOOK_EVERY_S)
+    if _process is not None:
+        with contextlib.suppress(OSError):  # not there: it failed
+            ago_s = time.time() - path.stat().st_mtime
+            logger.debug(f"images were decoded {ago_s:.3f} s ago")
 
 
 def main() -> None:
