@@ -27,7 +27,14 @@ from lightship.run import config_file
 from lightship.training import features
 from lightship.training.callbacks import build
 from tests.support.images import little_set, put
-from tests.support.killing import Job, assert_as_if_never_killed, kill_once, many_images
+from tests.support.killing import (
+    Job,
+    assert_as_if_never_killed,
+    features_in_small_parts,
+    kill_at_step,
+    kill_in_features,
+    many_images,
+)
 from tests.support.own_nets import twenty_blocks
 from tests.support.runs import last_state
 
@@ -43,14 +50,22 @@ STAGED = [
 
 
 def test_killed_before_and_after_layers_begin_to_train_and_sizes_change(tmp_path: Path) -> None:
-    images = many_images(str(tmp_path / "images"))
-    unkilled = Job(tmp_path, str(tmp_path / "unkilled"), images, STAGED)
+    """Once in the pass that gives the head's features, once before and once after the 16th step.
+
+    Of 32 steps, 8 an epoch.
+    """
+    images, prepare = many_images(str(tmp_path / "images")), features_in_small_parts
+    unkilled = Job(tmp_path, str(tmp_path / "unkilled"), images, STAGED, prepare=prepare)
     ids = unkilled.finish()
     (tmp_path / "again").mkdir()
-    job = Job(tmp_path / "again", str(tmp_path / "run"), images, STAGED).saving()
+    job = Job(tmp_path / "again", str(tmp_path / "run"), images, [*STAGED], prepare=prepare)
+    job.saving()
     numbers = random.Random(11)
-    hits = [kill_once(job, "random", numbers) for _ in range(5)]
-    assert "training" in hits, hits
+    assert len(kill_in_features(job)) == 1, "of 6 parts"
+    saved, begun = kill_at_step(job, numbers.randrange(4, 8))
+    assert 0 < saved < 16 > begun, "layers do not train yet"
+    saved, begun = kill_at_step(job, numbers.randrange(19, 24))
+    assert 16 < saved < 32 > begun, "layers train"
     assert_as_if_never_killed(job, last_state(unkilled.output), ids)
 
 

@@ -30,6 +30,29 @@ def draw_nothing() -> None:
     fit.write_report = lambda *_: None  # type: ignore[assignment]
 
 
+def features_in_small_parts(stops: bool = False) -> None:
+    """In a child: features of 4 images at a time, in parts of 8.
+
+    Args:
+        stops: The pass goes no further than the first part that is written.
+    """
+    from lightship.data import feature_store
+    from lightship.training import features
+
+    draw_nothing()
+    features._BATCH = 4
+    feature_store.ROWS, feature_store._AT_ROWS = 8, (slice(None, 8), slice(8, None))
+    append = feature_store.FeatureStore.append
+
+    def stopping(self: feature_store.FeatureStore, rows: feature_store.Rows) -> None:
+        append(self, rows)
+        if self._parts:
+            time.sleep(600)
+
+    if stops:
+        feature_store.FeatureStore.append = stopping  # type: ignore[method-assign]
+
+
 @dataclass
 class Job:
     """The same command again and again, on one output.
@@ -40,6 +63,7 @@ class Job:
         root: URL of the images (see `many_images`).
         flags: More flags.
         env: More environment.
+        prepare: What a child calls first, unless its start names another.
     """
 
     folder: Path
@@ -47,9 +71,10 @@ class Job:
     root: str
     flags: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[..., None] = draw_nothing
 
     def start(
-        self, prepare: Callable[..., None] = draw_nothing, *args: Any
+        self, prepare: Callable[..., None] | None = None, *args: Any
     ) -> AbstractContextManager[Child]:
         arguments = [
             "fit", f"--data.root={self.root}", f"--run.output={self.output}",
@@ -58,7 +83,7 @@ class Job:
             "--optim.lr=0.01", "--trainer.max_epochs=4", "--trainer.log_every_n_steps=5",
             "--trainer.early_stopping_patience=9", *self.flags,
         ]  # fmt: skip
-        return lightship(arguments, self.folder, self.env, prepare, args)
+        return lightship(arguments, self.folder, self.env, prepare or self.prepare, args)
 
     def saving(self) -> "Job":
         """The same with a save every few steps."""
@@ -152,6 +177,45 @@ def kill_once(job: Job, kind: str, random_numbers: random.Random) -> str:
             return "a write"
         trained = len(child.steps()) > begun_before
         return "the end" if code == 0 else "training" if trained else "the start"
+
+
+def kill_at_step(job: Job, step: int) -> tuple[int, int]:
+    """Start the job and SIGKILL it once it has begun a step.
+
+    Returns:
+        (newest checkpoint's step, last step that was begun).
+    """
+    newest = job.newest()
+    with job.start() as child:
+        begun_before = len(child.steps())
+
+        def begun() -> list[tuple[int, list[int]]]:
+            return child.steps()[begun_before:]
+
+        child.wait_for(lambda: begun() and begun()[-1][0] >= step)
+        child.kill()
+        assert child.process.exitcode == -signal.SIGKILL, child.output
+        assert_little_is_lost(job, newest, begun())
+        saved = job.newest()
+        return saved.step if saved else 0, begun()[-1][0]
+
+
+def kill_in_features(job: Job) -> list[str]:
+    """Start the job and SIGKILL it within the pass over the images that gives the head's features.
+
+    Returns:
+        Names of the parts that it has left.
+    """
+
+    def parts() -> list[str]:
+        return [path.name for path in Path(job.output, "features", "train").glob("*.npz")]
+
+    with job.start(features_in_small_parts, True) as child:
+        child.wait_for(parts)
+        child.kill()
+        assert child.process.exitcode == -signal.SIGKILL, child.output
+        assert not child.steps(), "the head is fitted before the first step"
+    return parts()
 
 
 def assert_little_is_lost(
