@@ -1,8 +1,6 @@
 """Published weights: addresses, download from a real HTTP server, cache, checksum, refusals."""
 
 import hashlib
-import http.server
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,50 +13,17 @@ from lightship.errors import ConfigError
 from lightship.models.nets import published
 from lightship.models.nets.weights import read_weights
 from lightship.storage import StorageTimeout
+from tests.support.site import Site, without_other_sources
 
 LITE = "timm:tf_efficientnet_lite0"
 LITE_PATH = "timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors"
 
 
-class Site:
-    """A folder on a local HTTP server, and the paths that were asked for by GET."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.gets = root, []
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def __init__(handler, *args) -> None:
-                super().__init__(*args, directory=str(root))
-
-            def do_GET(handler) -> None:
-                self.gets.append(handler.path.lstrip("/"))
-                super().do_GET()
-
-            def log_message(handler, *args) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def put(self, path: str, data: bytes) -> None:
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    for name in ("LIGHTSHIP_CACHE", "TORCH_HOME", "HF_HUB_CACHE"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "HF_HUB_CACHE"))
-    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "3")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    site = Site(tmp_path / "site")
-    yield site
-    site.server.shutdown()
-    site.server.server_close()
+    without_other_sources(tmp_path, monkeypatch)
+    with Site(tmp_path / "site") as site:
+        yield site
 
 
 def test_weights_of_timm_come_from_the_hub_once(
@@ -154,8 +119,7 @@ def test_the_hubs_own_cache_is_used(site: Site, tmp_path: Path) -> None:
 def test_without_network_the_error_says_how_to_give_the_weights(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.server.shutdown()
-    site.server.server_close()
+    site.close()
     monkeypatch.setenv("LIGHTSHIP_WEIGHTS_MIRROR", site.url)
     with pytest.raises(StorageTimeout) as refused:
         published.fetch("resnet18")
