@@ -37,8 +37,9 @@ LATENCIES_MS = [int(text) for text in os.environ.get("LATENCIES", "0,20,80").spl
 CACHE = Path(tempfile.gettempdir()) / "lightship-stream-bench"
 HEAD = [
     "arm", "added ms", "cold images/s", "second epoch images/s", "all epochs images/s",
-    "first batch s", "CPU s per 1,000", "server's CPU s per 1,000", "requests per image",
-    "KB per image", "peak MiB", "share of the limit",
+    "first batch s", "batches 2-20 images/s", "of the limit's", "CPU s per 1,000",
+    "server's CPU s per 1,000", "requests per image", "KB per image", "peak MiB",
+    "share of the limit",
 ]  # fmt: skip
 ARMS = {
     "limit": Arm("limit", "memory"),
@@ -133,12 +134,12 @@ def upload(local: Path, s3: S3Server, url: str) -> str:
 
 
 def _print_results(results: dict[tuple[str, int], list[Result]], folder: Path) -> None:
-    limits = [
-        _rate(run, 1) for run in results.get(("limit", LATENCIES_MS[0]), []) if "images" in run
-    ]
-    limit = statistics.median(limits) if limits else None
+    of_limit = [run for run in results.get(("limit", LATENCIES_MS[0]), []) if "images" in run]
+    limit = statistics.median([_rate(run, 1) for run in of_limit]) if of_limit else None
+    early = [_early_rate(run) for run in of_limit if "early_s" in run]
+    early_limit = statistics.median(early) if early else None
     print(f"{machine()}; {_described(folder)}; n = {RUNS}; median (range)\n")
-    rows = [_row(*key, runs, limit) for key, runs in results.items()]
+    rows = [_row(*key, runs, limit, early_limit) for key, runs in results.items()]
     print_table(HEAD, rows)
     print(f"\nBatches of 128 at 224 px (RandomResizedCrop, flip, uint8), {EPOCHS} epochs, a fresh")
     print("process with empty caches each; two workers or threads; the same decoder in all peers.")
@@ -174,7 +175,14 @@ def _mean_rate(run: Result) -> float:
     return images / sum(run[f"epoch{epoch}_s"] for epoch in epochs)
 
 
-def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> list[str]:
+def _early_rate(run: Result) -> float:
+    """From the second batch to the twentieth: what reading ahead has reached by then."""
+    return run["early_images"] / run["early_s"]
+
+
+def _row(
+    name: str, delay_ms: int, runs: list[Result], limit: float | None, early_limit: float | None
+) -> list[str]:
     row = [name, "" if name.startswith("limit") else str(delay_ms)]
     good = [run for run in runs if "images" in run]
     if not good:
@@ -185,6 +193,9 @@ def _row(name: str, delay_ms: int, runs: list[Result], limit: float | None) -> l
     row.append(spread([_rate(run, 2) for run in good]) if EPOCHS > 1 else "")
     row.append(spread([_mean_rate(run) for run in good]))
     row.append(spread([run["first_batch_s"] for run in good], 2))
+    early = [_early_rate(run) for run in good if "early_s" in run]
+    row.append(spread(early) if early else "")
+    row.append(f"{statistics.median(early) / early_limit:.2f}" if early and early_limit else "")
     row.append(spread([1000 * run["cpu_s"] / run["images"] for run in good], 2))
     if name.startswith("limit"):
         row += ["", "", ""]

@@ -105,6 +105,7 @@ def test_a_failed_arm_is_told_by_its_exception() -> None:
 def test_the_table_comes_out_with_every_arm_accounted_for(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(stream, "CACHE", tmp_path)
     monkeypatch.setattr(stream, "COUNT", 40)
+    monkeypatch.setenv("BATCH", "8")
     monkeypatch.setattr(stream, "LATENCIES_MS", [5])
     monkeypatch.setattr(stream.stream_peers, "photographs", lambda: None)
     monkeypatch.setenv("ARMS", "limit,folders: ImageFolder over s3fs")
@@ -114,6 +115,8 @@ def test_the_table_comes_out_with_every_arm_accounted_for(tmp_path, monkeypatch,
     limit, folders = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
     assert (limit["arm"], limit["share of the limit"]) == ("limit", "1.00")
     assert (folders["arm"], folders["added ms"]) == ("folders: ImageFolder over s3fs", "5")
+    assert (limit["of the limit's"], float(limit["batches 2-20 images/s"]) > 0) == ("1.00", True)
+    assert float(folders["of the limit's"]) > 0
     assert 1 <= float(folders["requests per image"]) < 1.5  # a GET each, and the listing
     assert float(folders["KB per image"]) == pytest.approx(110, abs=15)
     assert float(folders["CPU s per 1,000"]) > float(limit["CPU s per 1,000"]) > 0
