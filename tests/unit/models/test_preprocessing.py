@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from lightship.config import PREPROCESSING, Config, DataConfig
-from lightship.data.images.resize import DEFAULT_RESIZE, Resize, decode_square
+from lightship.data.images.decode import decode
+from lightship.data.images.resize import DEFAULT_RESIZE, OVERSAMPLING, Resize, decode_square
 from lightship.data.regime import resize_of
 from lightship.errors import ConfigError
 from lightship.models.nets.published import torchvision_names
@@ -41,15 +42,30 @@ def picture(height: int, width: int, format: str = "PNG") -> bytes:
 def test_pixels_are_those_of_timms_own_transform(
     size: tuple[int, int], format: str, crop: float
 ) -> None:
+    difference = difference_from_timm(picture(*size, format), crop)
+    assert difference.mean() < 1
+    assert difference.max() <= 16  # where an edge overshoots
+
+
+@pytest.mark.parametrize("size", [(1500, 2000), (2000, 1500)])
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+def test_pixels_of_a_jpeg_that_is_decoded_smaller_are_those_of_timms_own_transform(
+    size: tuple[int, int], crop: float
+) -> None:
+    data = picture(*size, "JPEG")
+    enough_px = OVERSAMPLING * Resize("bicubic", crop).short_side_px(224)
+    assert min(decode(data, "image", (enough_px, enough_px)).shape[:2]) < 1500
+    assert difference_from_timm(data, crop).mean() < 1
+
+
+def difference_from_timm(data: bytes, crop: float) -> np.ndarray:
+    """Of an image as the net gets it, [3, 224, 224]."""
     timm = pytest.importorskip("timm")
-    data = picture(*size, format)
     config = {**timm.data.resolve_data_config({}, model=_lite()), "crop_pct": crop}
     transform = timm.data.create_transform(**config, normalize=False)
     expected = transform(Image.open(io.BytesIO(data)).convert("RGB"))
     found = decode_square(data, "image", 224, resize=Resize("bicubic", crop))
-    difference = np.abs(found.transpose(2, 0, 1).astype(int) - expected.numpy().astype(int))
-    assert difference.mean() < 1
-    assert difference.max() <= 16  # where an edge overshoots
+    return np.abs(found.transpose(2, 0, 1).astype(int) - expected.numpy().astype(int))
 
 
 def _lite():
