@@ -283,7 +283,9 @@ def test_the_fine_tuning_of_the_page_leaves_the_choice_to_the_recipe(tmp_path: P
     assert isinstance(command, Command)
     assert command.config.run.output == "s3://bucket/runs/tuned"
     assert command.config.trainer.accelerator == "gpu"
-    sizes = {row.settings.get("data.global_batch_size", 32) for row in command.by_train_images}
+    sizes = {
+        row.settings.get("data.global_batch_size", 32) for row in command.choices.by_train_images
+    }
     assert sizes == {16, 32, 64}
     assert "(16, 32 or 64)" in page
 

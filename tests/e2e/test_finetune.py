@@ -175,25 +175,36 @@ def test_what_the_recipes_train(recipe: str, tmp_path: Path) -> None:
     assert same == frozen
 
 
-@pytest.mark.parametrize(("net", "size_px"), [("test_vit", 160), ("test_convnext", 64)])
+@pytest.mark.parametrize("net", ["test_vit", "test_convnext"])
 def test_the_recipe_trains_nets_without_batch_norm(
-    net: str, size_px: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but the first stages; `fit` and `--print_config` show the same rates."""
+    """All layers, at one size; `fit`, `--print_config` and the next start make the same choice."""
     state = timm.create_model(net, num_classes=1000).state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    flags = ["--config=finetune", f"--model.net=timm:{net}", f"--data.sizes_px={size_px}"]
-    flags += [f"--model.weights={tmp_path / 'w.safetensors'}", f"--data.image_size_px={size_px}"]
+    flags = ["--config=finetune", f"--model.net=timm:{net}", "--data.image_size_px=64"]
+    flags += [f"--model.weights={tmp_path / 'w.safetensors'}", "--optim.layer_decay=0.6"]
     trained = run(tmp_path, "run", *flags, "--trainer.max_epochs=1")["state_dict"]
     shown = capsys.readouterr().err
     rates = shown[shown.index("parameters and peak learning rates") :].splitlines()[0]
+    chosen = "chosen for a net without BatchNorm: --data.sizes_px null --model.freeze none"
+    assert f"{chosen} --model.head_init features --optim.lr 0.0001" in shown
+    assert "--model.head_init features: from 24 training images" in shown
+    assert "--optim.layer_decay" not in shown, "a flag wins"
     differs = {name for name in state if not torch.equal(state[name], trained[f"net.{name}"])}
-    stages = {"test_vit": ("patch_embed", "blocks.0", "blocks.1"), "test_convnext": ("stem",)}
-    assert differs
-    assert not {name for name in differs if name.startswith(stages[net])}
+    assert {"head.weight", "patch_embed.proj.weight"} <= differs or "stem.0.weight" in differs
     root = f"--data.root={tmp_path / 'images'}"
     assert main(["fit", root, *flags, "--print_config"]) == 0
-    assert f"# {rates}\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"# {rates}\n" in printed
+    assert "sizes_px: null\n" in printed
+    assert "layer_decay: 0.6\n" in printed
+
+    run(tmp_path, "run", *flags, "--trainer.max_epochs=2")
+    assert "chosen by the run's first start: --data.sizes_px null" in capsys.readouterr().err
+    kept = config_file.read(str(tmp_path / "run"))
+    assert (kept["optim"]["lr"], kept["optim"]["layer_decay"]) == (1e-4, 0.6)
+    assert (kept["model"]["freeze"], kept["trainer"]["gradient_clip_val"]) == ("none", 1.0)
 
 
 class Killed(BaseException):

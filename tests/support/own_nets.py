@@ -155,3 +155,9 @@ def greedy(num_classes: int) -> nn.Module:
 
 def greedy_in_evaluation(num_classes: int) -> nn.Module:
     return _Greedy(num_classes, in_training=False)
+
+
+def without_bias(num_classes: int) -> nn.Module:
+    """Its last layer has no bias."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    return net.append(nn.Linear(48, num_classes, bias=False))

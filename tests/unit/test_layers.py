@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "devices": {"errors"},
     "versions": {"errors", "config"},
-    "size_table": {"errors", "config"},
+    "choices": {"errors", "config"},
     "console": {"errors"},
     "distributed": {"errors", "config", "console", "host"},
     "storage": {"errors"},
@@ -48,13 +48,13 @@ ALLOWED: dict[str, set[str]] = {
         "storage", "tracking", "training",
     },
     "commands": {
-        "errors", "checkpoint", "config", "console", "data", "devices", "distributed", "doctor",
-        "exporters", "models", "predict", "report", "run", "size_table", "storage", "strict_json",
+        "errors", "checkpoint", "choices", "config", "console", "data", "devices", "distributed",
+        "doctor", "exporters", "models", "predict", "report", "run", "storage", "strict_json",
         "tracking", "training",
     },
     "cli": {
-        "errors", "commands", "config", "console", "data", "distributed", "predict", "run",
-        "size_table", "storage", "strict_yaml", "versions",
+        "errors", "choices", "commands", "config", "console", "data", "distributed", "predict",
+        "run", "storage", "strict_yaml", "versions",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from lightship import __version__, config, size_table, strict_yaml, versions
+from lightship import __version__, choices, config, strict_yaml, versions
 from lightship.cli.parser import (
     COMMANDS,
     DEFAULT_RECIPE,
@@ -34,8 +34,10 @@ from lightship.redaction import canonical, is_redacted, learn, redact
 
 _OF_A_RUN = (None, "best", "last")
 """Values of --ckpt_path that name a checkpoint of the run."""
+_CHOICES = "choices"
+"""Key of a namespace for the settings that a fit chooses itself."""
 _GIVEN = "given"
-"""Key of a namespace for the settings that the flags and --config files hold."""
+"""Likewise, for those that the flags and --config files hold."""
 _FLAGGED = "flagged"
 """Likewise, for those of the flags alone."""
 _OF_TRAINING = {
@@ -115,10 +117,10 @@ def _parsed(
     try:
         if own is not None:
             _set_defaults(parser, own, "config.yaml of --run.output", ConfigError)
-        table: size_table.Table = ()
+        left_open = choices.Choices()
         layers = []
         for source in sources:
-            table, values = _apply_config(parser, source, table)
+            left_open, values = _apply_config(parser, source, left_open)
             layers.append(values)
         # jsonargparse reserves the name; the parser has it only for the help.
         flags = with_brackets([flag for flag in flags if flag != "--print_config"])
@@ -127,7 +129,7 @@ def _parsed(
         layers.append(flagged)
         if _is_of_another_root([*([_flat(own)] if own else []), *layers], namespace.data.root):
             namespace.data.root_md5 = None
-        namespace[size_table.KEY] = size_table.without_settings(table, flagged.keys())
+        namespace[_CHOICES] = left_open.without(flagged.keys())
         namespace[_GIVEN] = frozenset().union(*layers)
         namespace[_FLAGGED] = frozenset(flagged)
         return namespace
@@ -221,18 +223,18 @@ def overview() -> str:
 
 
 def _apply_config(
-    parser: ArgumentParser, source: str, table: size_table.Table
-) -> tuple[size_table.Table, dict[str, Any]]:
+    parser: ArgumentParser, source: str, earlier: choices.Choices
+) -> tuple[choices.Choices, dict[str, Any]]:
     """Set a config's values as the parser's defaults, so that flags override them.
 
     Args:
         parser: Of the command.
         source: Value of --config.
-        table: Of the configs before.
+        earlier: The choices of the configs before.
 
     Returns:
-        The table of this config; without one that before, less the settings of this config. And
-        these settings, as `section.field` -> value.
+        The choices of this config over those before, less the settings of this config. And these
+        settings, as `section.field` -> value.
     """
     shown = f"--config {redact(source)}"
     try:
@@ -245,14 +247,14 @@ def _apply_config(
     content = {} if content is None else content
     if isinstance(content, dict):
         versions.check("config.yaml", content.pop("version", None), shown)
-        own_table = _table(parser, content.pop(size_table.KEY, None), shown)
+        own = _choices(parser, content, shown)
     _check_sections(content, shown)
     for fields in content.values():
         for name in fields.keys() & _NUMBER_OR_TEXT:
             fields[name] = str(fields[name]) if type(fields[name]) is int else fields[name]
     _set_defaults(parser, content, shown)
     values = _flat(content)
-    return own_table or size_table.without_settings(table, values.keys()), values
+    return own.over(earlier.without(values.keys())), values
 
 
 def _check_sections(content: Any, where: str) -> None:
@@ -272,15 +274,14 @@ def _check_sections(content: Any, where: str) -> None:
             )
 
 
-def _table(parser: ArgumentParser, rows: Any, where: str) -> size_table.Table:
-    """The rows of a config with values of the settings' types; empty if it has none."""
-    table = []
-    for row in () if rows is None else size_table.read(rows, where):
-        parsed = _parse(parser, size_table.sections(row), where)
-        values = {key: parsed[key] for key in row.settings}
-        table.append(dataclasses.replace(row, settings=values))
-    size_table.check(tuple(table), where)
-    return tuple(table)
+def _choices(parser: ArgumentParser, content: dict[str, Any], where: str) -> choices.Choices:
+    """The choices of a config, removed from its content, with values of the settings' types."""
+
+    def typed(settings: choices.Settings) -> choices.Settings:
+        parsed = _parse(parser, choices.sections(settings), where)
+        return {key: parsed[key] for key in settings}
+
+    return choices.take(content, where).changed(typed)
 
 
 def _set_defaults(
@@ -334,8 +335,7 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
     trains = name in FROM_THE_START
     starts_anew = trains and namespace.get("ckpt_path") is None
     try:
-        for row in namespace[size_table.KEY]:
-            config.check(size_table.with_settings(settings, row.settings), starts_anew, trains)
+        _check_choices(namespace[_CHOICES], settings, starts_anew, trains)
         config.check(settings, starts_anew, trains)
         _check_complete(name, settings)
         if not trains:
@@ -373,10 +373,24 @@ def _command(name: str, namespace: Namespace, sources: list[str], own: _Sections
         format=kind,
         wrong=wrong,
         given=namespace[_GIVEN],
-        by_train_images=namespace[size_table.KEY],
+        choices=namespace[_CHOICES],
         is_on_its_data=own is not None
         and config.is_same_root(str(own["data"]["root"]), settings.data.root),
     )
+
+
+def _check_choices(
+    left_open: choices.Choices, settings: Config, starts_anew: bool, trains: bool
+) -> None:
+    """Raise ConfigError for what may be chosen and is invalid.
+
+    Of what the net decides only the ranges: with the net, and the rest, it is checked once chosen.
+    """
+    for row in left_open.by_train_images:
+        config.check(choices.with_settings(settings, row.settings), starts_anew, trains)
+    by_net = choices.with_settings(settings, left_open.without_batch_norm)
+    for section in choices.sections(left_open.without_batch_norm):
+        config.check_ranges(getattr(by_net, section), f"--{section}.")
 
 
 def _refuse_publishing(command: Command, named_root: str) -> None:

@@ -1,8 +1,8 @@
 """A parsed command line: the command, its settings and its flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from lightship import size_table
+from lightship.choices import Choices
 from lightship.config import Config, PackConfig
 
 
@@ -23,7 +23,7 @@ class Command:
             the only import path that is called without model.trust.
         given: Settings (`section.field`) of the command line and its --config files, not of the
             run's own file.
-        by_train_images: Settings that a fit chooses by the number of training images.
+        choices: Settings that a fit chooses by the number of training images or by its net.
         only_prints_config: Whether to print the settings and exit.
     """
 
@@ -37,14 +37,14 @@ class Command:
     is_on_its_data: bool = False
     named_net: str = ""
     given: frozenset[str] = frozenset()
-    by_train_images: size_table.Table = ()
+    choices: Choices = field(default_factory=Choices)
     only_prints_config: bool = False
 
     @property
     def is_fine_tuning(self) -> bool:
-        """Whether it trains a net that has weights, or by a table of sizes."""
+        """Whether it trains a net that has weights, or with settings that it chooses itself."""
         trains = self.name in ("fit", "doctor")
-        return trains and bool(self.by_train_images or self.config.model.weights)
+        return trains and bool(self.choices or self.config.model.weights)
 
     @property
     def prints(self) -> bool:

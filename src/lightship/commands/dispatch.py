@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lightship import size_table, storage
+from lightship import choices, storage
 from lightship.commands.base import Command, PackCommand
 from lightship.distributed import launcher, libraries
 
@@ -100,6 +100,6 @@ def _completed(command: Command) -> str | None:
     from lightship.run.folder import RunFolder  # imports torch: the agent does without
 
     folder = RunFolder(command.config)
-    chosen = folder.earlier_choices(size_table.setting_names(command.by_train_images))
-    size_table.assign_earlier(command.config, chosen, folder.url)
+    chosen = folder.earlier_choices(command.choices.names)
+    choices.assign_earlier(command.config, chosen, folder.url)
     return folder.completed()

@@ -8,7 +8,6 @@ from importlib import import_module
 
 from lightship import storage
 from lightship.commands.base import Command
-from lightship.config import Config
 from lightship.doctor import render
 from lightship.doctor.checks import CHECKS
 from lightship.doctor.context import Context
@@ -33,7 +32,7 @@ def doctor(command: Command, is_worker: bool) -> None:
         checks = [check for check in CHECKS if check.name == "all-reduce"]
     failure = ""
     with storage.short_deadline():
-        context = Context(command.config, command.wrong, is_worker, partial(_load, command.config))
+        context = Context(command.config, command.wrong, is_worker, partial(_load, command))
         names = [check.name for check in checks]
         with render.table(names, log_format) if is_first else nullcontext() as show:
             for check, finding in run(checks, context):
@@ -46,11 +45,12 @@ def doctor(command: Command, is_worker: bool) -> None:
         raise ConfigError(failure)
 
 
-def _load(config: Config) -> None:
-    """Import what a fit imports, and complete the settings as it does."""
+def _load(command: Command) -> None:
+    """Import what a fit imports, and complete the settings as it does, as far as the net tells."""
     import_fit()
     with suppress(ConfigError):  # the check of the net says why
-        import_module("lightship.models.preprocessing").adopt_by_name(config)
+        import_module("lightship.commands.choosing").choose(command, None)
+        import_module("lightship.models.preprocessing").adopt_by_name(command.config)
 
 
 def import_fit() -> None:

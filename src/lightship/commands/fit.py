@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from lightship import size_table, storage
+from lightship import choices, storage
 from lightship.checkpoint.record import Commit
 from lightship.checkpoint.store import CheckpointStore
 from lightship.commands.base import Command
+from lightship.commands.choosing import choose
 from lightship.config import PREPROCESSING, Config
 from lightship.data.feature_store import remove_features
 from lightship.data.images.resize import DEFAULT_RESIZE
@@ -73,7 +74,7 @@ def fit(command: Command) -> None:
     with StopRequest() as stop, ExitStack() as at_exit:
         progress = start_progress(config)
         _refuse_unknown(config)
-        scanned = _choose_by_size(command, folder)
+        scanned = _choose_settings(command, folder)
         weights = _adopt_preprocessing(folder)
         if completed := comm.broadcast_from_rank_0(folder.completed):
             logger.info(completed)
@@ -162,30 +163,26 @@ def _refuse_unshared(folder: RunFolder) -> None:
     comm.on_every_rank(check)
 
 
-def _choose_by_size(command: Command, folder: RunFolder) -> Scanned | None:
-    """Complete the settings by the number of training images, or by the run's first start.
+def _choose_settings(command: Command, folder: RunFolder) -> Scanned | None:
+    """Complete the settings by the training images and the net, or by the run's first start.
 
     Every rank; blocks while data.root is listed: a restart need not.
 
     Returns:
         What was listed; None: nothing was.
     """
-    config, table = command.config, command.by_train_images
-    by_size = size_table.setting_names(table)
-    chosen = comm.broadcast_from_rank_0(partial(folder.earlier_choices, by_size))
-    size_table.assign_earlier(config, chosen, folder.url)
-    if not by_size:
+    names = command.choices.names
+    kept = comm.broadcast_from_rank_0(partial(folder.earlier_choices, names))
+    choices.assign_earlier(command.config, kept, folder.url)
+    if not names:
         return None
-    if by_size[0] in chosen:
-        kept = {name: chosen[name] for name in by_size}
-        logger.info(f"chosen by the run's first start: {size_table.as_flags(kept)}")
+    if names[0] in kept:
+        flags = choices.as_flags({name: kept[name] for name in names})
+        logger.info(f"chosen by the run's first start: {flags}")
         return None
-    scanned = scan_splits(config.data, "train")
-    count = scanned.sizes["train"]
-    settings = size_table.choose(table, count)
-    size_table.assign(config, settings)
-    if settings:
-        logger.info(f"chosen for {count:,} training images: {size_table.as_flags(settings)}")
+    scanned = scan_splits(command.config.data, "train") if command.choices.by_train_images else None
+    if line := choose(command, scanned.sizes["train"] if scanned else None):
+        logger.info(line)
     return scanned
 
 

@@ -1,7 +1,7 @@
 """`lightship fit --print_config` of a fine-tuning: also what its data and weights decide."""
 
-from lightship import size_table
 from lightship.commands.base import Command
+from lightship.commands.choosing import choose
 from lightship.console import streams
 from lightship.data.splits import load_splits
 from lightship.doctor.fine_tuning import plan
@@ -21,9 +21,11 @@ def print_config(command: Command) -> None:
     try:
         with short_deadline():
             train = load_splits(config.data, None, need="train")["train"]
-            size_table.assign(config, size_table.choose(command.by_train_images, len(train)))
+            chosen = choose(command, len(train))
             adopt_by_name(config)
             lines = [f"{len(train):,} training images", plan(config, train.class_names)]
+            if chosen:
+                lines.append(chosen)
     except LightshipError as error:
         lines = [f"not complete: {error}"]
     streams.write_result(config_file.to_yaml(config))

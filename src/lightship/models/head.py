@@ -29,8 +29,7 @@ class Head:
 
     def __init__(self, net: nn.Module, name: str, flag: str) -> None:
         self.net, self._name, self._flag = net, name, flag
-        owners = {key.rpartition(".")[0] for key in head_parameters(net)}
-        layers = [net.get_submodule(owner) for owner in owners]
+        layers = _last_layers(net)
         if len(layers) != 1 or not _is_linear(layers[0]):
             kinds = ", ".join(sorted(type(layer).__name__ for layer in layers)) or "nothing"
             raise self._refusal(f"its head is {kinds}")
@@ -94,6 +93,17 @@ class Head:
             f"{self._flag} needs a net that ends with one Linear or 1x1 Conv2d layer with a bias; "
             f"--model.net {self._name} does not: {reason}"
         )
+
+
+def has_linear_head(net: nn.Module) -> bool:
+    """Whether a net seems to have a `Head`, by its modules alone: it need not have memory."""
+    layers = _last_layers(net)
+    return len(layers) == 1 and _is_linear(layers[0])
+
+
+def _last_layers(net: nn.Module) -> list[nn.Module]:
+    owners = {key.rpartition(".")[0] for key in head_parameters(net)}
+    return [net.get_submodule(owner) for owner in owners]
 
 
 def _is_linear(layer: nn.Module) -> bool:

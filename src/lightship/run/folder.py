@@ -141,20 +141,20 @@ class RunFolder:
         # Not `self.checkpoints`, which would keep what it finds while the images are counted.
         return before if CheckpointStore(self.checkpoints.url).commits() else None
 
-    def earlier_choices(self, by_size: Collection[str]) -> dict[str, Any]:
+    def earlier_choices(self, names: Collection[str]) -> dict[str, Any]:
         """`section.field` -> what an earlier start chose where the settings leave it open.
 
-        By the weights (`config.PREPROCESSING`), or by the number of training images. Nothing if
-        the run has no checkpoint.
+        By the weights (`config.PREPROCESSING`), or what `choices.Choices` names. Nothing if the run
+        has no checkpoint.
 
         Args:
-            by_size: Names of the latter settings.
+            names: Of the latter settings, chosen or not.
         """
         before = self._settings_with_checkpoint()
         if before is None:
             return {}
         found = {}
-        for name in by_size:
+        for name in names:
             section, _, field = name.partition(".")
             found[name] = before[section][field]
         if self.config.model.weights is not None and self._has_weights_of(before):

@@ -257,6 +257,21 @@ def test_fp16_with_clipping_gets_an_optimizer_that_can_be_clipped(tmp_path, clip
     assert bool(runner.optimizers[0].param_groups[0]["fused"]) == fused
 
 
+def test_bf16_is_clipped_with_a_fused_optimizer(tmp_path) -> None:
+    """SGD's steps without momentum are as long as the gradients."""
+    moved = []
+    for clip in (None, 0.01):
+        module = classifier(optim={"name": "sgd", "lr": 1.0, "momentum": 0.0})
+        before = torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+        runner = trainer(tmp_path, precision="bf16-mixed", gradient_clip_val=clip, max_epochs=1)
+        runner.fit(module, Loader(batch_of(3)))
+        assert runner.optimizers[0].param_groups[0]["fused"]
+        after = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+        moved.append(float((after - before).norm()))
+    assert moved[0] > 0.011
+    assert moved[1] == pytest.approx(0.01, rel=1e-3)
+
+
 def test_validation_and_test_are_exact_and_kept_for_the_report(tmp_path) -> None:
     module = classifier().eval()
     batches = [batch_of(11), batch_of(12, skipped=(4, 5, 6, 7))]

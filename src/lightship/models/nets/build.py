@@ -87,9 +87,30 @@ def skeleton(name: str, num_classes: int, image_size_px: int) -> dict[str, Tenso
 
     Arguments and errors are those of `build_net`, for a name that is no import path.
     """
+    net = _without_memory(name, num_classes, image_size_px)
+    return None if net is None else net.state_dict()
+
+
+def outline(name: str, num_classes: int, image_size_px: int) -> nn.Module:
+    """A net to look at its modules: not run, and without memory behind it where that is possible.
+
+    The user's own nets, and known ones that compute while they are built, take their memory.
+    Arguments and errors are those of `build_net`.
+    """
+    if not is_import_path(name):
+        net = _without_memory(name, num_classes, image_size_px)
+        if net is not None:
+            return net
+    with torch.random.fork_rng(devices=[]):
+        if is_import_path(name):
+            return _build_own(name, num_classes)
+        return _build_known(name, num_classes, image_size_px)
+
+
+def _without_memory(name: str, num_classes: int, image_size_px: int) -> nn.Module | None:
     try:
         with torch.device("meta"):
-            return _build_known(name, num_classes, image_size_px).state_dict()
+            return _build_known(name, num_classes, image_size_px)
     except NotImplementedError:  # some compute with tensors while they are built
         return None
 
@@ -163,7 +184,7 @@ def _build_timm(
     try:
         return timm_nets.build(name, num_classes, image_size_px, options)
     except NotImplementedError:
-        raise  # see `skeleton`
+        raise  # see `_without_memory`
     except (RuntimeError, ValueError, AssertionError) as error:
         raise _unsuitable_size(name, image_size_px, error) from error
 

@@ -1,10 +1,10 @@
-"""Settings by the number of training images."""
+"""Settings that a fit chooses itself, as config files have them."""
 
 from pathlib import Path
 
 import pytest
 
-from lightship import cli, config, size_table
+from lightship import choices, cli, config
 from lightship.cli import parser
 from lightship.errors import UsageError
 
@@ -16,12 +16,12 @@ ROWS = [
 
 
 def test_the_first_row_that_holds_the_set_is_chosen() -> None:
-    table = size_table.read(ROWS, "x")
-    found = [size_table.choose(table, n).get("trainer.max_epochs") for n in (1, 500, 501, 4000)]
-    assert found == [20, 20, 8, 8]
-    assert size_table.choose(table, 10**9) == {"trainer.max_epochs": 4}
-    assert size_table.choose((), 5) == {}
-    assert size_table.setting_names(table) == ["data.global_batch_size", "trainer.max_epochs"]
+    found = choices.take({"by_train_images": ROWS}, "x")
+    assert [found.of_size(n).get("trainer.max_epochs") for n in (1, 500, 501)] == [20, 20, 8]
+    assert found.of_size(4000) == {"trainer.max_epochs": 8}
+    assert found.of_size(10**9) == {"trainer.max_epochs": 4}
+    assert choices.Choices().of_size(5) == {}
+    assert found.names == ["data.global_batch_size", "trainer.max_epochs"]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_first_row_that_holds_the_set_is_chosen() -> None:
 )
 def test_what_is_no_table_is_refused(rows: object) -> None:
     with pytest.raises(UsageError, match="x: by_train_images must be rows with rising up_to"):
-        size_table.read(rows, "x")
+        choices.take({"by_train_images": rows}, "x")
 
 
 FILE = """
@@ -59,7 +59,7 @@ def test_flags_and_later_files_win_over_the_table(tmp_path: Path) -> None:
 
     def chosen(*flags: str) -> dict[str, object]:
         command = cli.parse(["fit", f"--config={one}", *flags])
-        return dict(size_table.choose(command.by_train_images, 50))
+        return dict(command.choices.of_size(50))
 
     assert chosen() == {"trainer.max_epochs": 7, "data.flip": True}
     assert chosen(f"--config={two}") == {"trainer.max_epochs": 7}
@@ -91,11 +91,60 @@ def test_values_have_the_types_of_their_settings(tmp_path: Path) -> None:
         "by_train_images:\n- optim: {lr: 1e-3, layer_decay: 1}\n"
         '  data: {flip: "false", global_batch_size: "32", sizes_px: [8, "12"], image_size_px: 12}\n'
     )
-    (row,) = cli.parse(["fit", f"--config={path}"]).by_train_images
+    (row,) = cli.parse(["fit", f"--config={path}"]).choices.by_train_images
     assert {key: repr(value) for key, value in row.settings.items()} == {
         "optim.lr": "0.001", "optim.layer_decay": "1.0", "data.flip": "False",
         "data.global_batch_size": "32", "data.sizes_px": "[8, 12]", "data.image_size_px": "12",
     }  # fmt: skip
+
+
+BY_NET = """
+without_batch_norm:
+  data: {flip: false, sizes_px: null}
+  optim: {lr: 1e-4}
+"""
+
+
+def test_flags_and_later_files_win_over_the_choice_by_the_net(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / f"{name}.yaml" for name in ("one", "two", "three"))
+    one.write_text(FILE + BY_NET)
+    two.write_text(
+        "data: {sizes_px: [8], image_size_px: 8}\nwithout_batch_norm: {optim: {layer_decay: 0.5}}"
+    )
+    three.write_text("by_train_images: [{up_to: 5, optim: {lr: 0.3}}, {data: {flip: true}}]")
+
+    def chosen(*flags: str) -> dict[str, object]:
+        command = cli.parse(["fit", f"--config={one}", *flags])
+        assert {*command.choices.without_batch_norm} <= {*command.choices.names}
+        return dict(command.choices.without_batch_norm)
+
+    assert chosen() == {"data.flip": False, "data.sizes_px": None, "optim.lr": 1e-4}
+    assert chosen("--optim.lr=1e-4") == {"data.flip": False, "data.sizes_px": None}
+    assert chosen(f"--config={two}") == {
+        "data.flip": False, "optim.lr": 1e-4, "optim.layer_decay": 0.5,
+    }  # fmt: skip
+    assert chosen(f"--config={three}") == {"data.sizes_px": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "line"),
+    [
+        ("[3]", 2, "without_batch_norm must hold sections of settings"),
+        ("{optim: 3}", 2, "without_batch_norm has optim, which must hold fields"),
+        ("{optim: {rate: 3}}", 2, "unknown key optim.rate"),
+        ("{optim: {lr: fast}}", 2, "--optim.lr is 'fast'"),
+        ("{optim: {lr: 1000}}", 78, "--optim.lr is 1000.0; it must be at least 0 and at most 100"),
+        ("{run: {seed: 3}}", 78, "without_batch_norm has run.seed, which is needed before"),
+        ("{model: {net: resnet18}}", 78, "has model.net, which is what it depends on"),
+    ],
+)
+def test_the_choice_by_the_net_is_checked_before_anything_is_read(
+    content: str, code: int, line: str, tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(f"without_batch_norm: {content}")
+    assert cli.main(["fit", f"--config={path}", "--data.root=/nowhere"]) == code
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -123,6 +172,6 @@ def test_every_recipe_chooses_only_what_the_command_line_can_set() -> None:
     }
     for name in parser.recipe_names():
         command = cli.parse(["fit", "--config", name])
-        assert {*size_table.setting_names(command.by_train_images)} <= known
-        for row in command.by_train_images:
-            config.check(size_table.with_settings(command.config, row.settings))
+        assert {*command.choices.names} <= known
+        for row in command.choices.by_train_images:
+            config.check(choices.with_settings(command.config, row.settings))
