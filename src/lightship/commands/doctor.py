@@ -32,7 +32,7 @@ def doctor(command: Command, is_worker: bool) -> None:
         checks = [check for check in CHECKS if check.name == "all-reduce"]
     failure = ""
     with storage.short_deadline():
-        context = Context(command.config, command.wrong, is_worker, partial(_load, command))
+        context = Context(command.config, command.wrong, is_worker, partial(load, command))
         names = [check.name for check in checks]
         with render.table(names, log_format) if is_first else nullcontext() as show:
             for check, finding in run(checks, context):
@@ -45,7 +45,7 @@ def doctor(command: Command, is_worker: bool) -> None:
         raise ConfigError(failure)
 
 
-def _load(command: Command) -> None:
+def load(command: Command) -> None:
     """Import what a fit imports, and complete the settings as it does, as far as the net tells."""
     import_fit()
     with suppress(ConfigError):  # the check of the net says why

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,16 @@ _TOLERANCE = 0.03  # of the largest logit; bfloat16 has 8 bits
 class Head:
     """A net's last layer: a Linear or 1x1 Conv2d whose output, pooled if need be, are the logits.
 
+    Or several such layers, the mean of whose outputs are the logits, as of DeiT's distilled nets
+    (Touvron et al. 2021, arXiv 2012.12877). The features are then what all of them get.
+
     Args:
         net: The net.
         name: Its name, for the error.
         flag: The setting that needs it, likewise.
 
     Attributes:
-        layer: The last layer.
+        layers: The last layer, or the several.
 
     Raises:
         ConfigError: The net has no such layer.
@@ -29,11 +33,23 @@ class Head:
 
     def __init__(self, net: nn.Module, name: str, flag: str) -> None:
         self.net, self._name, self._flag = net, name, flag
-        layers = _last_layers(net)
-        if len(layers) != 1 or not _is_linear(layers[0]):
-            kinds = ", ".join(sorted(type(layer).__name__ for layer in layers)) or "nothing"
+        self.layers = _last_layers(net)
+        if not has_linear_head(net):
+            kinds = ", ".join(sorted(type(layer).__name__ for layer in self.layers)) or "nothing"
             raise self._refusal(f"its head is {kinds}")
-        self.layer: nn.Linear | nn.Conv2d = layers[0]  # type: ignore[assignment]
+
+    @property
+    def width(self) -> int:
+        """D, the number of features."""
+        return sum(self._widths)
+
+    @property
+    def _widths(self) -> list[int]:
+        return [layer.weight.shape[1] for layer in self.layers]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the layers."""
+        return [each for layer in self.layers for each in layer.parameters()]
 
     def features(self, pixels: Tensor) -> Tensor:
         """What the layer gets, averaged over places, [B, D] float32.
@@ -41,14 +57,20 @@ class Head:
         Args:
             pixels: Images as the net takes them.
         """
-        got: list[Tensor] = []
-        handle = self.layer.register_forward_pre_hook(lambda _, args: got.append(args[0]))
+        got: dict[nn.Module, Tensor] = {}
+        handles = [
+            layer.register_forward_pre_hook(lambda layer, args: got.update({layer: args[0]}))
+            for layer in self.layers
+        ]
         try:
             self.net(pixels)
         finally:
-            handle.remove()
-        values = got[-1]
-        if isinstance(self.layer, nn.Conv2d) and values.ndim == 4:
+            for handle in handles:
+                handle.remove()
+        return torch.cat([self._pooled(layer, got[layer]) for layer in self.layers], dim=1)
+
+    def _pooled(self, layer: nn.Module, values: Tensor) -> Tensor:
+        if isinstance(layer, nn.Conv2d) and values.ndim == 4:
             values = values.flatten(2).mean(2)
         if values.ndim != 2:
             raise self._refusal(f"its head gets {list(values.shape)}")
@@ -56,10 +78,14 @@ class Head:
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits [B, C] of features [B, D]."""
-        values = features.to(self.layer.weight.dtype)
-        if isinstance(self.layer, nn.Conv2d):
-            return self.layer(values[:, :, None, None]).flatten(1)
-        return self.layer(values)
+        parts = features.to(self.layers[0].weight.dtype).split(self._widths, dim=1)
+        outputs = [
+            layer(part[:, :, None, None]).flatten(1)
+            if isinstance(layer, nn.Conv2d)
+            else layer(part)
+            for layer, part in zip(self.layers, parts, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
     @torch.no_grad()
     def check(self, pixels: Tensor) -> None:
@@ -68,25 +94,26 @@ class Head:
         Args:
             pixels: Some images; the net is in evaluation mode.
         """
-        kept = [each.detach().clone() for each in self.layer.parameters()]
+        kept = [each.detach().clone() for each in self.parameters()]
         generator = torch.Generator().manual_seed(0)
         try:
-            for each in self.layer.parameters():  # zeros would hide what comes after it
+            for each in self.parameters():  # zeros would hide what comes after it
                 each.copy_(torch.randn(each.shape, generator=generator))
             expected = self.net(pixels).float()
             found = self.logits(self.features(pixels)).float()
         finally:
-            for each, was in zip(self.layer.parameters(), kept, strict=True):
+            for each, was in zip(self.parameters(), kept, strict=True):
                 each.copy_(was)
         if float((found - expected).abs().max()) > _TOLERANCE * float(expected.abs().max()):
-            raise self._refusal(f"something follows its last {type(self.layer).__name__}")
+            raise self._refusal(f"something follows its last {type(self.layers[-1]).__name__}")
 
     @torch.no_grad()
     def set(self, weight: Tensor, bias: Tensor) -> None:
-        """Set the layer's weights, [C, D] and [C]."""
-        assert self.layer.bias is not None, "refused at the start"
-        self.layer.weight.copy_(weight.view(self.layer.weight.shape))
-        self.layer.bias.copy_(bias)
+        """Set the layer's weights, [C, D] and [C]: the logits are those of one such layer."""
+        for layer, part in zip(self.layers, weight.split(self._widths, dim=1), strict=True):
+            assert layer.bias is not None, "refused at the start"
+            layer.weight.copy_(len(self.layers) * part.reshape(layer.weight.shape))
+            layer.bias.copy_(bias)
 
     def _refusal(self, reason: str) -> ConfigError:
         return ConfigError(
@@ -95,14 +122,21 @@ class Head:
         )
 
 
+def _output(layer: nn.Module, features: Tensor) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        return layer(features[:, :, None, None]).flatten(1)
+    return layer(features)
+
+
 def has_linear_head(net: nn.Module) -> bool:
     """Whether a net seems to have a `Head`, by its modules alone: it need not have memory."""
     layers = _last_layers(net)
-    return len(layers) == 1 and _is_linear(layers[0])
+    return bool(layers) and all(map(_is_linear, layers))
 
 
-def _last_layers(net: nn.Module) -> list[nn.Module]:
-    owners = {key.rpartition(".")[0] for key in head_parameters(net)}
+def _last_layers(net: nn.Module) -> list[Any]:
+    """The modules of the head's parameters, in the net's order."""
+    owners = dict.fromkeys(key.rpartition(".")[0] for key in head_parameters(net))
     return [net.get_submodule(owner) for owner in owners]
 
 

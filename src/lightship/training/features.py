@@ -215,7 +215,7 @@ def _key(trainer: Trainer, model: ImageClassifier, head: Head, split: str, ids: 
     digest.update(ids.astype("<i8").tobytes())
     manifest = data.manifests[split]
     add_content(digest, manifest, manifest.file_index[ids])
-    own = {id(each) for each in head.layer.parameters()}
+    own = {id(each) for each in head.parameters()}
     for name, value in model.net.state_dict(keep_vars=True).items():
         if id(value) not in own:
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

@@ -8,6 +8,7 @@ import torch
 from lightship import cli
 from lightship.commands.base import Command
 from lightship.commands.choosing import choose
+from lightship.commands.doctor import load
 from lightship.errors import ConfigError
 
 FILE = """
@@ -85,3 +86,18 @@ def test_what_does_not_go_together_with_the_net_is_refused(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="head_init features needs"):
         choose(command, 1)
     assert choose(parsed(tmp_path, "resnet18", text), 1), "which has BatchNorm"
+
+
+@pytest.mark.parametrize(("net", "lr"), [("timm:test_vit", 1e-4), ("resnet18", 0.01)])
+def test_doctor_checks_what_the_net_decides(net: str, lr: float, tmp_path: Path) -> None:
+    command = parsed(tmp_path, net)
+    load(command)
+    assert command.config.optim.lr == lr
+
+
+@pytest.mark.parametrize("net", ["timm:test_vit", "timm:deit_tiny_distilled_patch16_224"])
+def test_the_head_of_a_transformer_is_fitted_first(net: str) -> None:
+    command = cli.parse(["fit", "--config=finetune", f"--model.net={net}"])
+    assert isinstance(command, Command)
+    choose(command, 300)
+    assert command.config.model.head_init == "features"

@@ -17,14 +17,32 @@ class Filters(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), head, *last)
 
 
+class Averaged(nn.Module):
+    """Two heads of different width whose outputs count `first` and `second`."""
+
+    def __init__(self, first: float, second: float) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)
+        self.head, self.head_dist = nn.Linear(4, 5), nn.Linear(3, 5)
+        self.shares = first, second
+
+    def get_classifier(self) -> tuple[nn.Module, nn.Module]:
+        return self.head, self.head_dist
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        one = self.head(self.pool(self.stem(images)).flatten(1))
+        return self.shares[0] * one + self.shares[1] * self.head_dist(self.pool(images).flatten(1))
+
+
 @pytest.mark.parametrize(
     "net",
     [
+        Averaged(0.5, 0.5),
         build_net("resnet18", 5, 32),
         build_net("litcnn", 5, 32),
         Filters(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     ],
-    ids=["resnet18", "litcnn", "filters"],
+    ids=["averaged", "resnet18", "litcnn", "filters"],
 )
 def test_logits_are_the_heads_of_the_features(net: nn.Module) -> None:
     head = Head(net, "it", "--flag")
@@ -36,7 +54,7 @@ def test_logits_are_the_heads_of_the_features(net: nn.Module) -> None:
         torch.testing.assert_close(head.logits(head.features(PIXELS)), expected)
     assert [part.training for part in net.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    weight, bias = torch.ones(5, head.layer.weight.shape[1]), torch.arange(5.0)
+    weight, bias = torch.ones(5, head.width), torch.arange(5.0)
     head.set(weight, bias)
     torch.testing.assert_close(
         head.logits(torch.ones(1, weight.shape[1])), weight.sum(1)[None] + bias
@@ -55,6 +73,7 @@ def test_logits_are_the_heads_of_the_features(net: nn.Module) -> None:
             "something follows its last Linear",
         ),
         (nn.Sequential(nn.Conv2d(3, 5, 32), nn.Flatten()), "its head is Conv2d"),
+        (Averaged(0.5, 0.4), "something follows its last Linear"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5, bias=False)),
             "its head is Linear",

@@ -86,7 +86,7 @@ class FrozenBackbone(Callback):
     ) -> str:
         """Why features cannot be used, or do not pay; empty if they do. The same on every rank."""
         sizes = [len(data.manifests[name]) for name in ("train", "val") if name in data.manifests]
-        gib = sum(sizes) * head.layer.weight.shape[1] * 4 / 2**30
+        gib = sum(sizes) * head.width * 4 / 2**30
         if gib > self.data.resident_gib:
             return f"{gib:.1f} GiB, more than --data.resident_gib {self.data.resident_gib:g}"
         seen = float(trainer.estimated_stepping_batches) * self.data.global_batch_size

@@ -151,7 +151,7 @@ def test_the_head_is_what_gives_the_logits(name: str) -> None:
 
 def test_head_init_takes_the_layer_that_gives_the_logits() -> None:
     net = checked(_HeadFirst(nn.Linear(WIDTH, CLASSES)))
-    assert Head(net, "own", "--model.head_init features").layer is net.fc
+    assert Head(net, "own", "--model.head_init features").layers == [net.fc]
 
 
 def test_what_needs_a_last_layer_is_refused_without_one() -> None:
