@@ -66,7 +66,7 @@ def _predict(command: Command) -> None:
         "model": _fingerprint(checkpoint["hyper_parameters"], model),
         "precision": trainer.precision,
     }
-    parts = Parts(url, plan, division)
+    parts = Parts(url, plan, division, manifest.name, model.class_names)
     found = comm.broadcast_from_rank_0(parts.open)
     data = build_data(config, {"predict": manifest})
     done = found.keys() - _readable_now(found, data, trainer)
@@ -164,7 +164,6 @@ def _make_parts(
             ShardWriter(
                 parts,
                 mine,
-                manifest.name,
                 data.unreadable("predict"),
                 after_batch=tell,
                 after_round=meet,

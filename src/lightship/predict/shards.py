@@ -10,12 +10,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightship import storage, versions
-from lightship.errors import DataError, LightshipError
+from lightship.errors import DataError, LightshipError, TakenOver
 from lightship.predict.table import Prediction
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class Parts:
         table_url: Of the table to be.
         plan: What makes a part what it is, as plain values by the names that the user knows.
         division: Which images lie in which part; belongs to the plan too.
+        name_of: The path of an image by its id.
+        class_names: Of the model.
     """
 
     def __init__(
@@ -100,10 +102,13 @@ class Parts:
         table_url: str,
         plan: Mapping[str, Any],
         division: Division,
+        name_of: Callable[[int], str],
+        class_names: Collection[str],
     ) -> None:
         self.url, self.division = f"{table_url}.parts", division
         sizes = {"batch size": division.batch_size, "part size": division.part_size}
         self.plan = {**plan, **sizes}
+        self._name_of, self._class_names = name_of, {name: name for name in class_names}
         text = json.dumps(self.plan, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()[:12]
         storage.refuse_link(self.url)
@@ -116,6 +121,7 @@ class Parts:
 
         Raises:
             NewerVersion: A newer version of lightship wrote them; nothing is removed.
+            TakenOver: Another process removes them.
         """
         sizes = self._own_files()
         numbers = [int(name.partition("-")[0]) for name in sizes if name != _PLAN]
@@ -155,7 +161,8 @@ class Parts:
         whole = {
             number: [i for i, row in zip(ids, rows, strict=True) if isinstance(row, Unreadable)]
             for number, rows in self._read_parts(numbers)
-            if rows is not None and len(rows) == len(ids := self.division.ids(number))
+            for ids in [self.division.ids(number)]
+            if rows is not None
         }
         if damaged := sorted(sizes.keys() - whole):
             names, url = [self._name(number) for number in damaged], storage.redact(self.url)
@@ -165,6 +172,11 @@ class Parts:
             )
             self._remove(names)
         return whole
+
+    def path(self, i: int) -> str:
+        """What image `i` is called in a row."""
+        # Bytes in a file's name that are no UTF-8 are in no table either.
+        return self._name_of(i).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
         """Write a part whole. Any rank, each its own."""
@@ -179,9 +191,10 @@ class Parts:
 
         Raises:
             DataError: One has been changed since it was written; it is removed.
+            TakenOver: Another process has removed them.
         """
         for number, rows in self._read_parts(range(self.division.num_parts)):
-            if rows is None or len(rows) != len(self.division.ids(number)):
+            if rows is None:
                 self._remove([self._name(number)])
                 raise DataError(
                     f"{storage.redact(self._at(self._name(number)))} was damaged after it was "
@@ -193,13 +206,47 @@ class Parts:
         """Each part with its rows, or None where it is damaged; memory holds a few."""
         for first in range(0, len(numbers), _AT_ONCE):
             group = numbers[first : first + _AT_ONCE]
-            spans = [storage.Span(self._at(self._name(number))) for number in group]
-            for number, data in zip(group, storage.read_spans(spans), strict=True):
+            for number, data in zip(group, self._contents(group), strict=True):
                 assert isinstance(data, bytes)
-                try:
-                    yield number, [_row(line) for line in data.splitlines()]
-                except (ValueError, TypeError, OverflowError, RecursionError):
-                    yield number, None
+                yield number, self._rows(number, data)
+
+    def _contents(self, numbers: Sequence[int]) -> list[bytes | Exception]:
+        """The bytes of each of these parts."""
+        try:
+            return storage.read_spans(
+                [storage.Span(self._at(self._name(number))) for number in numbers]
+            )
+        except storage.NotFound as error:
+            raise TakenOver(
+                f"another process has removed parts from {storage.redact(self.url)}: it has "
+                "written the table, or has begun it again. If the table is there, nothing is "
+                "left to do"
+            ) from error
+
+    def _rows(self, number: int, data: bytes) -> list[Row] | None:
+        """The rows of a part; None where it is not as `write` writes it."""
+        ids, lines = self.division.ids(number), data.splitlines()
+        if len(lines) != len(ids):
+            return None
+        try:
+            return [self._row(i, line) for i, line in zip(ids, lines, strict=True)]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
+
+    def _row(self, i: int, line: bytes) -> Row:
+        """The row of image `i`. Raises ValueError, TypeError and others for what is none."""
+        path, found = json.loads(line)
+        if path != self.path(i):
+            raise ValueError(f"it is of {path!r:.80}")
+        if isinstance(found, str):
+            return Unreadable(path, found)
+        # The model's own texts: rows share them.
+        top5 = [(self._class_names[name], float(share)) for name, share in found]
+        if len(top5) > BEST or len({name for name, _ in top5}) < len(top5):
+            raise ValueError("too many classes, or one twice")
+        if not all(0 <= share <= 1 for _, share in top5):
+            raise ValueError("a probability that is none")
+        return Prediction(path, top5)
 
     def remove(self) -> None:
         """Remove the parts, when the table is there, and their folder if it is empty. Rank 0."""
@@ -210,6 +257,8 @@ class Parts:
     def _kept_plan(self) -> dict[str, Any]:
         try:
             kept = json.loads(storage.read_small(self._at(_PLAN), _MAX_PLAN_BYTES))
+        except storage.NotFound:  # another process has finished meanwhile
+            return {}
         except (ValueError, RecursionError) as error:
             if isinstance(error, LightshipError):
                 raise
@@ -224,13 +273,3 @@ class Parts:
 
     def _at(self, name: str) -> str:
         return storage.join(self.url, name)
-
-
-def _row(line: bytes) -> Row:
-    path, found = json.loads(line)
-    if isinstance(found, str):
-        return Unreadable(str(path), found)
-    top5 = [(str(name), float(share)) for name, share in found]
-    if len(top5) > BEST or not all(0 <= share <= 1 for _, share in top5):
-        raise ValueError(f"{len(top5)} classes, or a probability that is none")
-    return Prediction(str(path), top5)

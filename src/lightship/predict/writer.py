@@ -22,7 +22,6 @@ class ShardWriter(Callback):
     Args:
         parts: Where parts go.
         numbers: This rank's part in each round; None: it has none left, and its batches are empty.
-        name_of: The path of an image by its id.
         unreadable: Why an image could not be read, by id; it is filled before the image's batch
             comes.
         after_batch: Called with (round, rows that this rank has of it so far).
@@ -33,13 +32,12 @@ class ShardWriter(Callback):
         self,
         parts: Parts,
         numbers: Sequence[int | None],
-        name_of: Callable[[int], str],
         unreadable: Mapping[int, str],
         after_batch: Callable[[int, int], None],
         after_round: Callable[[int], None],
     ) -> None:
         self._parts, self._numbers = parts, numbers
-        self._name_of, self._unreadable = name_of, unreadable
+        self._unreadable = unreadable
         self._after_batch, self._after_round = after_batch, after_round
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._in_flight: Future[None] | None = None
@@ -86,8 +84,7 @@ class ShardWriter(Callback):
         self._in_flight = storage.in_daemon(partial(self._parts.write, part, rows), "part-writer")
 
     def _row(self, sample: int, names: list[str], shares: list[float]) -> Row:
-        # Bytes in a file's name that are no UTF-8 are in no table either.
-        path = self._name_of(sample).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        path = self._parts.path(sample)
         if sample in self._unreadable:
             return Unreadable(path, self._unreadable[sample])
         if not all(map(math.isfinite, shares)):

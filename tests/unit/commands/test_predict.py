@@ -13,14 +13,15 @@ from lightship.errors import ConfigError, DataError
 from lightship.predict.shards import PART_IMAGES, Division, Parts, Row, Unreadable
 from lightship.predict.table import Prediction, Table
 
-TOP5 = [(f"a class with a name of its own {i}", 0.2) for i in range(5)]
+CLASSES = [f"a class with a name of its own {i}" for i in range(5)]
+TOP5 = [(name, 0.2) for name in CLASSES]
 
 
 def parts_of(folder: Path, num_parts: int, bad: int = 0) -> tuple[Parts, str]:
     """All parts of a table, whose first `bad` images could not be read, and the table's URL."""
     url = str(folder / "table")
     division = Division(num_parts * PART_IMAGES, PART_IMAGES)
-    parts = Parts(url, {}, division)
+    parts = Parts(url, {}, division, str, CLASSES)
     parts.open()
     for number in range(num_parts):
         rows: list[Row] = [
@@ -74,7 +75,7 @@ def test_unreadable_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_outputs_that_are_not_finite_have_no_class(tmp_path: Path, ending: str) -> None:
     url = str(tmp_path / f"table{ending}")
-    parts = Parts(url, {}, Division(2, PART_IMAGES))
+    parts = Parts(url, {}, Division(2, PART_IMAGES), ["good.png", "none.png"].__getitem__, CLASSES)
     parts.open()
     parts.write(0, [Prediction("good.png", TOP5), Prediction("none.png", [])])
     assert _make_table(url, parts, DataConfig()) == (2, [], ["none.png"])
@@ -90,7 +91,9 @@ def test_outputs_that_are_not_finite_have_no_class(tmp_path: Path, ending: str) 
 
 
 def test_a_table_without_any_class_is_refused(tmp_path: Path) -> None:
-    parts = Parts(str(tmp_path / "t.csv"), {}, Division(1, PART_IMAGES))
+    parts = Parts(
+        str(tmp_path / "t.csv"), {}, Division(1, PART_IMAGES), ["none.png"].__getitem__, CLASSES
+    )
     parts.open()
     parts.write(0, [Prediction("none.png", [])])
     with pytest.raises(ConfigError, match=r"not finite for any image.*--ckpt_path"):

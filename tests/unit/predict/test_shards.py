@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightship import storage
-from lightship.errors import ConfigError, DataError
+from lightship.errors import ConfigError, DataError, TakenOver
 from lightship.predict.shards import Division, Parts, Unreadable
 from lightship.predict.table import Prediction
 
@@ -47,6 +47,10 @@ def rows_of(division: Division, number: int) -> list[Prediction | Unreadable]:
     ]
 
 
+def parts_at(url: str, division: Division, **plan: str) -> Parts:
+    return Parts(url, {**PLAN, **plan}, division, lambda i: f"{i}.png", ["cat", "dog"])
+
+
 class Place:
     """A table's place."""
 
@@ -54,7 +58,7 @@ class Place:
         self.url = f"memory://{uuid.uuid4().hex}/table.csv"
 
     def parts(self, num_images: int = 2500, batch_size: int = 512, **plan: str) -> Parts:
-        return Parts(self.url, {**PLAN, **plan}, Division(num_images, batch_size))
+        return parts_at(self.url, Division(num_images, batch_size), **plan)
 
     def files(self) -> list[str]:
         try:
@@ -113,7 +117,7 @@ def test_a_torn_plan_loses_no_parts(spoilt: bytes) -> None:
 
 
 def test_a_local_folder_of_parts_is_gone_with_them(tmp_path) -> None:
-    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 2))
+    parts = parts_at(str(tmp_path / "t.csv"), Division(3, 2))
     parts.open()
     parts.write(0, rows_of(parts.division, 0))
     parts.remove()
@@ -177,7 +181,7 @@ def test_only_files_that_are_named_as_parts_are_removed(tmp_path: Path) -> None:
     for name in [*mine, "000000-aaaaaaaaaaaa.jsonl", f".{'a' * 32}.lightship-tmp"]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
-    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 3))
+    parts = parts_at(str(tmp_path / "t.csv"), Division(3, 3))
     assert parts.open() == {}
     parts.write(0, rows_of(parts.division, 0))
     parts.remove()
@@ -189,20 +193,72 @@ def test_a_folder_of_parts_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / "t.csv.parts").symlink_to(tmp_path / "victim")
     with pytest.raises(ConfigError, match=r"t\.csv\.parts is a link"):
-        Parts(str(tmp_path / "t.csv"), PLAN, Division(3, 3))
+        parts_at(str(tmp_path / "t.csv"), Division(3, 3))
 
 
-@pytest.mark.parametrize(
-    "row",
-    ['["a.png", [["ant", NaN]]]', '["a.png", [["ant", 1e999]]]',
-     f'["a.png", [["ant", {"9" * 999}]]]', '["a.png", [["ant", -1]]]',
-     json.dumps(["a.png", [["ant", 0.1]] * 6]),
-     json.dumps(["a.png", "x" * 2**18])],
-    ids=["NaN", "infinite", "999 digits", "negative", "six classes", "a reason of 256 KiB"],
-)  # fmt: skip
-def test_a_part_that_lightship_does_not_write_is_predicted_again(row: str) -> None:
+WRONG_ROWS = {
+    "NaN": '["0.png", [["cat", NaN]]]',
+    "infinite": '["0.png", [["cat", 1e999]]]',
+    "999 digits": f'["0.png", [["cat", {"9" * 999}]]]',
+    "negative": '["0.png", [["cat", -1]]]',
+    "six classes": json.dumps(["0.png", [["cat", 0.1]] * 6]),
+    "a class twice": json.dumps(["0.png", [["cat", 0.1]] * 2]),
+    "a class that the model does not have": '["0.png", [["ant", 0.5]]]',
+    "a class that is no text": '["0.png", [[["cat"], 0.5]]]',
+    "a reason of 256 KiB": json.dumps(["0.png", "x" * 2**18]),
+    "the path of another image": '["1.png", [["cat", 0.5]]]',
+    "a path that no table can hold": '["a\\ud800.png", [["cat", 0.5]]]',
+    "an unreadable image of another path": '["a\\ud800.png", "is empty"]',
+    "a path that is a number": '[0, [["cat", 0.5]]]',
+}
+
+
+@pytest.mark.parametrize("case", ["right", *WRONG_ROWS])
+def test_a_part_that_lightship_does_not_write_is_predicted_again(case: str) -> None:
     place = Place()
     parts = place.parts(num_images=3, batch_size=3)
     parts.open()
-    storage.write_bytes(f"{place.url}.parts/{parts._name(0)}", f"{row}\n".encode() * 3)
-    assert place.parts(num_images=3, batch_size=3).open() == {}
+    row = WRONG_ROWS.get(case, '["0.png", [["cat", 0.5]]]')
+    lines = [row, '["1.png", [["dog", 0.5]]]', '["2.png", "is empty"]', ""]
+    storage.write_bytes(f"{place.url}.parts/{parts._name(0)}", "\n".join(lines).encode())
+    whole = {0: [2]} if case == "right" else {}
+    assert place.parts(num_images=3, batch_size=3).open() == whole
+
+
+def test_names_that_are_no_utf8_are_whole_as_they_are_written(tmp_path: Path) -> None:
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    parts = Parts(str(tmp_path / "t.csv"), PLAN, Division(1, 1), lambda i: name, ["cat"])
+    parts.open()
+    rows: list[Prediction | Unreadable] = [Prediction(parts.path(0), [("cat", 1.0)])]
+    parts.write(0, rows)
+    assert parts.open() == {0: []}
+    assert list(parts.read()) == [rows]
+    assert parts.path(0).encode().decode() == "\ufffd.png"
+
+
+def test_who_finishes_later_ends_as_taken_over() -> None:
+    place = Place()
+    first, later = place.parts(), place.parts()
+    for parts in (first, later):
+        parts.open()
+        for number in range(3):
+            parts.write(number, rows_of(parts.division, number))
+    assert len(list(first.read())) == 3
+    first.remove()
+    with pytest.raises(TakenOver, match="another process") as error:
+        list(later.read())
+    assert error.value.exit_code == 75
+
+
+def test_parts_that_vanish_while_they_are_opened_are_anothers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place()
+    first, later = place.parts(), place.parts()
+    first.open()
+    first.write(0, rows_of(first.division, 0))
+    listed = later._own_files()
+    monkeypatch.setattr(later, "_own_files", lambda: listed)
+    first.remove()
+    with pytest.raises(TakenOver, match="another process"):
+        later.open()
