@@ -67,11 +67,11 @@ class FeatureStore:
     Args:
         url: Folder, of this store alone.
         key: Hex digest of all that the features depend on.
-        size: Samples in the list.
+        labels: [N] integers, of the samples in the list.
     """
 
-    def __init__(self, url: str, key: str, size: int) -> None:
-        self.url, self.key, self.size = url, key, size
+    def __init__(self, url: str, key: str, labels: np.ndarray) -> None:
+        self.url, self.key, self.labels, self.size = url, key, labels, len(labels)
         self._parts: list[Rows] = []
         self._open: list[Rows] = []
         self._unreadable = _NONE
@@ -96,7 +96,7 @@ class FeatureStore:
         kept = 0
         while (name := self._name(len(self._parts))) in found:
             rows = self._read(name)
-            if rows is None or len(rows.labels) != min(ROWS, self.size - kept):
+            if rows is None or not self._are_of(rows.labels, kept):
                 break
             if self._parts and rows.values.shape[1] != self._parts[0].values.shape[1]:
                 break
@@ -106,6 +106,13 @@ class FeatureStore:
         for name in filter(_FILE.fullmatch, found):
             storage.remove(storage.join(self.url, name))
         return kept
+
+    def _are_of(self, labels: np.ndarray, first: int) -> bool:
+        """Whether these labels of a part are those of its samples, from number `first` on."""
+        expected = self.labels[first : first + ROWS]
+        if len(labels) != len(expected):
+            return False
+        return bool(((labels == expected) | (labels == NOT_COUNTED)).all())
 
     def begins_with(self, rows: Rows) -> bool:
         """Whether the rows that were loaded begin with these, within rounding."""

@@ -93,8 +93,10 @@ def _opened(
     folder_url: str,
 ) -> tuple[FeatureStore | None, int, np.ndarray]:
     """(store, on rank 0; see `FeatureStore.load`), without rows of another net. Every rank."""
+    data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
+    labels = data.manifests[split].label[ids]
     store = comm.on_rank_0(
-        lambda: FeatureStore(folder_url, _key(trainer, model, head, split, ids), len(ids))
+        lambda: FeatureStore(folder_url, _key(trainer, model, head, split, ids), labels)
     )
     done, again = comm.broadcast_from_rank_0(lambda: store.load() if store else (0, ids[:0]))
     if done and not _is_current(trainer, model, head, split, ids, store):

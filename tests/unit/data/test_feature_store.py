@@ -12,6 +12,9 @@ ROWS = Rows(
     np.array([0, 1, 2, -1, 0, 1, 2, 0, 1, 2]),
 )
 
+LABELS = np.array([0, 1, 2, 2, 0, 1, 2, 0, 1, 2])
+"""Of the samples; the fourth image cannot be read."""
+
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,8 +30,8 @@ def fill(store: FeatureStore, first: int, end: int, at_once: int = 3) -> None:
 
 def test_rows_of_unreadable_images_are_added_again(tmp_path: Path) -> None:
     """The fourth image has been repaired since; the others come as in a first start."""
-    fill(FeatureStore(str(tmp_path), KEY, 10), 0, 7)
-    store = FeatureStore(str(tmp_path), KEY, 10)
+    fill(FeatureStore(str(tmp_path), KEY, LABELS), 0, 7)
+    store = FeatureStore(str(tmp_path), KEY, LABELS)
     kept, again = store.load()
     assert (kept, again.tolist()) == (4, [3])
     repaired = Rows(ROWS.values[3:4] + 1, np.array([2]))
@@ -42,10 +45,10 @@ def test_rows_of_unreadable_images_are_added_again(tmp_path: Path) -> None:
 
 
 def test_goes_on_after_the_last_whole_part(tmp_path: Path) -> None:
-    store = FeatureStore(str(tmp_path), KEY, 10)
+    store = FeatureStore(str(tmp_path), KEY, LABELS)
     assert store.load()[0] == 0
     fill(store, 0, 7)
-    again = FeatureStore(str(tmp_path), KEY, 10)
+    again = FeatureStore(str(tmp_path), KEY, LABELS)
     assert again.load()[0] == 4
     fill(again, 3, 4)
     fill(again, 4, 10)
@@ -55,15 +58,15 @@ def test_goes_on_after_the_last_whole_part(tmp_path: Path) -> None:
 
 
 def _loaded(folder: Path) -> Rows:
-    store = FeatureStore(str(folder), KEY, 10)
+    store = FeatureStore(str(folder), KEY, LABELS)
     assert store.load()[0] == 10
     return store.rows()
 
 
 def test_another_key_replaces_what_is_there_and_touches_nothing_else(tmp_path: Path) -> None:
-    fill(FeatureStore(str(tmp_path), OTHER, 10), 0, 10)
+    fill(FeatureStore(str(tmp_path), OTHER, LABELS), 0, 10)
     (tmp_path / "mine.npz").write_bytes(b"")
-    assert FeatureStore(str(tmp_path), KEY, 10).load()[0] == 0
+    assert FeatureStore(str(tmp_path), KEY, LABELS).load()[0] == 0
     assert [path.name for path in tmp_path.iterdir()] == ["mine.npz"]
 
 
@@ -74,7 +77,7 @@ def test_a_damaged_part_is_computed_again(
     with monkeypatch.context() as newer:
         if damage == "newer":
             newer.setitem(feature_store.versions.VERSIONS, "features", 2)
-        fill(FeatureStore(str(tmp_path), KEY, 10), 0, 10)
+        fill(FeatureStore(str(tmp_path), KEY, LABELS), 0, 10)
     second = tmp_path / f"{KEY}-00001.npz"
     data = bytearray(second.read_bytes())
     if damage == "cut":
@@ -92,9 +95,28 @@ def test_a_damaged_part_is_computed_again(
     elif damage == "wider":
         wider = Rows(np.zeros((4, 5), np.float32), ROWS.labels[4:8])
         second.write_bytes(feature_store._packed(wider, KEY))
-    store = FeatureStore(str(tmp_path), KEY, 10)
+    store = FeatureStore(str(tmp_path), KEY, LABELS)
     kept, again = store.load()
     assert kept == (0 if damage == "newer" else 4)
     fill(store, 3, 3 + len(again))
     fill(store, kept, 10)
     np.testing.assert_array_equal(_loaded(tmp_path).values, ROWS.values)
+
+
+@pytest.mark.parametrize("label", [2**40, -7, 3, 0])
+@pytest.mark.parametrize("row", [5, 9])
+def test_a_part_with_labels_of_other_samples_is_computed_again(
+    label: int, row: int, tmp_path: Path
+) -> None:
+    fill(FeatureStore(str(tmp_path), KEY, LABELS), 0, 10)
+    labels = ROWS.labels.copy()
+    labels[row] = label
+    part = slice(row // 4 * 4, row // 4 * 4 + 4)
+    forged = feature_store._packed(Rows(ROWS.values[part], labels[part]), KEY)
+    (tmp_path / f"{KEY}-{row // 4:05d}.npz").write_bytes(forged)
+    store = FeatureStore(str(tmp_path), KEY, LABELS)
+    kept, again = store.load()
+    assert kept == row // 4 * 4
+    fill(store, 3, 3 + len(again))
+    fill(store, kept, 10)
+    np.testing.assert_array_equal(_loaded(tmp_path).labels, ROWS.labels)
