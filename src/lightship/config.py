@@ -617,6 +617,8 @@ def _check_range(flag: str, value: Any, meta: Mapping[str, Any]) -> None:
     low, high = meta.get(_MIN), meta.get(_MAX)
     if value is None:
         return
+    if type(value) is int and abs(value) >= 2**63:  # of any number of digits
+        raise ConfigError(f"{flag} does not fit in 64 bits; it must be {_bound(meta)}")
     is_low, is_high = low is not None and value < low, high is not None and value > high
     if is_low or is_high or value != value:  # NaN is neither
         unit = meta.get(_UNIT) or ""

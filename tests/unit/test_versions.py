@@ -111,6 +111,22 @@ WRONG_FILES = {
     "deep": (b"[" * 30_000, "is nested too deeply"),
     "cut": (lambda text: text[: text.index("optim:")].encode(), "is damaged: it lacks optim"),
     "cut in a line": (lambda text: text[: text.index("momentum")].encode(), "is damaged"),
+    "text for a number": (
+        with_key("trainer", max_epochs="many"),
+        "trainer.max_epochs is 'many'; it must be a whole",
+    ),
+    "null for a number": (with_key("trainer", max_epochs=None), "trainer.max_epochs is null"),
+    "NaN for a count": (with_key("trainer", max_steps=math.nan), "trainer.max_steps is nan"),
+    "no metric": (with_key("trainer", monitor=3), "trainer.monitor is 3; it must be"),
+    "a list for a count": (
+        with_key("trainer", early_stopping_patience=[1]),
+        r"early_stopping_patience is \[1\]; ",
+    ),
+    "out of its range": (with_key("data", val_fraction=2), "data.val_fraction is 2; it must be"),
+    "a count of 10,000 digits": (
+        lambda text: text.replace("max_steps: -1", f"max_steps: 0x{'f' * 9000}").encode(),
+        "trainer.max_steps does not fit",
+    ),
     "no fields": (lambda text: b"run: 3\ndata: {}\n", "run must hold fields"),
 }
 

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from lightship import __version__, storage, strict_yaml, versions
-from lightship.config import Config
-from lightship.errors import ConfigError
+from lightship.config import Config, check_ranges
+from lightship.errors import ConfigError, UsageError
 from lightship.redaction import canonical
 
 FILE = "config.yaml"
@@ -53,7 +53,21 @@ def read(output_url: str) -> dict[str, dict[str, Any]]:
         content = strict_yaml.load(data)
     except strict_yaml.YamlError as error:
         raise ConfigError(f"{where} {error}; {remedy}") from None
-    return versions.complete(_checked(content, where, remedy))
+    sections = versions.complete(_checked(content, where, remedy))
+    _check_values(sections, where, remedy)
+    return sections
+
+
+def _check_values(sections: Mapping[str, Mapping[str, Any]], where: str, remedy: str) -> None:
+    """Raise ConfigError for a value whose type or range no start accepts."""
+    for section in dataclasses.fields(Config):
+        part = getattr(Config(), section.name)
+        for name, value in sections[section.name].items():
+            setattr(part, name, value)
+        try:
+            check_ranges(part, f"{section.name}.")
+        except (ConfigError, UsageError) as error:
+            raise ConfigError(f"{where}: {error}; {remedy}") from None
 
 
 def _checked(content: Any, where: str, remedy: str) -> Mapping[str, Mapping[str, Any]]:
