@@ -39,10 +39,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
     _refuse_unless(isinstance(rows, list), "lightship.metrics")
     for number, row in enumerate(rows or ()):
         place = f"lightship.metrics[{number}]"
-        _refuse_unless(isinstance(row, Mapping) and row.keys() >= {"step", "time_s"}, place)
-        for name, value in row.items():
-            is_name = isinstance(name, str) and name.isprintable() and name[:1].isalnum()
-            _refuse_unless(is_name and _is_metric(value), place)
+        _refuse_unless(_is_row(row), place)
 
 
 def _refuse_unless(is_right: bool, place: str) -> None:
@@ -52,6 +49,19 @@ def _refuse_unless(is_right: bool, place: str) -> None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, bool) or (type(value) is int and 0 <= value < _MAX_COUNT)
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it is a row of metrics as `MetricsCSV` has it."""
+    if not isinstance(row, Mapping) or not row.keys() >= {"step", "time_s"}:
+        return False
+    for name, value in row.items():
+        is_name = isinstance(name, str) and name.isprintable() and name[:1].isalnum()
+        if not is_name or not _is_metric(value):
+            return False
+    # Of a user's own callback a row may lack its epoch, or have a fraction.
+    is_in_range = all(0 <= row.get(name, 0) < _MAX_COUNT for name in ("step", "epoch"))
+    return is_in_range and row["step"] == int(row["step"]) and math.isfinite(row["time_s"])
 
 
 def _is_metric(value: Any) -> bool:

@@ -57,7 +57,7 @@ class Progress(Callback):
         self._total_steps = float(trainer.estimated_stepping_batches)
         for logger in trainer.loggers:
             for row in getattr(logger, "rows", ()):
-                if self._monitor in row:
+                if self._monitor in row and "epoch" in row:  # else a callback of the user's
                     self._note_best(row, int(row["epoch"]) + 1)
         if trainer.is_global_zero:
             self.display.begin()
