@@ -187,13 +187,11 @@ class Columns:
         trailer = Trailer.parse(end, str(path))
         self._end = self.size_bytes - TRAILER_BYTES - trailer.header_bytes
         data = os.pread(descriptor, trailer.header_bytes, max(0, self._end))
-        self.digest = hashlib.sha256(data).hexdigest()
-        if self._end < 0 or self.digest != trailer.digest:
-            raise DataError(f"{path} is damaged: its header is not as it was written")
+        self.header = parse_header(data, trailer, self.size_bytes, str(path))
+        self.digest = trailer.digest
         self._memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         if hasattr(mmap, "MADV_RANDOM"):  # rows of a batch lie apart: no reading ahead
             self._memory.madvise(mmap.MADV_RANDOM)
-        self.header = self._parsed(data)
 
     def read(self, name: str) -> np.ndarray:
         """A column, [N], read-only. Raises DataError for one that does not fit the file."""
@@ -203,13 +201,11 @@ class Columns:
             count = about["count"]
             if "value" in about:
                 return np.broadcast_to(_constant(about["value"]), (_checked(count, bound),))
-            if about["type"] not in _TYPES:
-                raise ValueError(f"type {about['type']!r:.20}")
-            dtype = np.dtype(f"<{about['type']}")
             start = _checked(about["start"], self._end)
-            room = (self._end - start) // dtype.itemsize
+            room = (self._end - start) // _item_bytes(about["type"])
             if start % _ALIGNED:
                 raise ValueError(f"start {start}")
+            dtype = np.dtype(f"<{about['type']}")
             return np.frombuffer(self._memory, dtype, _checked(count, room), start)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{self.path} is damaged: column {name}: {error!r:.200}") from error
@@ -227,19 +223,54 @@ class Columns:
         if content.hexdigest() != self.header.get("content"):
             raise DataError(f"{self.path} is damaged: its columns are not as they were written")
 
-    def _parsed(self, data: bytes) -> dict[str, Any]:
-        if data.count(b"[") + data.count(b"{") > _MAX_CONTAINERS:
-            raise DataError(f"{self.path} is damaged: its header has too many lists")
-        try:
-            header = json.loads(data)
-            versions.check(_FORMAT, header["format"], str(self.path))
-            if not isinstance(header["columns"], dict):
-                raise TypeError("columns")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, versions.NewerVersion):
-                raise
-            raise DataError(f"{self.path} is damaged: its header: {error!r:.200}") from error
-        return header
+
+def parse_header(data: bytes, trailer: Trailer, size_bytes: int, where: str) -> dict[str, Any]:
+    """The header of a file, all of whose bytes it must account for.
+
+    Args:
+        data: The bytes before the trailer.
+        trailer: Of the file.
+        size_bytes: Of the file.
+        where: What to call it.
+
+    Raises:
+        DataError: It is damaged, or the file is larger than its columns.
+        NewerVersion: A newer version wrote it.
+    """
+    end = size_bytes - TRAILER_BYTES - trailer.header_bytes
+    if end < 0 or hashlib.sha256(data).hexdigest() != trailer.digest:
+        raise DataError(f"{where} is damaged: its header is not as it was written")
+    if data.count(b"[") + data.count(b"{") > _MAX_CONTAINERS:
+        raise DataError(f"{where} is damaged: its header has too many lists")
+    try:
+        header = json.loads(data)
+        versions.check(_FORMAT, header["format"], where)
+        if not isinstance(header["columns"], dict):
+            raise TypeError("columns")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, versions.NewerVersion):
+            raise
+        raise DataError(f"{where} is damaged: its header: {error!r:.200}") from error
+    bound = sum(_max_bytes(name, about, where) for name, about in header["columns"].items())
+    if end > bound:
+        raise DataError(f"{where} is damaged: it has {end} bytes of columns; they need {bound}")
+    return header
+
+
+def _max_bytes(name: str, about: Any, where: str) -> int:
+    """Bytes that a column takes, with the padding before it."""
+    try:
+        if "value" in about:
+            return 0
+        return _ALIGNED - 1 + _checked(about["count"], 2**62) * _item_bytes(about["type"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where} is damaged: column {name}: {error!r:.200}") from error
+
+
+def _item_bytes(kind: Any) -> int:
+    if kind not in _TYPES:
+        raise ValueError(f"type {kind!r:.20}")
+    return np.dtype(f"<{kind}").itemsize
 
 
 def _constant(value: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightship import storage
-from lightship.data.columns import TRAILER_BYTES, Columns, Trailer
+from lightship.data.columns import TRAILER_BYTES, Columns, Trailer, parse_header
 from lightship.data.private_folder import is_own_file, make_private
 from lightship.errors import ConfigError, DataError, LightshipError
 from lightship.versions import NewerVersion
@@ -29,6 +29,8 @@ from lightship.versions import NewerVersion
 logger = logging.getLogger(__name__)
 
 _UNUSED_S, _ABANDONED_S = 30 * 86400.0, 86400.0
+_END_BYTES = 2**16
+"""Of a table, read at once: most have their header in it."""
 _NAME = re.compile(r"[0-9a-f]{64}\.table")
 
 
@@ -95,6 +97,7 @@ def fetch(table: Table, check: Callable[[Columns], None] | None = None) -> Colum
     """
     if (columns := local_copy(table)) is None:
         assert table.url is not None
+        _check_size(table, table.url)
         with new_file() as new_path:
             storage.download(table.url, new_path)
             try:
@@ -106,6 +109,26 @@ def fetch(table: Table, check: Callable[[Columns], None] | None = None) -> Colum
                 raise DataError(text) from error
             columns = Columns(new_path.replace(path_of(table)))
     return columns
+
+
+def _check_size(table: Table, url: str) -> None:
+    """Refuse, by its header alone, a file that is larger than a table. Blocks.
+
+    Raises:
+        DataError: It was changed or is damaged.
+    """
+    where, size_bytes = storage.redact(url), table.size_bytes
+    start = max(0, size_bytes - _END_BYTES)
+    end = storage.read_range(url, start, size_bytes)
+    trailer = Trailer.parse(end[-TRAILER_BYTES:], where)
+    if trailer.digest != table.digest:
+        raise DataError(f"{where} has changed meanwhile")
+    header_start = size_bytes - TRAILER_BYTES - trailer.header_bytes
+    if 0 <= header_start < start:
+        end = storage.read_range(url, header_start, start) + end
+        start = header_start
+    header = end[max(0, header_start - start) : -TRAILER_BYTES]
+    parse_header(header, trailer, size_bytes, where)
 
 
 def local_copy(table: Table) -> Columns | None:

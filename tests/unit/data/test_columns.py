@@ -109,7 +109,8 @@ def test_every_changed_byte_is_found(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_column_that_does_not_fit_is_refused_before_it_is_read(tmp_path: Path, about) -> None:
     path = written(tmp_path / "c", values=np.arange(1000))
-    with_header(path, {"columns": {"values": about}})
+    rest = {"type": "u2", "count": 1000, "start": 0}  # for which the bytes are there
+    with_header(path, {"columns": {"values": about, "rest": rest}})
     with pytest.raises(DataError, match="column values"):
         Columns(path).read("values")
 

@@ -306,8 +306,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "tables"
 
 
-def kept(url: str) -> table_cache.Table:
-    splits = {"train": manifest_of([0, 1])}
+def kept(url: str, classes: int = 0) -> table_cache.Table:
+    splits = {"train": manifest_of([0, 1], classes=classes)}
     return table_cache.upload(table_cache.store(lambda path: write_table(path, splits)), url)
 
 
@@ -396,6 +396,30 @@ def test_a_table_that_was_changed_is_not_taken(cache: Path, tmp_path: Path) -> N
         with pytest.raises(DataError, match=r"manifest\.table"):
             table_cache.fetch(table)
     assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("classes", [3, 20_000])
+def test_a_table_is_refused_by_its_header_before_it_is_copied(
+    cache: Path, tmp_path: Path, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "run" / "manifest.table")
+    table = kept(url, classes)
+    [made] = cache.iterdir()
+    whole = made.read_bytes()
+    made.unlink()
+    assert table_cache.fetch(table, check_table).path.read_bytes() == whole
+    made.unlink()
+    with Path(url).open("r+b") as file:
+        file.truncate(200)
+        file.seek(10 * 2**30)  # behind a hole
+        file.write(whole[200:])
+    monkeypatch.setattr(storage, "download", pytest.fail)
+    larger = table_cache.Table.at(url)
+    assert larger.digest == table.digest
+    with pytest.raises(DataError, match=r"manifest\.table is damaged: .* bytes of columns"):
+        table_cache.fetch(larger)
+    with pytest.raises(DataError, match=r"bytes of columns"):
+        Columns(Path(url))
 
 
 def test_what_nobody_uses_is_removed_and_nothing_else(cache: Path, tmp_path: Path) -> None:
