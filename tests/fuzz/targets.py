@@ -325,7 +325,8 @@ def _starts(data: bytes, folder: Path) -> None:
 
 
 def _part(data: bytes, folder: Path) -> None:
-    parts = Parts(str(folder / "t.csv"), {}, Division(3, 3))
+    names, classes = ["a.png", "a.png", "b.png"], ["ant", "bee"]
+    parts = Parts(str(folder / "t.csv"), {}, Division(3, 3), names.__getitem__, classes)
     parts.open()
     _at(folder, data, f"t.csv.parts/{parts._name(0)}")
     parts.open()
