@@ -120,6 +120,8 @@ def open_table(columns: Columns, names: Collection[str] = LABELLED_SPLITS) -> di
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{columns.path} is damaged: {error!r:.200}") from error
+    if splits:
+        check_classes(str(columns.path), splits)  # also of a copy that an older version accepted
     return splits
 
 
@@ -135,7 +137,6 @@ def check_table(columns: Columns) -> None:
     where, splits = str(columns.path), open_table(columns)
     if not splits:
         raise DataError(f"{where} is damaged: it has no split")
-    check_classes(where, splits)
     for split, manifest in splits.items():
         rows = replace(manifest, mapped=None)
         check_split(where, split, rows, manifest.fingerprint())

@@ -122,7 +122,7 @@ def _load_or_scan(
     if use_saved:
         with _scanning_again_if_damaged(), suppress(storage.NotFound):
             table = Table.at(url)
-            table_cache.fetch(table, check_table)
+            open_table(table_cache.fetch(table, check_table))
             return table
     if scanned is not None:
         return table_cache.upload(scanned.table, url)

@@ -232,6 +232,24 @@ def test_what_no_scan_makes_is_refused(tmp_path: Path, case: str) -> None:
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("case", WRONG_CLASSES)
+def test_class_names_are_checked_in_a_copy_that_an_older_version_has_accepted(
+    cache: Path, tmp_path: Path, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {f"{name}/{i}.png": PNG for name in ("ant", "bee") for i in range(2)}
+    config, run = DataConfig(root=put(str(tmp_path / "set"), files)), str(tmp_path / "run")
+    expected = load_splits(config, run, "train")
+    [saved] = Path(run).iterdir()
+    wrong = {
+        split: dataclasses.replace(each, class_names=WRONG_CLASSES[case])
+        for split, each in expected.items()
+    }
+    table_cache.upload(table_cache.store(lambda path: write_table(path, wrong)), str(saved))
+    assert table_cache.local_copy(table_cache.Table.at(str(saved))) is not None
+    assert_equal(load_splits(config, run, "train")["train"], expected["train"])
+    assert "scanning --data.root again" in caplog.text
+
+
 def test_row_groups_outside_parquet_are_refused(tmp_path: Path) -> None:
     class Other(Manifest):
         container_read = iter(["bytes", "parquet"])  # the second: what writes its row groups
