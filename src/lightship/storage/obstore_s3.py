@@ -19,6 +19,7 @@ from fsspec.asyn import sync
 
 from lightship.errors import ConfigError
 from lightship.extras import INSTALL
+from lightship.storage.repeats import Repeats
 from lightship.storage.retry import Deadline, Limits
 
 if TYPE_CHECKING:
@@ -90,17 +91,20 @@ class ObstoreS3:
         """As `S3Client.pages`.
 
         Raises:
-            FirstTryFailed: Any error; nothing found, because s3fs says why; or an empty object,
-                which may mark a folder: obstore strips the slash that would show it.
+            FirstTryFailed: Any error; nothing found, because s3fs says why; a page that comes
+                again; or an empty object, which may mark a folder: obstore strips the slash that
+                would show it.
         """
         import obstore
 
-        is_empty = True
+        is_empty, repeats = True, Repeats()
         try:
             store = self._store(bucket)
             for page in obstore.list(store, prefix or None, chunk_size=max_keys or 1000):
                 if not all(item["size"] for item in page):
                     raise FirstTryFailed("an empty object")
+                if page and repeats.has(page[0]["path"]):
+                    raise FirstTryFailed("a page that was there before")
                 deadline.progress()
                 is_empty = False
                 yield {item["path"]: item["size"] for item in page}

@@ -163,7 +163,7 @@ class S3(Async):
                 call("abort_multipart_upload")
             raise
 
-    def _has_mark(self, deadline: Deadline, mark: dict[str, str], **place: str) -> bool:
+    def _has_mark(self, deadline: Deadline, mark: dict[str, str], **place: Any) -> bool:
         """Whether an object is the one that was uploaded with this mark."""
         with contextlib.suppress(NotFound):
             found = self.s3fs.call(deadline, 0, "head_object", **place)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from lightship.storage.backend import Data
 from lightship.storage.fsspec_backend import cat_file
+from lightship.storage.repeats import Repeats
 from lightship.storage.retry import Deadline, with_retries
 
 Page = dict[str, int]
@@ -62,18 +63,46 @@ class S3fs:
 
     def answers(self, deadline: Deadline, **where: Any) -> Iterator[dict[str, Any]]:
         """The answers of a listing, page by page."""
+        repeats = Repeats()
+
+        def check(answer: dict[str, Any]) -> None:
+            token = answer.get("NextContinuationToken")
+            if answer.get("IsTruncated") and (not token or repeats.has(token)):
+                raise OSError(f"the listing goes on with {'a used' if token else 'no'} token")
+
         while True:
-            answer = self.call(deadline, 0, "list_objects_v2", **where)
+            answer = self.call(deadline, 0, "list_objects_v2", check=check, **where)
             yield answer
             if not answer.get("IsTruncated"):
                 return
             where["ContinuationToken"] = answer["NextContinuationToken"]
 
-    def call(self, deadline: Deadline, size_bytes: int, method: str, **args: Any) -> dict[str, Any]:
-        """One request with retries of its own, so that a fault does not undo those before it."""
+    def call(
+        self,
+        deadline: Deadline,
+        size_bytes: int,
+        method: str,
+        check: Callable[[dict[str, Any]], None] = lambda answer: None,
+        **args: Any,
+    ) -> dict[str, Any]:
+        """One request with retries of its own, so that a fault does not undo those before it.
+
+        Args:
+            deadline: Of the call that it is a part of; an answer is progress.
+            size_bytes: Of what is sent.
+            method: Name of the operation.
+            check: Raises OSError for an answer that should be asked for again.
+            args: Of the operation.
+        """
         request = partial(self.fs.call_s3, method, timeout=deadline.try_s(size_bytes), **args)
+
+        def ask() -> dict[str, Any]:
+            answer = request()
+            check(answer)
+            return answer
+
         inner = Deadline(deadline.url, size_bytes, is_first=deadline.is_first)
-        answer = with_retries(request, inner)
+        answer = with_retries(ask, inner)
         deadline.progress()
         return answer
 
