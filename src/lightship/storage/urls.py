@@ -61,7 +61,13 @@ def relative_to(url: str, root: str) -> str | None:
 
 
 def stays_below(url: str, path: str) -> bool:
-    """Whether `join(url, path)` is below `url`: neither above it nor, by a `::`, another URL."""
+    """Whether `join(url, path)` is the file of that name below `url`.
+
+    It is not above it, nor, by a `::`, another URL, nor the file without a slash at either end,
+    which `join` leaves out.
+    """
+    if path.startswith("/") or path.endswith("/"):
+        return False
     if ".." in path and ".." in path.split("/"):
         return False
     if "::" not in path:

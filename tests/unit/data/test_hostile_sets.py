@@ -358,6 +358,11 @@ def test_a_name_in_a_zip_makes_no_request(tmp_path):
         ("/data", "a/../../y.png", False),
         ("/data", "a..b/...png", True),
         ("/data", "data::v2/0.png", True),
+        ("s3://b/data", "/cat/x.png", False),
+        ("s3://b/data", "cat/", False),
+        ("s3://b/data", "/", False),
+        ("s3://b/data", "cat//x.png", True),
+        ("s3://b/x.tar", "", True),
     ],
 )
 def test_what_stays_below_a_root(url, path, below):

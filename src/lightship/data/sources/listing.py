@@ -25,7 +25,7 @@ class Listing:
     crc32: dict[str, int]
     folders_in: Callable[[str], Iterable[str]]
     not_read: list[str] = field(default_factory=list)
-    """Paths of pipes, sockets and devices."""
+    """Paths of pipes, sockets and devices, and names that begin or end with a slash."""
     ignored: list[str] = field(default_factory=list)
     """Folders of the system and of runs, with what they are."""
 
@@ -62,6 +62,15 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
             f"--data.root {root} is an unfinished pack: rerun lightship pack to continue it, or "
             f"remove {WORK}/ to use the shards that exist"
         )
+    if (slashed := found.sizes.mask(_has_slash_at_end)).any():
+        if slashed.all():
+            name = printable(next(iter(found.sizes)))
+            raise DataError(
+                f"--data.root {root}: all names begin or end with a slash ({name}) and would be "
+                "read as others; rename the files"
+            )
+        found.not_read += (path for path in found.sizes.select(slashed) if not is_ignored(path))
+        found.sizes = found.sizes.select(~slashed)
     strange = next((path for path in found.sizes if not stays_below(url, path)), None)
     if strange is not None:
         raise DataError(
@@ -84,6 +93,11 @@ def list_root(url: str, root: str, leave_out: Sequence[str] = ()) -> Listing:
         name for name in folders_in(folder) if f"{folder}/{name}".lstrip("/") not in without_images
     ]
     return found
+
+
+def _has_slash_at_end(path: str) -> bool:
+    """Whether an object's name would be read as another one (see `stays_below`)."""
+    return path.startswith("/") or path.endswith("/")
 
 
 def _list(url: str) -> Listing:

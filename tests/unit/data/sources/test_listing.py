@@ -6,7 +6,9 @@ import re
 import socket
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -357,6 +359,24 @@ def test_a_large_listing_becomes_a_manifest_in_few_bytes_a_file(monkeypatch) -> 
     assert train.files[-1] == f"train/n{s3_listing.CLASSES - 1:08d}/{count - 1:012d}.JPEG"
     assert train.label.tolist() == sorted(train.label.tolist())
     assert peak_bytes < 160 * count
+
+
+def test_an_object_that_would_be_read_as_another_is_left_out_and_said(monkeypatch, caplog) -> None:
+    """`set//cat/0.png` would be `set/cat/0.png`, which is another object, or none."""
+    keys = ["set/cat/0.png", "set/dog/0.png", "set//cat/0.png", "set//cat/1.png", "set//.x/1.png"]
+
+    def answers(self: S3fs, deadline: object, **where: str) -> Iterator[dict[str, Any]]:
+        yield {"Contents": [{"Key": key, "Size": 9} for key in sorted(keys)]}
+
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
+    monkeypatch.setattr(S3fs, "answers", answers)
+    train = layouts.scan("s3://bucket/set")["train"]
+    assert list(train.files) == ["cat/0.png", "dog/0.png"]
+    assert train.not_read == "2 .png files"
+    assert "not read: 2 .png files, such as /cat/0.png" in caplog.text
+    del keys[:2]
+    with pytest.raises(DataError, match=r"set: all names begin or end with a slash \(/\.x/1"):
+        layouts.scan("s3://bucket/set")
 
 
 def untidy() -> Files:
