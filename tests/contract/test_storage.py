@@ -34,8 +34,11 @@ from lightship.storage import (
     ReadAhead,
     Span,
     StorageTimeout,
+    api,
+    local,
     registry,
 )
+from lightship.storage.fsspec_backend import Remote
 from tests.support import plain_fs
 from tests.support.s3 import KEYS, S3Server
 
@@ -389,6 +392,33 @@ def test_a_write_that_fails_leaves_the_old_file(
         storage.write_bytes(url, b"new and longer")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("at_once", "piece_s"), [(8, 3.5), (1, 0.65)], ids=["on one line", "one by one"]
+)
+def test_a_download_may_take_longer_than_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, piece_s: float
+) -> None:
+    """Of the slowest line that is allowed, and more than the bytes that are asked for at once."""
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "1.5")
+    monkeypatch.setattr(registry, "PIECE_BYTES", 2**16)
+    for module in (local, api):
+        monkeypatch.setattr(module, "COPIED_BYTES", 2**19)
+    monkeypatch.setattr(Remote, "max_reads", at_once)
+    read, asked = plain_fs.Plain.cat_file, []
+
+    def slow(self: plain_fs.Plain, path: str, **how: int) -> bytes:
+        asked.append(how)
+        time.sleep(piece_s)
+        return read(self, path, **how)
+
+    monkeypatch.setattr(plain_fs.Plain, "cat_file", slow)
+    data = os.urandom(2**19)
+    (tmp_path / "x").write_bytes(data)
+    storage.download(f"plain://{tmp_path}/x", tmp_path / "y")
+    assert (tmp_path / "y").read_bytes() == data
+    assert len(asked) == 8
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lightship.storage import local
 from lightship.storage.backend import FileInfo, Selection, length_of
 from lightship.storage.errors import NotFound, StorageTimeout, TooLarge
 from lightship.storage.file_table import FileTable
-from lightship.storage.local import copy_stream, whole_file
+from lightship.storage.local import COPIED_BYTES, copy_stream, whole_file
 from lightship.storage.parallel import in_daemon, run_within
 from lightship.storage.reads import read_bytes, read_whole
 from lightship.storage.registry import HTTP, call, open_binary, resolve
@@ -124,14 +124,14 @@ def download(url: str, path: Path, md5: str | None = None, answer_s: float | Non
     """
     if answer_s is not None:
         call(url, "size", deadline=Deadline(url, total_s=answer_s))
-    deadline = Deadline(url)
+    deadline = Deadline(url, COPIED_BYTES)
 
     def copy() -> None:
         with whole_file(path) as temporary_path:
             if split(url)[0] in HTTP:  # not every web server knows ranges
                 call(url, "get_file", temporary_path, deadline=deadline)
             else:
-                with open_binary(url) as source, temporary_path.open("wb") as out:
+                with open_binary(url, deadline) as source, temporary_path.open("wb") as out:
                     copy_stream(source, out, deadline)
             if md5:
                 _check_md5(temporary_path, md5, url)

@@ -28,6 +28,8 @@ from lightship.storage.file_table import FileTable, FileTableBuilder
 from lightship.storage.retry import Deadline, Limits, with_retries
 
 TEMPORARY = ".lightship-tmp"
+COPIED_BYTES = 8 * PIECE_BYTES
+"""Read and written at once by a copy."""
 _OWN_STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 """What a shell passes to this process, such as `--config <(...)`."""
 _MAX_VISITS = 16
@@ -165,14 +167,14 @@ def copy_source(source: Source, out: BinaryIO, deadline: Deadline) -> None:
         with source.open("rb") as file:
             copy_stream(file, out, deadline)
         return
-    for start in range(0, length_of(source), 8 * PIECE_BYTES):
-        out.write(piece(source, start, 8 * PIECE_BYTES))
+    for start in range(0, length_of(source), COPIED_BYTES):
+        out.write(piece(source, start, COPIED_BYTES))
         deadline.progress()
 
 
 def copy_stream(source: BinaryIO, out: BinaryIO, deadline: Deadline) -> None:
     """Copy the rest of `source` in pieces, each of which is progress."""
-    while data := source.read(8 * PIECE_BYTES):
+    while data := source.read(COPIED_BYTES):
         out.write(data)
         deadline.progress()
 

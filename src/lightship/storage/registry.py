@@ -103,31 +103,43 @@ def size_bytes(url: str) -> int:
     return size
 
 
-def read_span(backend: Backend, path: str, span: Span) -> Data:
-    """One read with retries, in this thread."""
-    deadline = Deadline(span.url, span.size_bytes, is_first=backend not in _ANSWERED)
+def read_span(backend: Backend, path: str, span: Span, together_bytes: int = 0) -> Data:
+    """One read with retries, in this thread.
+
+    Args:
+        backend: Of its file.
+        path: Within the backend.
+        span: What is read.
+        together_bytes: Of all reads that begin at once and share the line.
+    """
+    size = max(span.size_bytes, together_bytes)
+    deadline = Deadline(span.url, size, is_first=backend not in _ANSWERED)
     data = with_retries(partial(backend.read, deadline, path, span.start, span.end), deadline)
     _ANSWERED.add(backend)
     return data
 
 
-def open_binary(url: str) -> BinaryIO:
+def open_binary(url: str, deadline: Deadline | None = None) -> BinaryIO:
     """The file, read-only and seekable.
 
     Reads that fail are tried again until a deadline. A local one that hangs is the kernel's.
+
+    Args:
+        url: Of the file.
+        deadline: Of the call that it is read for: each piece that comes is progress.
     """
     backend, path = resolve(url)
     if isinstance(backend, Local | Archive):
         return call(url, "open")
-    return io.BufferedReader(_RangeReader(url, backend, path), 2**20)
+    return io.BufferedReader(_RangeReader(url, backend, path, deadline), 2**20)
 
 
 class _RangeReader(io.RawIOBase):
     """A remote file as a seekable one; each read is a call with its own deadline and retries."""
 
-    def __init__(self, url: str, backend: Backend, path: str):
+    def __init__(self, url: str, backend: Backend, path: str, outer: Deadline | None):
         self.url, self.name, self.at, self.size = url, base_name(url), 0, size_bytes(url)
-        self.backend, self.read_span = backend, partial(read_span, backend, path)
+        self.backend, self.path, self.outer = backend, path, outer
 
     def readable(self) -> bool:
         return True
@@ -143,8 +155,16 @@ class _RangeReader(io.RawIOBase):
         end = min(self.at + len(buffer), self.size)
         edges = [*range(self.at, end, PIECE_BYTES), max(self.at, end)]
         spans = [Span(self.url, *edge) for edge in itertools.pairwise(edges)]
-        deadline = Deadline(self.url, PIECE_BYTES)
-        pieces = parallel_map(self.read_span, spans, self.backend.max_reads, deadline)
+        together_bytes = max(0, end - self.at)
+
+        def read(span: Span) -> Data:
+            data = read_span(self.backend, self.path, span, together_bytes)
+            if self.outer:
+                self.outer.progress()
+            return data
+
+        deadline = Deadline(self.url, together_bytes)
+        pieces = parallel_map(read, spans, self.backend.max_reads, deadline)
         for span, data in zip(spans, pieces, strict=True):
             buffer[span.start - self.at : span.start - self.at + len(data)] = data
         count = max(0, end - self.at)
