@@ -18,6 +18,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -374,6 +375,54 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path, prot
         assert len(data) == 2_000_000
         assert len(set(data)) == 1
         assert storage.list_files(str(tmp_path)) == [FileInfo("x", 2_000_000)]
+
+
+@pytest.mark.parametrize("protocol", ["plain", "refusing", "silent"])
+def test_a_file_is_replaced_where_no_file_is_renamed_over_another(
+    tmp_path: Path, protocol: str
+) -> None:
+    url = f"{protocol}://{tmp_path}/x"
+    for data in (b"one", b"two", b"three"):
+        storage.write_bytes(url, data)
+        assert (tmp_path / "x").read_bytes() == data
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("protocol", ["refusing", "silent"])
+@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+def test_a_file_is_not_lost_when_its_writer_is_killed_between_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, moves: int
+) -> None:
+    path, url = tmp_path / "x", f"{protocol}://{tmp_path}/x"
+    kind = {"refusing": plain_fs.Refusing, "silent": plain_fs.Silent}[protocol]
+    mv, moved = kind.mv, []
+
+    def dead(*args: object, **how: object) -> None:
+        raise Killed
+
+    def move(self: plain_fs.Plain, *args: str, **how: object) -> None:
+        if len(moved) == moves:
+            monkeypatch.setattr(kind, "rm_file", dead)  # as of then it does nothing more
+            raise Killed
+        moved.append(args)
+        mv(self, *args, **how)
+
+    storage.write_bytes(url, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "mv", move)
+        with suppress(Killed):
+            storage.write_bytes(url, b"new")
+    monkeypatch.undo()
+    assert storage.read_bytes(url) == (b"old" if moves < 3 else b"new")
+    assert path.exists()
+    storage.write_bytes(url, b"newer")
+    assert storage.read_bytes(url) == b"newer"
+    storage.remove(url)
+    assert not storage.exists(url)
 
 
 def test_a_write_that_fails_leaves_the_old_file(

@@ -20,10 +20,32 @@ class Plain(LocalFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        return str(LocalFileSystem._strip_protocol(path.removeprefix("plain://")))
+        return str(LocalFileSystem._strip_protocol(path.removeprefix(f"{cls.protocol}://")))
 
     def _open(self, path: str, mode: str = "rb", **how: Any) -> Any:
         return File(path, mode, fs=self)
 
 
-fsspec.register_implementation("plain", Plain, clobber=True)
+class Refusing(Plain):
+    """Does not rename over a file, as that of smb."""
+
+    protocol = "refusing"
+
+    def mv(self, path1: str, path2: str, **how: Any) -> None:
+        if self.exists(path2):
+            raise FileExistsError(path2)
+        super().mv(path1, path2, **how)
+
+
+class Silent(Plain):
+    """Does not rename over a file and does not say so, as that of webhdfs."""
+
+    protocol = "silent"
+
+    def mv(self, path1: str, path2: str, **how: Any) -> None:
+        if not self.exists(path2):
+            super().mv(path1, path2, **how)
+
+
+for kind in (Plain, Refusing, Silent):
+    fsspec.register_implementation(kind.protocol, kind, clobber=True)

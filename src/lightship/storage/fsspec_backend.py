@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightship.storage.local import TEMPORARY, copy_source
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.urls import redact
 
+ASIDE = ".lightship-old"
 _WRITE_WHOLE = {"hf", "memory"}
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "hf": "hf"}
 
@@ -54,9 +56,12 @@ class Remote:
     """
 
     max_reads = Limits.threads
+    _writes_whole = False
 
     def __init__(self, fs: Any, is_read_only: bool = False):
         self.fs, self.is_read_only = fs, is_read_only
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+        self._writes_whole |= is_read_only or not protocols.isdisjoint(_WRITE_WHOLE)
 
     def connect(self, deadline: Deadline, path: str) -> None:
         self.fs.exists(path)
@@ -77,10 +82,10 @@ class Remote:
         return table.finish()
 
     def size(self, deadline: Deadline, path: str) -> int | None:
-        return size_of(self.fs.info(path))
+        return size_of(self._restoring(self.fs.info, path))
 
     def modified(self, deadline: Deadline, path: str) -> float:
-        return self.fs.modified(path).timestamp()
+        return self._restoring(self.fs.modified, path).timestamp()
 
     def read(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
         try:
@@ -95,7 +100,7 @@ class Remote:
 
     def get(self, deadline: Deadline, path: str, start: int, end: int | None) -> Data:
         """As `read`, but shorter where the file is."""
-        return self.fs.cat_file(path, start=start or None, end=end)
+        return self._restoring(self.fs.cat_file, path, start=start or None, end=end)
 
     def get_file(self, deadline: Deadline, path: str, to_path: Path) -> None:
         """Download the file without ranges."""
@@ -116,8 +121,7 @@ class Remote:
         folder, slash, _ = path.rpartition("/")
         if folder:
             self.fs.makedirs(folder, exist_ok=True)
-        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else {*self.fs.protocol}
-        if protocols & _WRITE_WHOLE:
+        if self._writes_whole:
             self._send(deadline, path, source)
             return
         temporary = f"{folder}{slash}.{uuid.uuid4().hex}{TEMPORARY}"
@@ -136,17 +140,60 @@ class Remote:
             copy_source(source, out, deadline)
 
     def _rename(self, path: str, to_path: str) -> None:
+        """Rename over a file. Where that cannot be done, the old file is put aside until then.
+
+        SMB raises an error; WebHDFS answers that it did nothing, of which fsspec says nothing.
+        """
+        aside = _aside(to_path)
+        if not self._is_moved(path, to_path):
+            self._remove_if_there(aside)
+            for source, target in ((to_path, aside), (path, to_path)):
+                if not self._is_moved(source, target):
+                    raise OSError(f"the file system does not rename to {redact(target)}")
+        self._remove_if_there(aside)
+
+    def _is_moved(self, path: str, to_path: str) -> bool:
         try:
             self.fs.mv(path, to_path)
         except OSError as error:
             if error.errno != errno.EEXIST and not isinstance(error, FileExistsError):
                 raise
-            self.fs.rm_file(to_path)  # smb does not rename over a file
-            self.fs.mv(path, to_path)
+            return False
+        return not self._is_there(path)
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self.fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _remove_if_there(self, path: str) -> None:
+        if self._is_there(path):
+            self.fs.rm_file(path)
+
+    def _restoring(self, call: Callable[..., Any], path: str, **how: Any) -> Any:
+        """`call(path)`; of a file whose writer was killed while it was put aside, the old one."""
+        try:
+            return call(path, **how)
+        except FileNotFoundError:
+            if self._writes_whole or not self._is_there(_aside(path)):
+                raise
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                self.fs.mv(_aside(path), path)
+            return call(path, **how)
 
     def remove(self, deadline: Deadline, path: str) -> None:
+        if not self._writes_whole:
+            self._remove_if_there(_aside(path))  # first: it would be restored
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(path)
+
+
+def _aside(path: str) -> str:
+    """Where a file waits while a new one takes its name."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}.{name}{ASIDE}"
 
 
 class Async(Remote):
@@ -154,6 +201,8 @@ class Async(Remote):
 
     It has no folders, and writes a file whole.
     """
+
+    _writes_whole = True
 
     max_reads = Limits.in_flight
 
