@@ -79,12 +79,7 @@ class Head:
     def logits(self, features: Tensor) -> Tensor:
         """Logits [B, C] of features [B, D]."""
         parts = features.to(self.layers[0].weight.dtype).split(self._widths, dim=1)
-        outputs = [
-            layer(part[:, :, None, None]).flatten(1)
-            if isinstance(layer, nn.Conv2d)
-            else layer(part)
-            for layer, part in zip(self.layers, parts, strict=True)
-        ]
+        outputs = [_output(layer, part) for layer, part in zip(self.layers, parts, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
 
     @torch.no_grad()
