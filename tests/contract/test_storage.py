@@ -552,7 +552,7 @@ def test_unknown_and_missing_kinds_are_explained(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
 def test_a_missing_package_is_named_with_how_to_install_it() -> None:
-    with pytest.raises(ConfigError, match="gs://.*: pip install gcsfs"):
+    with pytest.raises(ConfigError, match=r"gs://.*: pip install gcsfs"):
         storage.list_files("gs://bucket/x")
 
 
