@@ -262,7 +262,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "label beyond": {"label": np.array([2])},
     "file above": {"files": ["../../x.tar"]},
     "file of another URL": {"files": ["a::http://127.0.0.1:9/x.png"]},
-    "file that is not there": {"files": ["/etc/passwd"]},
+    "absolute file": {"files": ["/etc/passwd"]},
+    "file that is not there": {"files": ["gone.tar"]},
     "beyond its shard": {"offset": np.array([10**6])},
 }
 
@@ -278,6 +279,7 @@ def test_tables_that_attack(tmp_path):
     assert all("lightship-index.npz" in text for text in said.values())
     assert "not below" in said["file above"]
     assert "not below" in said["file of another URL"]
+    assert "not below" in said["absolute file"]
 
 
 def scan_elsewhere(root: str) -> int:
@@ -303,6 +305,7 @@ def test_indexes_that_attack(tmp_path):
     assert "more than the shards" in said["sparse"]
     assert "not below" in said["file above"]
     assert "not below" in said["file of another URL"]
+    assert "not below" in said["absolute file"]
     copied = {path.parts[-3].removesuffix(" cache") for path in tmp_path.glob("* cache/tables/*")}
     assert copied == {"right", "beyond its shard", "file that is not there"}, "by their own columns"
 

@@ -479,7 +479,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
         "--trainer.precision 17", "change the named flag"),
     "weights of another net": (
         lambda lab: lab.finding("fine-tuning", images(lab), NET, other_weights(lab)), "fail",
-        "w.pth does not fit --model.net", "give a file of weights"),
+        "w.pth does not fit --model.net", "set --model.weights to a file of weights"),
     "disk too small": (
         lambda lab: lab.finding("cache disk", "--data.root=s3://b/x", "--data.cache_gib=1000000"),
         "fail", "--data.cache_gib 1e.06 needs 1000000.0 GiB",

@@ -137,7 +137,7 @@ def test_a_split_of_another_name_is_refused_before_anything_is_packed(
 def test_three_million_samples_are_found_in_memory_of_a_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightship.storage.local.PIECE_BYTES", 2**18)  # of a copy
+    monkeypatch.setattr("lightship.storage.local.COPIED_BYTES", 2**21)
     count = 3 * 10**6
     places = np.arange(count)
     train = Manifest(

@@ -158,7 +158,7 @@ def test_what_needs_a_last_layer_is_refused_without_one() -> None:
     net = checked(_Nearest())
     assert head_parameters(net) == []
     for freeze in ("backbone", "stages:1"):
-        with pytest.raises(ConfigError, match=f"--model.freeze {freeze} needs to know the last la"):
+        with pytest.raises(ConfigError, match=f"--model.freeze {freeze} needs a last layer"):
             frozen_parameters(net, "own", freeze)
     for rates in ((0.5, 1.0), (1.0, 2.0)):
         with pytest.raises(ConfigError, match=r"--optim\.layer_decay .* such as nn.Linear"):
