@@ -522,7 +522,7 @@ def test_what_a_fit_chose_stays_when_its_command_runs_again(
         assert main(["fit", *again, "--trainer.max_epochs=5"]) == 78
         shown = capsys.readouterr().err
         shown = " ".join(shown.replace("'", "").split())
-        assert f"two/config.yaml: --data.global_batch_size is {damage}" in shown
+        assert f"two/config.yaml: data.global_batch_size is {damage}" in shown
 
 
 def test_a_start_without_a_checkpoint_leaves_the_choice_by_size_to_the_next(
