@@ -1,9 +1,16 @@
-"""A pretrained net fine-tuned on real photographs, by lightship and by the usual scripts."""
+"""A pretrained net fine-tuned on real photographs, by lightship and by the usual scripts.
+
+A seed of all arms takes over an hour on 2 cores. RESULTS=FILE appends each arm's numbers to a file
+of JSON lines and does not measure again what is in it, so that a run can be interrupted; the table
+is of all seeds in it. benchmarks/results/finetune.jsonl has those of docs/measurements.md.
+"""
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +26,77 @@ from lightship.data.sources import layouts
 RUNS = int(os.environ.get("RUNS", "1"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split(",") if seed] or range(RUNS)
 EPOCHS = int(os.environ.get("EPOCHS", "0"))
-ARMS = [name for name in os.environ.get("ARMS", "").split(",") if name]
+NAMES = [name for name in os.environ.get("ARMS", "").split(",") if name]
+RESULTS = os.environ.get("RESULTS")
+ARMS = {
+    "tutorial-3": ("PyTorch's tutorial, 3 epochs", "tutorial", 3, "all"),
+    "tutorial": ("PyTorch's tutorial, as written (25 epochs)", "tutorial", 25, "all"),
+    "tutorial-frozen": ("the same with a frozen backbone", "tutorial", 25, "frozen"),
+    "transformers": ("transformers' Trainer, its defaults (3 epochs)", "transformers", 3),
+    "timm": ("timm, 10 epochs", "timm", 10),
+    "finetune": ("lightship, --config finetune", "lightship", 0, "finetune"),
+    "finetune-probe": ("lightship, --config finetune-probe", "lightship", 0, "finetune-probe"),
+}
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""The numbers of each arm, by seed."""
 
 
 def main() -> None:
-    """fine-tuning on TrashNet (TRASHNET=FOLDER, WEIGHTS=lite0 as .safetensors; ARMS=, SEEDS=)"""
+    """fine-tuning (TRASHNET=, WEIGHTS=lite0 as .safetensors; ARMS=, SEEDS=, RESULTS=)"""
     root, weights = os.environ.get("TRASHNET"), os.environ.get("WEIGHTS")
     if not root or not weights:
         print("not run: set TRASHNET to a folder with train/CLASS/IMAGE and test/CLASS/IMAGE, and "
               "WEIGHTS to the weights of tf_efficientnet_lite0 as .safetensors")  # fmt: skip
         return
-    arms = {
-        "tutorial-3": ("PyTorch's tutorial, 3 epochs", "tutorial", 3, "all"),
-        "tutorial": ("PyTorch's tutorial, as written (25 epochs)", "tutorial", 25, "all"),
-        "tutorial-frozen": ("the same with a frozen backbone", "tutorial", 25, "frozen"),
-        "transformers": ("transformers' Trainer, its defaults (3 epochs)", "transformers", 3),
-        "timm": ("timm, 10 epochs", "timm", 10),
-        "finetune": ("lightship, --config finetune", "lightship", 0, "finetune"),
-        "finetune-probe": ("lightship, --config finetune-probe", "lightship", 0, "finetune-probe"),
-    }
-    chosen = {title: arm for key, (title, *arm) in arms.items() if not ARMS or key in ARMS}
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    names = [name for name in ARMS if not NAMES or name in NAMES]
+    runs = _kept()
     for seed in SEEDS:
-        for name, arm in chosen.items():
-            results[name].append(_measure(arm, root, weights, seed))
-            print(f"  seed {seed}  {name}: {results[name][-1]}", file=sys.stderr, flush=True)
-    print(f"{machine()}; n = {len(SEEDS)}; median (range)\n")
-    head = ["arm", "test accuracy", "macro F1", "training s", "whole command s", "CPU s"]
-    rows = [
-        [
-            name,
-            *(spread([run[key] for run in runs], 3) for key in ("acc", "macro_f1")),
-            *(spread([run[key] for run in runs]) for key in ("fit_s", "process_s", "cpu_s")),
-        ]
-        for name, runs in results.items()
-    ]
-    print_table(head, rows)
+        for name in names:
+            if seed not in runs[name]:
+                runs[name][seed] = _measure(ARMS[name][1:], root, weights, seed)
+                _keep(name, seed, runs[name][seed])
+    print(f"{machine()}; n = {max(map(len, runs.values()))}; median (range)\n")
+    print_table(*_table({name: runs[name] for name in names}))
 
 
-def _measure(arm: list, root: str, weights: str, seed: int) -> dict[str, Any]:
+def _kept() -> Runs:
+    runs: Runs = {name: {} for name in ARMS}
+    if RESULTS and Path(RESULTS).exists():
+        for run in map(json.loads, Path(RESULTS).read_text().splitlines()):
+            runs[run["arm"]][run["seed"]] = run
+    return runs
+
+
+def _keep(name: str, seed: int, found: dict[str, Any]) -> None:
+    print(f"  seed {seed}  {name}: {found}", file=sys.stderr, flush=True)
+    if RESULTS:
+        commit = ["git", "rev-parse", "--short", "HEAD"]
+        of = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
+        about = {"arm": name, "seed": seed, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": of}
+        with open(RESULTS, "a") as file:
+            file.write(json.dumps(about | {k: round(v, 4) for k, v in found.items()}) + "\n")
+
+
+def _table(runs: Runs) -> tuple[list[str], list[list[str]]]:
+    """Its last column compares whole commands of the same seed, which ran one after the other."""
+    ours = runs.get("finetune", {})
+    rows = []
+    for name, seeds in runs.items():
+        each = list(seeds.values())
+        beside = [run["process_s"] / ours[s]["process_s"] for s, run in seeds.items() if s in ours]
+        rows.append([
+            ARMS[name][0],
+            str(len(each)),
+            *(spread([run[key] for run in each], 3) for key in ("acc", "macro_f1")),
+            *(spread([run[key] for run in each]) for key in ("fit_s", "process_s", "cpu_s")),
+            spread(beside, 2) if beside else "",
+        ])  # fmt: skip
+    head = ["arm", "n", "test accuracy", "macro F1", "training s", "whole command s", "CPU s",
+            "of finetune's"]  # fmt: skip
+    return head, rows
+
+
+def _measure(arm: tuple, root: str, weights: str, seed: int) -> dict[str, Any]:
     kind, epochs, *options = arm
     if kind == "lightship":
         return _lightship(root, weights, seed, *options)

@@ -1,5 +1,7 @@
 """Tables of `make bench` that run whole commands, at a size that takes seconds."""
 
+import json
+
 import pytest
 import timm
 from safetensors.torch import save_file
@@ -91,11 +93,30 @@ def test_finetune(
     monkeypatch.setenv("TRASHNET", root)
     monkeypatch.setenv("WEIGHTS", str(weights))
     monkeypatch.setattr(finetune, "EPOCHS", 1)
-    monkeypatch.setattr(finetune, "ARMS", ["tutorial-frozen", "finetune-probe"])
+    monkeypatch.setattr(finetune, "NAMES", ["tutorial-frozen", "finetune-probe"])
+    kept = tmp_path / "kept.jsonl"
+    other = {
+        "arm": "finetune-probe",
+        "acc": 0.5,
+        "macro_f1": 0.5,
+        "fit_s": 1,
+        "process_s": 8,
+        "cpu_s": 2,
+    }
+    kept.write_text("".join(json.dumps(other | {"seed": seed}) + "\n" for seed in (0, 1)))
+    monkeypatch.setattr(finetune, "RESULTS", str(kept))
+    monkeypatch.setattr(finetune, "SEEDS", [1])
     finetune.main()
-    rows = rows_of(capsys.readouterr().out)
-    assert len(rows) == 2
-    for row in rows:
+    lines = list(map(json.loads, kept.read_text().splitlines()))
+    assert [(run["arm"], run["seed"]) for run in lines[2:]] == [("tutorial-frozen", 1)]
+    frozen, probe = rows_of(capsys.readouterr().out)
+    assert (frozen["n"], probe["n"], probe["test accuracy"]) == ("1", "2", "0.500 (0.500-0.500)")
+
+    monkeypatch.setattr(finetune, "RESULTS", None)
+    monkeypatch.setattr(finetune, "NAMES", ["finetune-probe"])
+    finetune.main()
+    assert len(kept.read_text().splitlines()) == 3
+    for row in [frozen, *rows_of(capsys.readouterr().out)]:
         assert 0 <= float(row["macro F1"]) <= 1
         assert 0 <= float(row["test accuracy"]) <= 1
         assert float(row["CPU s"]) > 0
