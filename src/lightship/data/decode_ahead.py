@@ -1,8 +1,9 @@
-"""Decodes a local set that memory holds while the command imports torch, which takes seconds.
+"""Lists and decodes a local set that memory holds while the command imports torch, for seconds.
 
-A process of its own, without torch, lists the images, decodes them and puts them into the cache of
-decoded splits, where `ImageSplit` finds them. If it fails (a damaged image, a full disk), it ends
-without a message: the command decodes the split itself, and reports the error.
+A process of its own, without torch, scans the images and sends where their table lies; then it
+decodes them into the cache of decoded splits, where `ImageSplit` finds them. If it fails (a damaged
+image, a full disk), it ends without a message: the command does the rest itself, and reports the
+error.
 """
 
 import contextlib
@@ -14,25 +15,68 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 from lightship import host, storage
 from lightship.config import NAMED_SETS, DataConfig
+from lightship.data import decoded_cache, table_cache
 from lightship.data.bad_samples import BadSamples
 from lightship.data.decoded_cache import DecodedCache, key_of_split
-from lightship.data.held_out import split_validation
 from lightship.data.images.limits import ImageLimits
 from lightship.data.manifest import LABELLED_SPLITS, Manifest
+from lightship.data.manifest_table import open_table
 from lightship.data.regime import choose_regime, is_streamed, resize_of, side_of_first
 from lightship.data.sample_decoder import decode_all
-from lightship.data.sources import layouts
+from lightship.data.scanned_table import scan_to_table
+from lightship.data.sources.roots import resolve_root
 from lightship.data.streaming.worker_process import spawn
+from lightship.data.table_cache import Table
 
 logger = logging.getLogger(__name__)
 _MAX_BYTES = 512 * 2**20
 """Of a decoded split: until it is written, this process holds it beside the disk's cache."""
 _LOOK_EVERY_S = 0.02
-_process: "subprocess.Popen[bytes] | None" = None
+_running: "_Ahead | None" = None
+
+
+class _Ahead:
+    """The process, and what it has sent so far.
+
+    Args:
+        process: Of `main`.
+        config: What it was started with.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", config: DataConfig) -> None:
+        self.process = process
+        self.source: tuple[object, ...] = _source(config)
+        self.scan: Future[dict[str, Any] | None] = Future()
+        """Of the first message; None: it has ended without one."""
+        self.contents: dict[str, str] = {}
+        """Fingerprint of a split -> `decoded_cache.content_of` it."""
+        storage.in_daemon(self._listen)
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        try:
+            for line in self.process.stdout:
+                message = json.loads(line)
+                if "table" in message:
+                    self.scan.set_result(message)
+                else:
+                    self.contents[message["fingerprint"]] = message["content"]
+        finally:
+            if not self.scan.done():
+                self.scan.set_result(None)
+
+
+def _source(config: DataConfig) -> tuple[object, ...]:
+    """What a table follows from."""
+    return config.root, config.root_md5, config.val_fraction
 
 
 def begin(config: DataConfig) -> None:
@@ -53,44 +97,94 @@ def begin(config: DataConfig) -> None:
 
 
 def _start(config: DataConfig) -> None:
-    global _process
-    _process = spawn(
+    global _running
+    process = spawn(
         "from lightship.data.decode_ahead import main; main()",
         config.root,
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    assert _process.stdin is not None
+    _running = _Ahead(process, config)
+    assert process.stdin is not None
     # The pipe stays open: its end tells that process that this one has ended.
-    _process.stdin.write(json.dumps(dataclasses.asdict(config)).encode() + b"\n")
-    _process.stdin.flush()
+    process.stdin.write(json.dumps(dataclasses.asdict(config)).encode() + b"\n")
+    process.stdin.flush()
+
+
+def scanned(config: DataConfig) -> Table | None:
+    """The table of the splits at data.root, once; None: the process has none. Blocks until then.
+
+    Logs what the scan has logged.
+    """
+    ahead = _running
+    if ahead is None or ahead.source != _source(config):
+        return None
+    ahead.source = ()
+    try:
+        message = ahead.scan.result(storage.Limits.now().total_s)
+    except TimeoutError:
+        return None
+    if message is None:
+        return None
+    digest, size_bytes = message["table"]
+    table = Table(digest, size_bytes, None)
+    if table_cache.local_copy(table) is None:
+        return None
+    for name, level, text in message["log"]:
+        logging.getLogger(name).log(level, "%s", text)
+    return table
+
+
+def content_of(manifest: Manifest) -> str | None:
+    """`decoded_cache.content_of` a split, if the process has sent it. Does not block."""
+    return None if _running is None else _running.contents.get(manifest.fingerprint())
 
 
 def wait_for(path: Path) -> None:
     """Wait until a file is there that the process, if one was begun, may yet write. Blocks."""
+    if _running is None:
+        return
     ends_s = time.monotonic() + storage.Limits.now().total_s
-    while _process is not None and _process.poll() is None and not path.exists():
+    while _running.process.poll() is None and not path.exists():
         if time.monotonic() > ends_s:
             return
         time.sleep(_LOOK_EVERY_S)
-    if _process is not None:
-        with contextlib.suppress(OSError):  # not there: it failed
-            ago_s = time.time() - path.stat().st_mtime
-            logger.debug(f"images were decoded {ago_s:.3f} s ago")
+    with contextlib.suppress(OSError):  # not there: it failed
+        ago_s = time.time() - path.stat().st_mtime
+        logger.debug(f"images were decoded {ago_s:.3f} s ago")
 
 
 def main() -> None:
-    """Decode all splits of the settings on standard input, those for training first."""
+    """Scan and decode all splits of the settings on standard input, those for training first."""
     config = DataConfig(**json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_owner, daemon=True).start()
-    splits = layouts.scan(config.root, config.root_md5)
-    if "val" not in splits and "train" in splits and config.val_fraction > 0:
-        splits["train"], splits["val"] = split_validation(splits["train"], config.val_fraction)
-    size_px = config.image_size_px
+    table = _scan(config)
+    splits = open_table(table_cache.fetch(table))
+    root, size_px = resolve_root(config.root, config.root_md5), config.image_size_px
     for name in LABELLED_SPLITS:
         if name in splits:
-            size_px = _decode(config, name, splits[name].within(config.max_sample_mib), size_px)
+            split = dataclasses.replace(splits[name], root=root).within(config.max_sample_mib)
+            size_px = _decode(config, name, split, size_px)
+
+
+def _scan(config: DataConfig) -> Table:
+    """The table; what is logged meanwhile is sent with it."""
+    log: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    handler, package = QueueHandler(log), logging.getLogger("lightship")
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    table = scan_to_table(config)
+    package.removeHandler(handler)
+    records = [log.get() for _ in range(log.qsize())]
+    shown = [(record.name, record.levelno, record.getMessage()) for record in records]
+    _send({"table": (table.digest, table.size_bytes), "log": shown})
+    return table
+
+
+def _send(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
 
 
 def _end_with_owner() -> None:
@@ -105,7 +199,10 @@ def _decode(config: DataConfig, name: str, manifest: Manifest, size_px: int | No
     fits = len(manifest) * 3 * size_px * size_px <= _MAX_BYTES
     if not fits or choose_regime(config, name, manifest, size_px) != "resident":
         return size_px
-    cache, key = DecodedCache.of(config), key_of_split(config, manifest, size_px)
+    cache, content = DecodedCache.of(config), decoded_cache.content_of(manifest)
+    if content is not None:
+        _send({"fingerprint": manifest.fingerprint(), "content": content})
+    key = key_of_split(config, manifest, size_px, content)
     if key is not None and not cache.path(key).exists():
         threads = config.decode_threads or host.usable_cores()
         images, _ = decode_all(

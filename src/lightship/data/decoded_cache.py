@@ -38,7 +38,7 @@ _SUFFIX, _ABANDONED_S = ".pixels", 86400.0
 _CHUNK_BYTES = 4 * 2**20
 _MIN_FREE_SHARE = 0.1
 _DECODERS = "pillow", "simplejpeg", "torch"
-CACHED_BYTES = 8 * 2**20
+CACHED_BYTES = 2**20
 """A split whose files are less is decoded as soon as a cached one would be checked."""
 
 
@@ -131,33 +131,48 @@ class DecodedCache:
             total_bytes -= size
 
 
-def key_of_split(config: DataConfig, manifest: Manifest, size_px: int) -> str | None:
+def key_of_split(
+    config: DataConfig, manifest: Manifest, size_px: int, content: str | None = None
+) -> str | None:
     """`key_of` a split whose images have that side; None also where the cache is of no use."""
     if not config.decoded_cache_gib or manifest.size_bytes < CACHED_BYTES:
         return None
     limits = {**asdict(ImageLimits.of(config)), "flags": None, "memory_bytes": None}
-    return key_of(manifest, [size_px, resize_of(config), limits, manifest.max_sample_bytes])
+    settings = [size_px, resize_of(config), limits, manifest.max_sample_bytes]
+    return key_of(manifest, settings, content)
 
 
-def key_of(manifest: Manifest, settings: Sequence[object]) -> str | None:
+def key_of(
+    manifest: Manifest, settings: Sequence[object], content: str | None = None
+) -> str | None:
     """What the decoded pixels of a split depend on, as a hash. Blocks on local files.
-
-    The content of the files is known by their checksums, where the manifest has them; else by each
-    local file's size, inode and times, of which one (ctime) no program can set back.
 
     Args:
         manifest: The split.
         settings: Of the decoding, as plain values.
+        content: `content_of(manifest)`, if it is known already.
 
     Returns:
         32 hex digits; None: no sign of the content's version, or nothing that takes decoding.
     """
     if manifest.encoding != "image":
         return None
+    content = content or content_of(manifest)
+    if content is None:
+        return None
     versions = [VERSION, *map(metadata.version, _DECODERS)]
-    digest = hashlib.sha256(json.dumps([manifest.fingerprint(), versions, settings]).encode())
-    is_known = add_content(digest, manifest, manifest.file_index)
-    return digest.hexdigest()[:32] if is_known else None
+    facts = json.dumps([manifest.fingerprint(), content, versions, settings])
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def content_of(manifest: Manifest) -> str | None:
+    """What tells the content of a split's files, as a hash; None: nothing. Blocks on local files.
+
+    It is known by checksums, where the manifest has them; else by each local file's size, inode and
+    times, of which one (ctime) no program can set back.
+    """
+    digest = hashlib.sha256()
+    return digest.hexdigest() if add_content(digest, manifest, manifest.file_index) else None
 
 
 def add_content(digest: "hashlib._Hash", manifest: Manifest, files: np.ndarray) -> bool:

@@ -72,7 +72,8 @@ class ImageSplit:
         They are stored in the background, by one rank of the node, if all could be read.
         """
         cache = DecodedCache.of(self.config)
-        key = key_of_split(self.config, self.manifest, self.size_px)
+        content = decode_ahead.content_of(self.manifest)
+        key = key_of_split(self.config, self.manifest, self.size_px, content)
         if key is not None:
             decode_ahead.wait_for(cache.path(key))
             shape = len(self.manifest), self.size_px, self.size_px, 3

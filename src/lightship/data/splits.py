@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from lightship import storage
 from lightship.config import DataConfig
-from lightship.data import table_cache
-from lightship.data.held_out import hold_out
+from lightship.data import decode_ahead, table_cache
 from lightship.data.manifest import LABELLED_SPLITS, Manifest
 from lightship.data.manifest_npz import load_manifests
-from lightship.data.manifest_table import check_table, columns_of, open_table, write_table
+from lightship.data.manifest_table import check_table, open_table, write_table
+from lightship.data.scanned_table import scan_to_table, store_splits
 from lightship.data.sources import layouts, roots
 from lightship.data.table_cache import Table
 from lightship.data.table_copies import copy_to_node
@@ -45,7 +45,7 @@ def scan_splits(config: DataConfig, need: str) -> Scanned:
     """
 
     def find() -> Scanned:
-        table = _scan(config, None)
+        table = _scan(config)
         splits = open_table(table_cache.fetch(table))
         _check_split(config, splits, need)
         return Scanned(table, {split: len(manifest) for split, manifest in splits.items()})
@@ -89,23 +89,8 @@ def _check_split(config: DataConfig, splits: Mapping[str, Manifest], need: str) 
         )
 
 
-def _scan(config: DataConfig, url: str | None) -> Table:
-    return _store(config, layouts.scan(config.root, config.root_md5), url)
-
-
-def _store(config: DataConfig, splits: Mapping[str, Manifest], url: str | None) -> Table:
-    """The table of the splits, part of train held out where there is no val. Rank 0; blocks.
-
-    The index of a pack that has val, or from which nothing is held out, is that table as it lies.
-    """
-    held_out = None
-    if "val" not in splits and "train" in splits and config.val_fraction:
-        held_out = hold_out(splits["train"], config.val_fraction)
-    if held_out is None and (columns := columns_of(splits)):
-        table = Table(columns.digest, columns.size_bytes, None)
-    else:
-        table = table_cache.store(lambda path: write_table(path, splits, held_out))
-    return table if url is None else table_cache.upload(table, url)
+def _scan(config: DataConfig) -> Table:
+    return decode_ahead.scanned(config) or scan_to_table(config)
 
 
 def _load_or_scan(
@@ -113,7 +98,7 @@ def _load_or_scan(
 ) -> Table:
     """The table, on rank 0's node and, with a folder, there. Rank 0; blocks."""
     if cache_url is None:
-        return scanned.table if scanned else _scan(config, None)
+        return scanned.table if scanned else _scan(config)
     source = f"{canonical(config.root)}\n{config.root_md5}"
     url, older_url = (
         storage.join(cache_url, f"manifest-{hashlib.sha256(text.encode()).hexdigest()[:12]}{kind}")
@@ -128,8 +113,8 @@ def _load_or_scan(
         return table_cache.upload(scanned.table, url)
     if use_saved and storage.exists(older_url):  # of a run begun by 0.1.0
         with _scanning_again_if_damaged():
-            return _store(config, load_manifests(older_url), url)
-    return _scan(config, url)
+            return table_cache.upload(store_splits(config, load_manifests(older_url)), url)
+    return table_cache.upload(_scan(config), url)
 
 
 @contextmanager

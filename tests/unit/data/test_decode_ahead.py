@@ -1,7 +1,9 @@
 """Decoding while the command still imports: the split is found decoded, or decoded as ever."""
 
+import dataclasses
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from PIL import Image
 from lightship.commands import dispatch
 from lightship.commands.base import Command
 from lightship.config import Config, DataConfig, TrainerConfig
-from lightship.data import decode_ahead, image_split
+from lightship.data import decode_ahead, decoded_cache, image_split, table_cache
 from lightship.data.image_split import ImageSplit
 from lightship.data.manifest import Manifest
 from lightship.data.sources import layouts
+from lightship.data.splits import load_splits
 from lightship.distributed import launcher
 
 
@@ -23,7 +26,7 @@ from lightship.distributed import launcher
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """Of 10 MB of images."""
     monkeypatch.setenv("LIGHTSHIP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(decode_ahead, "_process", None)
+    monkeypatch.setattr(decode_ahead, "_running", None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     for i in range(8):
         path = tmp_path / f"images/train/{'xy'[i % 2]}/{i}.png"
@@ -31,6 +34,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
         noise = np.random.default_rng(i).integers(0, 256, (680, 680, 3), np.uint8)
         Image.fromarray(noise).save(path, compress_level=0)
     return DataConfig(root=str(tmp_path / "images"), image_size_px=8, val_fraction=0)
+
+
+def begun(config: DataConfig) -> "subprocess.Popen[bytes]":
+    decode_ahead.begin(config)
+    assert decode_ahead._running is not None
+    return decode_ahead._running.process
 
 
 def train(config: DataConfig) -> Manifest:
@@ -47,17 +56,56 @@ def test_a_split_is_found_decoded(config: DataConfig, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(decoded.numpy(), expected)
 
 
+def test_its_scan_is_the_commands_once(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what the scan has logged."""
+    Path(config.root, "train/x/notes.heic").touch()
+    config.val_fraction = 0.25
+    expected = load_splits(config, None, "train")
+    warnings = [record.getMessage() for record in caplog.records]
+    assert any("heic" in text for text in warnings)
+    caplog.clear()
+
+    begun(config)
+    with monkeypatch.context() as without:
+        without.setattr(layouts, "scan", None)  # not called
+        found = load_splits(config, None, "train")
+    assert {name: split.fingerprint() for name, split in found.items()} == {
+        name: split.fingerprint() for name, split in expected.items()
+    }
+    assert [record.getMessage() for record in caplog.records] == warnings
+    assert decode_ahead.scanned(config) is None
+    for name, split in found.items():
+        ImageSplit(config, name, split, 8)  # which waits for it
+        assert decode_ahead.content_of(split) == decoded_cache.content_of(split)
+
+
+def test_its_scan_is_of_its_settings(config: DataConfig) -> None:
+    begun(config)
+    other = dataclasses.replace(config, val_fraction=0.25)
+    assert decode_ahead.scanned(other) is None
+    assert set(load_splits(other, None, "train")) == {"train", "val"}
+    assert decode_ahead.scanned(config) is not None
+
+
+def test_a_table_that_is_gone_is_made_again(config: DataConfig) -> None:
+    process = begun(config)
+    process.wait(120)
+    for path in table_cache.folder_of_copies().iterdir():
+        path.unlink()
+    assert set(load_splits(config, None, "train")) == {"train"}
+
+
 def test_a_process_that_dies_leaves_the_work(config: DataConfig) -> None:
-    decode_ahead.begin(config)
-    assert decode_ahead._process is not None
-    decode_ahead._process.send_signal(signal.SIGKILL)
+    begun(config).send_signal(signal.SIGKILL)
+    assert decode_ahead.scanned(config) is None
+    assert set(load_splits(config, None, "train")) == {"train"}
     assert ImageSplit(config, "train", train(config), 8).decoded is not None
 
 
 def test_it_ends_with_its_owner(config: DataConfig) -> None:
-    decode_ahead.begin(config)
-    process = decode_ahead._process
-    assert process is not None
+    process = begun(config)
     assert process.stdin is not None
     process.stdin.close()  # long before the images are decoded
     assert process.wait(120) == 1
@@ -86,7 +134,7 @@ def test_is_begun_by_the_only_rank(
     with monkeypatch.context() as fresh:
         fresh.delitem(sys.modules, "torch")  # as in a command that has just started
         dispatch.run(command, [])
-    assert (decode_ahead._process is not None) == begins
+    assert (decode_ahead._running is not None) == begins
 
 
 def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +156,7 @@ def test_a_process_that_cannot_be_started_leaves_the_work(
 
     monkeypatch.setattr(decode_ahead, "spawn", refused)
     decode_ahead.begin(config)
-    assert decode_ahead._process is None
+    assert decode_ahead._running is None
 
 
 @pytest.mark.parametrize(
@@ -120,4 +168,4 @@ def test_is_not_begun_where_it_is_of_no_use(config: DataConfig, setting: dict) -
     for name, value in setting.items():
         setattr(config, name, value)
     decode_ahead.begin(config)
-    assert decode_ahead._process is None
+    assert decode_ahead._running is None
