@@ -1,4 +1,4 @@
-"""What a fit imports, beside `import lightning.pytorch` alone."""
+"""What a fit imports, beside `import lightning.pytorch` alone, and what its data worker does."""
 
 import resource
 import statistics
@@ -20,6 +20,15 @@ from lightship.commands.fit import fit
 libraries.end_imports()
 """
 """As `cli.main` and `commands.dispatch` do it, up to the call of `fit`."""
+WORKER = """
+import resource, time
+from lightship.data.streaming.worker_process import Worker
+Worker.start("s3://bucket/images")
+time.sleep(3)  # its imports take a tenth of that
+Worker.stop()
+spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(spent.ru_utime + spent.ru_stime)
+"""
 ARMS = {
     "nothing": "pass",
     "import lightning.pytorch": LIGHTNING,
@@ -30,7 +39,9 @@ ARMS = {
 def show(runs: int) -> None:
     """Measure the arms, interleaved, in fresh processes; print a table and the ratio."""
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
+    workers_s = []
     for _ in range(runs):
+        workers_s.append(worker_cpu_s())
         for name, code in ARMS.items():
             spent[name].append(measured(code))
     rows = []
@@ -43,7 +54,14 @@ def show(runs: int) -> None:
         for name in ("what a fit imports", "import lightning.pytorch")
     )
     ratios = (ours / theirs for ours, theirs in zip(fit, lightning, strict=True))
-    print("\nA fit's over Lightning's: wall {:.2f}, CPU {:.2f}\n".format(*ratios))
+    print("\nA fit's over Lightning's: wall {:.2f}, CPU {:.2f}".format(*ratios))
+    print(f"A data worker, until it can take a task (S3): {spread(workers_s, 2)} CPU s\n")
+
+
+def worker_cpu_s() -> float:
+    """CPU seconds of a data worker that is started and gets nothing to do."""
+    done = subprocess.run([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, check=True)
+    return float(done.stdout)
 
 
 def measured(code: str) -> tuple[float, float]:

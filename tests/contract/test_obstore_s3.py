@@ -1,8 +1,24 @@
 """obstore as the first to read ranges of S3: used where it may be, given up where it cannot."""
 
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 
 from lightship import storage
+from lightship.data.bad_samples import BadSamples
+from lightship.data.sample_decoder import SampleDecoder
+from lightship.data.sources import layouts
+from lightship.data.streaming.loaders import StreamedSplit, read_all
+from lightship.data.streaming.worker_process import Worker
 from lightship.errors import ConfigError
 from lightship.storage import Span
 from lightship.storage import s3 as s3_module
@@ -11,6 +27,7 @@ from lightship.storage.registry import resolve
 from lightship.storage.s3 import S3
 from lightship.storage.s3_clients import S3fs
 from tests.support.faults import FaultProxy
+from tests.support.images import little_set
 from tests.support.s3 import S3Server
 
 ODD_NAMES = [
@@ -210,3 +227,125 @@ def test_a_large_bucket_is_listed_folder_by_folder(
     flat = f"{url}/train/cat"
     monkeypatch.setattr(S3, "_by_folders", None)  # is not asked
     assert len(storage.list_files(flat)) == 20
+
+
+_ADOPTING = """
+import pickle, sys
+from lightship import storage
+access = pickle.load(sys.stdin.buffer)
+storage.adopt(sys.argv[1], access)
+print(storage.read_range(sys.argv[1], 2, 5).decode(), "s3fs" in sys.modules)
+"""
+
+
+def adopting(url: str, access: storage.Access | None, environment: dict[str, str]) -> str:
+    """What a process that is given `access` reads, and whether it has imported s3fs."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ADOPTING, url],
+        input=pickle.dumps(access), env=environment, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    return done.stdout.decode().strip()
+
+
+def without_keys() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+
+
+def test_a_process_reads_as_another_one_does(s3: S3Server) -> None:
+    """Without s3fs, and without settings and credentials of its own."""
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    access = storage.access(url)
+    assert access is not None
+    assert access.until is None
+    assert adopting(url, access, without_keys()) == "234 False"
+
+
+def test_it_finds_out_itself_what_it_is_not_given(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", "s3fs")
+    assert storage.access(url) is None
+    assert adopting(url, None, dict(os.environ)) == "234 True"
+
+
+def test_what_the_given_client_cannot_read_s3fs_reads(s3: S3Server) -> None:
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    access = storage.access(url)
+    assert access is not None
+    elsewhere = dataclasses.replace(access, endpoint_url="http://127.0.0.1:1")
+    assert adopting(url, elsewhere, dict(os.environ)) == "234 True"
+
+
+def test_expired_keys_are_asked_for_again(s3: S3Server) -> None:
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    access = storage.access(url)
+    assert access is not None
+    until = datetime.now(UTC) - timedelta(seconds=1)
+    expired = dataclasses.replace(access, keys=("another", "secret", None), until=until)
+    assert adopting(url, expired, dict(os.environ)) == "234 True"
+    valid = dataclasses.replace(access, until=until + timedelta(hours=1))
+    assert adopting(url, valid, without_keys()) == "234 False"
+
+
+def test_keys_that_change_are_given_for_a_while(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As those of a cluster's identity: here a program of ~/.aws/config gives them."""
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    until = datetime.now(UTC) + timedelta(hours=1)
+    own = {"Version": 1, "Expiration": until.isoformat()}
+    for name, key in [
+        ("AWS_ACCESS_KEY_ID", "AccessKeyId"),
+        ("AWS_SECRET_ACCESS_KEY", "SecretAccessKey"),
+    ]:
+        own[key] = os.environ[name]
+        monkeypatch.delenv(name)
+    (tmp_path / "keys.json").write_text(json.dumps(own))
+    config = f"[profile renewed]\ncredential_process = cat {tmp_path}/keys.json\n"
+    (tmp_path / "config").write_text(config)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "renewed")
+    access = storage.access(url)
+    assert access is not None
+    assert access.until is not None
+    assert datetime.now(UTC) < access.until < until
+    assert adopting(url, access, without_keys()) == "234 False"
+
+
+def test_secrets_of_access_are_not_shown(s3: S3Server) -> None:
+    access = storage.access(s3.url("x"))
+    assert access is not None
+    assert access.keys is not None
+    assert access.keys[1] not in repr(access)
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@b/x", "s3://arn:aws:s3:::b/x", "gs://b/x", "x"])
+def test_what_is_not_handed_over(url: str) -> None:
+    assert not storage.is_handed_over(url)
+    assert storage.access(url) is None
+
+
+def test_a_data_worker_does_without_s3fs(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = s3.url()
+    for name, data in little_set(("train",), per_class=4).items():
+        storage.write_bytes(f"{url}/{name}", data)
+    manifest = layouts.scan(url)["train"]
+    (tmp_path / "s3fs.py").write_text("raise ImportError('not in a worker')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    Worker.stop()
+    split = StreamedSplit(
+        SampleDecoder(manifest, 8), threads=1, budget_bytes=2**20, cache_bytes=0,
+        bad=BadSamples(manifest, len(manifest), None), device=torch.device("cpu"),
+    )  # fmt: skip
+    try:
+        assert read_all(split, np.arange(len(manifest))).any(axis=(1, 2, 3)).all()
+    finally:
+        Worker.stop()

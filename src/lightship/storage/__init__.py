@@ -25,9 +25,10 @@ from lightship.storage.api import (
 )
 from lightship.storage.backend import Data, FileInfo, Span
 from lightship.storage.errors import Denied, NotFound, StorageTimeout, TooLarge, is_file_error
+from lightship.storage.obstore_s3 import Access
 from lightship.storage.parallel import Executor, in_daemon, parallel_map
 from lightship.storage.reads import ReadAhead, read_bytes, read_range, read_spans
-from lightship.storage.registry import open_binary, size_bytes
+from lightship.storage.registry import access, adopt, is_handed_over, open_binary, size_bytes
 from lightship.storage.retry import Limits, short_deadline
 from lightship.storage.urls import (
     base_name,
@@ -40,11 +41,11 @@ from lightship.storage.urls import (
 )
 
 __all__ = [
-    "Data", "Denied", "Executor", "FileInfo", "Limits", "NotFound", "ReadAhead", "Span",
-    "StorageTimeout", "TooLarge", "base_name", "cache_path", "cached_download", "check_writable",
-    "download", "exists", "in_daemon", "is_file_error", "is_link", "is_private", "is_remote",
-    "join", "list_files", "list_table", "local_path", "make_ready", "modified_s", "move",
-    "open_binary", "parallel_map", "read_bytes", "read_range", "read_small", "read_spans",
-    "redact", "refuse_link", "remove", "remove_folder", "remove_temporaries", "short_deadline",
-    "size_bytes", "write_bytes", "write_file",
+    "Access", "Data", "Denied", "Executor", "FileInfo", "Limits", "NotFound", "ReadAhead", "Span",
+    "StorageTimeout", "TooLarge", "access", "adopt", "base_name", "cache_path", "cached_download",
+    "check_writable", "download", "exists", "in_daemon", "is_file_error", "is_handed_over",
+    "is_link", "is_private", "is_remote", "join", "list_files", "list_table", "local_path",
+    "make_ready", "modified_s", "move", "open_binary", "parallel_map", "read_bytes", "read_range",
+    "read_small", "read_spans", "redact", "refuse_link", "remove", "remove_folder",
+    "remove_temporaries", "short_deadline", "size_bytes", "write_bytes", "write_file",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +37,41 @@ class FirstTryFailed(OSError):
     """Worth another try, by s3fs."""
 
 
+@dataclass(frozen=True)
+class Access:
+    """How buckets are reached, for another process of this node: see `registry.adopt`.
+
+    Attributes:
+        endpoint_url: Of the service.
+        region: Its name.
+        keys: (id, secret, token); None: requests are not signed.
+        until: When the keys must be asked for again; None: they stay the same.
+    """
+
+    endpoint_url: str
+    region: str
+    keys: tuple[str, str, str | None] | None = field(repr=False)
+    until: datetime | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the keys can still be used."""
+        return self.until is None or datetime.now(UTC) < self.until
+
+
 class ObstoreS3:
     """The S3Client for the buckets that one file system of s3fs reaches.
 
     Args:
-        fs: The file system.
+        fs: Gives the file system.
+        access: Of another process; the file system is then asked for only when its keys have
+            expired.
     """
 
-    def __init__(self, fs: Any) -> None:
-        self.fs = fs
+    def __init__(self, fs: Callable[[], Any], access: Access | None = None) -> None:
+        global _owner
+        _owner = os.getpid()
+        self._fs, self._given = fs, access
         self._stores: dict[str, Any] = {}
         self._succeeded, self._doubt = False, 0
 
@@ -55,7 +82,6 @@ class ObstoreS3:
         Raises:
             ConfigError: LIGHTSHIP_S3_CLIENT names no client.
         """
-        global _owner
         client = os.environ.get("LIGHTSHIP_S3_CLIENT") or "auto"
         is_installed = importlib.util.find_spec("obstore") is not None
         if client not in ("auto", "s3fs", "obstore"):
@@ -75,8 +101,14 @@ class ObstoreS3:
         sends_more = fs.s3_additional_kwargs or fs.req_kw or fs.version_aware
         if is_special or config or sends_more:
             return None
-        _owner = os.getpid()
-        return cls(fs)
+        return cls(lambda: fs)
+
+    @staticmethod
+    def may_be_handed_over() -> bool:
+        """Whether a process can use what `access` gives another one."""
+        client = os.environ.get("LIGHTSHIP_S3_CLIENT") or "auto"
+        is_installed = importlib.util.find_spec("obstore") is not None
+        return is_installed and client != "s3fs" and _owner in (None, os.getpid())
 
     def connect(self, path: str) -> None:
         """As `S3Client.connect`."""
@@ -140,7 +172,10 @@ class ObstoreS3:
         self._doubt += 1
 
     def _place(self, path: str) -> tuple[Any, str]:
-        bucket, key, _ = self.fs.split_path(path)
+        if self._given:
+            bucket, _, key = path.partition("/")
+        else:
+            bucket, key, _ = self._fs().split_path(path)
         return self._store(bucket), key
 
     def _store(self, bucket: str) -> Any:
@@ -149,45 +184,55 @@ class ObstoreS3:
     def _open(self, bucket: str) -> Any:
         from obstore.store import S3Store
 
-        client, limits = self._call(self.fs.set_session), Limits.now()
+        access, limits = self._current(), Limits.now()
         options: ClientConfig = {
-            "allow_http": not client.meta.endpoint_url.startswith("https:"),
+            "allow_http": not access.endpoint_url.startswith("https:"),
             "connect_timeout": timedelta(seconds=limits.connect_s),
             "read_timeout": timedelta(seconds=limits.read_s),
             "timeout": timedelta(seconds=Deadline(bucket).try_s(_MAX_BYTES)),
         }
-        endpoint, bundle = client.meta.endpoint_url, os.environ.get("AWS_CA_BUNDLE")
-        if bundle and endpoint.startswith("https:"):
+        bundle = os.environ.get("AWS_CA_BUNDLE")
+        if bundle and access.endpoint_url.startswith("https:"):
             options["root_certificate"] = Path(bundle).read_bytes()
+        is_signed = access.keys is not None
         return S3Store(
             bucket,
-            endpoint=endpoint,
-            region=client.meta.region_name or "us-east-1",
+            endpoint=access.endpoint_url,
+            region=access.region,
             virtual_hosted_style_request=False,
             client_options=options,
             retry_config={"max_retries": 0},
-            **self._signing(),
+            **({"credential_provider": self._keys} if is_signed else {"skip_signature": True}),
         )
 
-    def _signing(self) -> dict[str, Any]:
-        """The credentials of s3fs: keys that it was given, or what its session finds."""
-        fs, found = self.fs, None
-        if not (fs.key and fs.secret) and not fs.anon:
+    def _keys(self) -> dict[str, Any]:
+        """As obstore asks for them, whenever the last ones have expired."""
+        access = self._current()
+        assert access.keys is not None
+        names = ("access_key_id", "secret_access_key", "token")
+        return {**dict(zip(names, access.keys, strict=True)), "expires_at": access.until}
+
+    def _current(self) -> Access:
+        return self._given if self._given and self._given.holds else self.access()
+
+    def access(self) -> Access:
+        """How s3fs reaches buckets: with keys that it was given, or what its session finds. Blocks.
+
+        Raises:
+            FirstTryFailed: No credentials yet.
+        """
+        fs, until = self._fs(), None
+        client = self._call(fs.set_session)
+        keys = None if fs.anon else (fs.key, fs.secret, fs.token)
+        if not fs.anon and not (fs.key and fs.secret):
             found = self._call(fs.session.get_credentials)
-        if fs.anon:
-            return {"skip_signature": True}
-        if not (fs.key or found):
-            raise FirstTryFailed("no credentials yet")
-
-        def current() -> dict[str, Any]:
-            keys = (fs.key, fs.secret, fs.token)
-            if found is not None:
-                keys = self._call(found.get_frozen_credentials)[:3]  # botocore renews them
-            names = ("access_key_id", "secret_access_key", "token")
-            until = datetime.now(UTC) + _CREDENTIALS_HOLD
-            return {**dict(zip(names, keys, strict=True)), "expires_at": until}
-
-        return {"credential_provider": current}
+            if not found:
+                raise FirstTryFailed("no credentials yet")
+            keys = self._call(found.get_frozen_credentials)[:3]  # botocore renews them
+            if hasattr(found, "refresh_needed"):
+                until = datetime.now(UTC) + _CREDENTIALS_HOLD
+        region = client.meta.region_name or "us-east-1"
+        return Access(client.meta.endpoint_url, region, keys and tuple(keys), until)
 
     def _call(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        return sync(self.fs.loop, function, timeout=Deadline("the credentials of S3").left_s())
+        return sync(self._fs().loop, function, timeout=Deadline("the credentials of S3").left_s())

@@ -3,9 +3,11 @@
 For storage's own modules, but for `open_binary` and `size_bytes`.
 """
 
+import contextlib
 import io
 import itertools
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
@@ -13,13 +15,14 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.core import strip_protocol
 
-from lightship.errors import ConfigError
+from lightship.errors import ConfigError, LightshipError
 from lightship.redaction import is_redacted
 from lightship.storage.archives import Archive, TarArchive, ZipArchive
 from lightship.storage.backend import PIECE_BYTES, Backend, Data, Span
 from lightship.storage.errors import NotFound
 from lightship.storage.fsspec_backend import Async, Remote, file_system_class, url_options
 from lightship.storage.local import Local
+from lightship.storage.obstore_s3 import Access, ObstoreS3
 from lightship.storage.parallel import parallel_map, run_within
 from lightship.storage.retry import Deadline, Limits, with_retries
 from lightship.storage.s3 import S3
@@ -31,6 +34,7 @@ _LOCAL = Local()
 _ARCHIVES: dict[str, Callable[[BinaryIO, str], Archive]] = {"zip": ZipArchive, "tar": TarArchive}
 _BACKENDS: dict[Any, Backend] = {}
 _ANSWERED: set[Backend] = set()
+_IN_BUCKET = re.compile(r"s3a?://[\w.-]+(?=/|$)")  # without keys or the ARN of an access point
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
     "LIGHTSHIP_STORAGE_DEADLINE_S", "LIGHTSHIP_S3_CLIENT",
@@ -47,6 +51,8 @@ def resolve(url: str) -> tuple[Backend, str]:
             f"{url} comes from a stored configuration, which holds no passwords and signatures: "
             "give the URL again"
         )
+    if backend := _BACKENDS.get(_of_bucket(url)):
+        return backend, url.partition("://")[2].rstrip("/")
     is_archive = protocol in _ARCHIVES
     kind = None if is_archive else file_system_class(protocol, url)
     options = {} if is_archive else url_options(kind, head)
@@ -76,12 +82,53 @@ def _build(kind: Any, protocol: str, rest: str | None, options: dict[str, Any]) 
         return Web(kind, options, limits)
     if protocol not in ("s3", "s3a"):
         return Async(kind(**options))
+    file_system = _s3fs(kind, options, limits)
+    return S3(lambda: file_system)
+
+
+def _s3fs(kind: Any, options: dict[str, Any], limits: Limits) -> Any:
     config: dict[str, Any] = {"connect_timeout": limits.connect_s, "read_timeout": limits.read_s}
     config |= {"max_pool_connections": limits.in_flight, "retries": {"total_max_attempts": 1}}
     config |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     file_system = kind(config_kwargs=config, **options)
     file_system.retries = 1  # ours are the only ones
-    return S3(file_system)
+    return file_system
+
+
+def is_handed_over(url: str) -> bool:
+    """Whether a data worker need not find out itself how to reach `url`: see `adopt`."""
+    return bool(_IN_BUCKET.match(url)) and ObstoreS3.may_be_handed_over()
+
+
+def access(url: str) -> Access | None:
+    """How this process reaches `url`, for its data worker; None: it has to find out. Blocks."""
+    if not is_handed_over(url):
+        return None
+    with contextlib.suppress(OSError, LightshipError):  # which the worker's first read explains
+        backend, _ = resolve(url)
+        assert isinstance(backend, S3)
+        return run_within(Deadline(url), backend.access)
+    return None
+
+
+def adopt(url: str, access: Access | None) -> None:
+    """Reach the bucket of `url` as another process does, until that fails. Does not block."""
+    if access is None or not is_handed_over(url):
+        return
+
+    def build() -> Any:
+        protocol, head, _ = split(url)
+        kind = file_system_class(protocol, url)
+        options = url_options(kind, head) | {"skip_instance_cache": True}
+        return _s3fs(kind, options | {"use_listings_cache": False}, Limits.now())
+
+    _BACKENDS.setdefault(_of_bucket(url), S3(build, access))
+
+
+def _of_bucket(url: str) -> tuple[int, str] | None:
+    """The key of what is adopted, for a URL in a bucket."""
+    found = _IN_BUCKET.match(url)
+    return (os.getpid(), found[0]) if found else None
 
 
 def call(url: str, method: str, *args: Any, size: int = 0, deadline: Deadline | None = None) -> Any:

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from lightship.errors import LightshipError
@@ -23,7 +23,7 @@ from lightship.storage.backend import (
 from lightship.storage.errors import NotFound
 from lightship.storage.file_table import FileTable, FileTableBuilder
 from lightship.storage.fsspec_backend import Async
-from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
+from lightship.storage.obstore_s3 import Access, FirstTryFailed, ObstoreS3
 from lightship.storage.parallel import parallel_map
 from lightship.storage.retry import Deadline, Limits
 from lightship.storage.s3_clients import Page, S3Client, S3fs, objects
@@ -38,13 +38,36 @@ _MARK = "lightship-upload"
 
 
 class S3(Async):
-    """The buckets that one file system of s3fs reaches."""
+    """The buckets that one file system of s3fs reaches.
 
-    def __init__(self, fs: Any):
-        super().__init__(fs)
-        self.s3fs, self.obstore = S3fs(fs), ObstoreS3.where_possible(fs)
+    Args:
+        build: Makes the file system.
+        access: Of another process; s3fs, whose import takes longer than all others of a data
+            worker, is then imported only if something fails.
+    """
+
+    def __init__(self, build: Callable[[], Any], access: Access | None = None) -> None:
+        self._build, self._access, self.is_read_only = build, access, False
+        if access is not None:
+            self.obstore: ObstoreS3 | None = ObstoreS3(lambda: self.fs, access)
+        else:
+            self.obstore = ObstoreS3.where_possible(self.fs)
         if self.obstore:
             self.max_reads = 2 * Limits.in_flight  # one costs it next to nothing
+
+    @cached_property
+    def fs(self) -> Any:
+        """The file system."""
+        return self._build()
+
+    @cached_property
+    def s3fs(self) -> S3fs:
+        """The client that can do everything."""
+        return S3fs(self.fs)
+
+    def access(self) -> Access | None:
+        """How another process may reach the same buckets; None: it has to find out. Blocks."""
+        return self.obstore.access() if self.obstore else None
 
     def _client(self, deadline: Deadline, size_bytes: int = 0) -> S3Client:
         """obstore for the first try; s3fs for the others, because errors.py knows its errors."""
@@ -53,7 +76,8 @@ class S3(Async):
         return self.s3fs
 
     def connect(self, deadline: Deadline, path: str) -> None:
-        self.s3fs.connect(path)
+        if self._access is None:
+            self.s3fs.connect(path)
         if self.obstore:
             self.obstore.connect(path)
 

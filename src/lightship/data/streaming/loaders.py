@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightship import devices
+from lightship import devices, storage
 from lightship.data.augment import Augment
 from lightship.data.bad_samples import BadSamples
 from lightship.data.batch import NOT_COUNTED, Batch
@@ -188,7 +188,12 @@ class _Stream:
         """Have the worker make what follows."""
         epoch, batch = self.following
         wanted = replace(self.task.wanted, epoch=epoch, batch=batch)
-        task = replace(self.task, wanted=wanted, deadly=dict(self.split.deaths.deadly))
+        task = replace(
+            self.task,
+            wanted=wanted,
+            deadly=dict(self.split.deaths.deadly),
+            access=storage.access(self.task.manifest.root),
+        )
         slots = None
         while slots is None:
             self.worker = Worker.start(task.manifest.root)

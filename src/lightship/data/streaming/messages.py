@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lightship import storage
 from lightship.data.blocks import Blocks
 from lightship.data.draws import Mirror
 from lightship.data.manifest import Manifest
@@ -31,6 +32,7 @@ class Task:
         mixed_bytes: See `Fetcher`.
         cache_bytes: Size of the block cache; 0: none.
         deadly: Sample -> why it is bad undecoded: a worker died of it.
+        access: How the storage is reached; None: the worker finds out.
     """
 
     decoder: SampleDecoder
@@ -46,6 +48,7 @@ class Task:
     mixed_bytes: int
     cache_bytes: int
     deadly: Mapping[int, str] = field(default_factory=dict)
+    access: storage.Access | None = None
 
     @property
     def manifest(self) -> Manifest:

@@ -64,7 +64,8 @@ def main(descriptor: int) -> None:
     streams.set_up()
     streams.show_foreign_text(as_json)
     learn(root)
-    storage.make_ready(root)
+    if not storage.is_handed_over(root):
+        storage.make_ready(root)
     scaling.kernel()  # loaded before there is a task: its owner still imports
     while True:
         data = _or_exit(tasks.recv_bytes)
@@ -99,6 +100,7 @@ def _work(connection: Connection, handed: Sequence[int], data: bytes) -> None:
         task: Task = pickle_with_files.loads(data, handed[1:])
         slots = SharedSlots(task.shape, task.threads, handed[0])
         slots.close()
+        storage.adopt(task.manifest.root, task.access)
         _make_batches(connection, slots, free, task)
         connection.send(None)
     except ConnectionError:
