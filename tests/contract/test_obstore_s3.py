@@ -318,6 +318,17 @@ def test_keys_that_change_are_given_for_a_while(
     assert adopting(url, access, without_keys()) == "234 False"
 
 
+def test_an_error_is_left_to_the_first_read(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = s3.url("x")
+    storage.write_bytes(url, b"0123456789")
+    monkeypatch.setenv("AWS_PROFILE", "unknown")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert storage.access(url) is None
+    with pytest.raises(ConfigError, match="unknown"):
+        storage.read_range(url, 2, 5)
+
+
 def test_secrets_of_access_are_not_shown(s3: S3Server) -> None:
     access = storage.access(s3.url("x"))
     assert access is not None

@@ -1,6 +1,7 @@
 """Errors of a storage: which are permanent, and what is then raised."""
 
 import errno
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -95,6 +96,15 @@ _CREDENTIAL_CODES = {
     "NotSignedUp", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
     "TokenRefreshRequired", "UnrecognizedClientException",
 }  # fmt: skip
+_LOGGED_OUT = {
+    "LoginInsufficientPermissions", "LoginRefreshRequired", "LoginTokenLoadError",
+    "NoAuthTokenError", "RefreshWithMFAUnsupportedError", "SSOTokenLoadError",
+    "UnauthorizedSSOTokenError",
+}  # fmt: skip
+_BAD_SETTING = re.compile(
+    r"(Config|Invalid|Unknown|Unsupported)\w+|ProfileNotFound|InfiniteLoop\w+"
+)
+"""Errors of botocore that no server's answer and no failed connection has caused."""
 _NO_CREDENTIALS = {"NoCredentialsError", "CredentialRetrievalError", "MetadataRetrievalError"}
 _S3_HINT = "; credentials come from the environment (AWS_*; FSSPEC_S3_ANON=true for none)"
 _DENIED = "{place}: access denied ({reason}){hint}"
@@ -108,7 +118,7 @@ _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] 
     (lambda e: _is_without_credentials(e.error), NoCredentials, _DENIED),
     (lambda e: e.code in _TRANSIENT_CODES or e.status in (408, 429) or e.status >= 500, None, ""),
     (lambda e: e.code in _CREDENTIAL_CODES or e.status in (401, 407)
-     or "Credential" in type(e.error).__name__, BadCredentials, _DENIED),
+     or "Credential" in type(e.error).__name__ or e.is_a(*_LOGGED_OUT), BadCredentials, _DENIED),
     (lambda e: e.is_a(PermissionError) or e.status == 403, Denied, _DENIED),
     (lambda e: e.is_a("ClientConnectorCertificateError"),
      ConfigError, "{place}: its TLS certificate is not accepted ({reason}); name the file of an "
@@ -116,6 +126,8 @@ _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] 
     (lambda e: 400 <= e.status < 500
      or e.is_a("ParamValidationError", "InvalidURL", "TooManyRedirects"),
      Refused, "{place}: request refused by the storage ({reason})"),
+    (lambda e: _is_bad_setting(e.error), ConfigError,
+     "{place}: a setting of AWS is not valid ({reason}); they come from AWS_* and ~/.aws/config"),
     (lambda e: e.is_a("NoRegionError"), ConfigError, "{place}: set AWS_DEFAULT_REGION ({reason})"),
     (lambda e: e.is_a(zipfile.BadZipFile, zlib.error, EOFError),
      DataError, "{place}: the archive is damaged ({reason})"),
@@ -167,6 +179,14 @@ def _is_without_credentials(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def _is_bad_setting(error: Exception) -> bool:
+    """Whether botocore cannot use a setting: a profile, an endpoint, a region."""
+    kind = type(error)
+    if kind.__module__ == "botocore.exceptions":
+        return _BAD_SETTING.fullmatch(kind.__name__) is not None
+    return kind is ValueError and str(error).startswith("Invalid endpoint")
 
 
 def _is_network(error: BaseException | None) -> bool:

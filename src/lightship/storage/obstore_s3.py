@@ -37,6 +37,17 @@ class FirstTryFailed(OSError):
     """Worth another try, by s3fs."""
 
 
+@contextlib.contextmanager
+def _as_first_try() -> Iterator[None]:
+    """Any error, and a panic of Rust, which is no Exception, as FirstTryFailed."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FirstTryFailed(f"{type(error).__name__}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Access:
     """How buckets are reached, for another process of this node: see `registry.adopt`.
@@ -130,7 +141,7 @@ class ObstoreS3:
         import obstore
 
         is_empty, repeats = True, Repeats()
-        try:
+        with _as_first_try():
             store = self._store(bucket)
             for page in obstore.list(store, prefix or None, chunk_size=max_keys or 1000):
                 if not all(item["size"] for item in page):
@@ -140,8 +151,6 @@ class ObstoreS3:
                 deadline.progress()
                 is_empty = False
                 yield {item["path"]: item["size"] for item in page}
-        except Exception as error:
-            raise FirstTryFailed(f"{type(error).__name__}: {error}") from error
         if is_empty:
             raise FirstTryFailed("nothing found")
         self._succeeded = True
@@ -154,11 +163,9 @@ class ObstoreS3:
         """
         import obstore
 
-        try:
+        with _as_first_try():
             store, key = self._place(path)
             got = obstore.get_range(store, key, start=start, end=end)
-        except Exception as error:
-            raise FirstTryFailed(f"{type(error).__name__}: {error}") from error
         self._succeeded = True
         return memoryview(got)
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.core import strip_protocol
 
-from lightship.errors import ConfigError, LightshipError
+from lightship.errors import ConfigError
 from lightship.redaction import is_redacted
 from lightship.storage.archives import Archive, TarArchive, ZipArchive
 from lightship.storage.backend import PIECE_BYTES, Backend, Data, Span
@@ -26,6 +26,7 @@ from lightship.storage.obstore_s3 import Access, ObstoreS3
 from lightship.storage.parallel import parallel_map, run_within
 from lightship.storage.retry import Deadline, Limits, with_retries
 from lightship.storage.s3 import S3
+from lightship.storage.s3_settings import check_settings
 from lightship.storage.urls import base_name, is_remote, local_path, redact, split
 from lightship.storage.web import Web
 
@@ -36,7 +37,8 @@ _BACKENDS: dict[Any, Backend] = {}
 _ANSWERED: set[Backend] = set()
 _IN_BUCKET = re.compile(r"s3a?://[\w.-]+(?=/|$)")  # without keys or the ARN of an access point
 _ENVIRONMENT = (
-    "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE",
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
     "LIGHTSHIP_STORAGE_DEADLINE_S", "LIGHTSHIP_S3_CLIENT",
 )  # fmt: skip
 
@@ -92,6 +94,7 @@ def _s3fs(kind: Any, options: dict[str, Any], limits: Limits) -> Any:
     config |= fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     file_system = kind(config_kwargs=config, **options)
     file_system.retries = 1  # ours are the only ones
+    check_settings(file_system)
     return file_system
 
 
@@ -101,10 +104,13 @@ def is_handed_over(url: str) -> bool:
 
 
 def access(url: str) -> Access | None:
-    """How this process reaches `url`, for its data worker; None: it has to find out. Blocks."""
+    """How this process reaches `url`, for its data worker; None: it has to find out. Blocks.
+
+    Errors are left to the worker's first read.
+    """
     if not is_handed_over(url):
         return None
-    with contextlib.suppress(OSError, LightshipError):  # which the worker's first read explains
+    with contextlib.suppress(Exception):
         backend, _ = resolve(url)
         assert isinstance(backend, S3)
         return run_within(Deadline(url), backend.access)

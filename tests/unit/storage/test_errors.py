@@ -1,5 +1,9 @@
 """What an error of S3's client means."""
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -8,8 +12,11 @@ from botocore.exceptions import (
     NoRegionError,
 )
 
+from lightship import storage
 from lightship.errors import ConfigError
 from lightship.storage.errors import Denied, NoCredentials, permanent
+from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
+from lightship.storage.retry import Deadline
 
 
 def answered(operation: str, code: str, status: int) -> Exception:
@@ -46,3 +53,57 @@ def test_a_region_that_is_not_set() -> None:
     found = permanent(NoRegionError(), "s3://b/x")
     assert isinstance(found, ConfigError)
     assert str(found).startswith("s3://b/x: set AWS_DEFAULT_REGION (")
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+
+
+@pytest.mark.parametrize("client", ["auto", "s3fs"])
+@pytest.mark.parametrize(
+    ("variables", "shown"),
+    [
+        ({"AWS_PROFILE": "unknown"}, "unknown"),
+        ({"AWS_CONFIG_FILE": "damaged", "AWS_PROFILE": "x"}, "damaged"),
+        ({"AWS_ENDPOINT_URL": "minio:9000"}, "AWS_ENDPOINT_URL is 'minio:9000'; it must be http://"),
+        ({"AWS_ENDPOINT_URL_S3": "http://minio:port"}, "AWS_ENDPOINT_URL_S3 is 'http://minio:port'"),
+        ({"AWS_ENDPOINT_URL": "https://"}, "AWS_ENDPOINT_URL is 'https://'"),
+        ({"AWS_CONFIG_FILE": "endpoint"}, "Invalid endpoint: minio:9000"),
+        ({"AWS_DEFAULT_REGION": "eu west"}, "eu west"),
+        ({"AWS_CA_BUNDLE": "/none.pem"}, "AWS_CA_BUNDLE is '/none.pem'"),
+        ({"AWS_CONFIG_FILE": "sso", "AWS_PROFILE": "x"}, "SSOTokenLoadError"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_used_is_named_at_once(
+    variables: dict[str, str], shown: str, client: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Not when the deadline has passed, by a Rust panic, or by a traceback."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    Path("damaged").write_text("[default\nregion=1\n")
+    Path("endpoint").write_text("[default]\nendpoint_url = minio:9000\n")
+    Path("sso").write_text(
+        "[profile x]\nsso_session = y\nsso_account_id = 1\nsso_role_name = r\nregion = eu-west-1\n"
+        "[sso-session y]\nsso_region = eu-west-1\nsso_start_url = https://y.awsapps.com/start\n"
+    )
+    for name, value in (variables if "AWS_PROFILE" in variables else KEYS | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LIGHTSHIP_S3_CLIENT", client)
+    monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "20")
+    with pytest.raises(ConfigError, match=re.escape(shown)):
+        storage.read_range("s3://bucket/x", 0, 1)
+
+
+def test_a_panic_is_left_to_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As of pyo3."""
+
+    client = ObstoreS3(lambda: None)
+
+    def panics(path: str) -> None:
+        raise PanicException
+
+    monkeypatch.setattr(client, "_place", panics)
+    with pytest.raises(FirstTryFailed, match="PanicException"):
+        client.read(Deadline("s3://b/x"), "b/x", 0, 1)
