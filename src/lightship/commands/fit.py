@@ -17,6 +17,7 @@ from lightship.checkpoint.store import CheckpointStore
 from lightship.commands.base import Command
 from lightship.commands.choosing import choose
 from lightship.config import PREPROCESSING, Config
+from lightship.data import decode_ahead
 from lightship.data.feature_store import remove_features
 from lightship.data.images.resize import DEFAULT_RESIZE
 from lightship.data.manifest import refuse_one_class
@@ -72,6 +73,7 @@ def fit(command: Command) -> None:
     config, folder = command.config, RunFolder(command.config)
     store = folder.checkpoints
     with StopRequest() as stop, ExitStack() as at_exit:
+        at_exit.callback(decode_ahead.forget)
         progress = start_progress(config)
         _refuse_unknown(config)
         scanned = _choose_settings(command, folder)

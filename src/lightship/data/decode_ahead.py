@@ -96,6 +96,12 @@ def begin(config: DataConfig) -> None:
         logger.debug(f"images are not decoded ahead: {error}")
 
 
+def forget() -> None:
+    """End of the command: what was found for it may have changed when this process runs another."""
+    global _running
+    _running = None
+
+
 def _start(config: DataConfig) -> None:
     global _running
     process = spawn(
@@ -113,19 +119,15 @@ def _start(config: DataConfig) -> None:
 
 
 def scanned(config: DataConfig) -> Table | None:
-    """The table of the splits at data.root, once; None: the process has none. Blocks until then.
+    """The table of the splits at data.root, once; None: the process has none.
 
-    Logs what the scan has logged.
+    Blocks as scanning does, whose deadlines hold in that process. Logs what the scan has logged.
     """
     ahead = _running
     if ahead is None or ahead.source != _source(config):
         return None
     ahead.source = ()
-    try:
-        message = ahead.scan.result(storage.Limits.now().total_s)
-    except TimeoutError:
-        return None
-    if message is None:
+    if (message := ahead.scan.result()) is None:
         return None
     digest, size_bytes = message["table"]
     table = Table(digest, size_bytes, None)

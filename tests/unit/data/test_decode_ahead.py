@@ -97,6 +97,36 @@ def test_a_table_that_is_gone_is_made_again(config: DataConfig) -> None:
     assert set(load_splits(config, None, "train")) == {"train"}
 
 
+FIT = """
+import os, sys
+os.sched_getaffinity = lambda _: {0, 1}
+from lightship import cli
+from lightship.data import decode_ahead
+from lightship.data.sources import layouts
+layouts.scan = None  # not called
+start = decode_ahead._start
+decode_ahead._start = lambda config: (print("begun"), start(config))
+code = cli.main(["fit", *sys.argv[1:]])
+print(code, decode_ahead._running)
+"""
+
+
+def test_a_fit_takes_its_scan_and_leaves_nothing_for_the_next(config: DataConfig) -> None:
+    """Which may find other images there."""
+    flags = [
+        f"--data.root={config.root}",
+        f"--run.output={config.root}-run",
+        "--data.val_fraction=0",
+    ]
+    flags += ["--data.image_size_px=16", "--data.global_batch_size=2", "--trainer.max_steps=1"]
+    flags += ["--run.tracking=none", "--model.net=litcnn", "--trainer.accelerator=cpu"]
+    command = [sys.executable, "-c", FIT, *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert "begun" in lines
+    assert lines[-1] == "0 None"
+
+
 def test_a_process_that_dies_leaves_the_work(config: DataConfig) -> None:
     begun(config).send_signal(signal.SIGKILL)
     assert decode_ahead.scanned(config) is None
