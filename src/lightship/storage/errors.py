@@ -1,6 +1,7 @@
 """Errors of a storage: which are permanent, and what is then raised."""
 
 import errno
+import os
 import re
 import zipfile
 import zlib
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from lightship.errors import ConfigError, DataError, LightshipError, TimeoutExpired
 from lightship.redaction import excerpt
-from lightship.storage.urls import redact
+from lightship.storage.urls import base_name, is_remote, redact
 
 
 class NotFound(LightshipError, FileNotFoundError):
@@ -72,11 +73,25 @@ class _Facts:
     error: Exception
     status: int
     code: str
+    url: str
 
     def is_a(self, *kinds: type[Exception] | str) -> bool:
         """Whether it is one of these types, or of a type with one of these names."""
         types = tuple(kind for kind in kinds if not isinstance(kind, str))
         return isinstance(self.error, types) or type(self.error).__name__ in kinds
+
+    @property
+    def is_of_own_file(self) -> bool:
+        """Whether a client of `url` could not open a file of this machine, as one of credentials.
+
+        The operating system names the file; a client, of what is remote, none or the one it is of.
+        """
+        path = self.error.filename if isinstance(self.error, OSError) else None
+        if not isinstance(path, str) or not os.path.isabs(path) or not is_remote(self.url):
+            return False
+        return self.is_a(FileNotFoundError, PermissionError, NotADirectoryError) and (
+            base_name(path) != base_name(self.url)
+        )
 
     def is_errno(self, *numbers: int) -> bool:
         return isinstance(self.error, OSError) and self.error.errno in numbers
@@ -109,9 +124,16 @@ _NO_CREDENTIALS = {"NoCredentialsError", "CredentialRetrievalError", "MetadataRe
 _S3_HINT = "; credentials come from the environment (AWS_*; FSSPEC_S3_ANON=true for none)"
 _DENIED = "{place}: access denied ({reason}){hint}"
 
+_UNUSABLE_URL = (
+    "InvalidURL", "InvalidUrlClientError", "InvalidUrlRedirectClientError", "NonHttpUrlClientError",
+    "TooManyRedirects", "UnsupportedProtocol",
+)  # fmt: skip
+
 # The first row that matches holds: (matches, what is raised at once, its text). None: transient,
 # tried again; so is NoCredentials, for a while. An error of no row is a defect and raised as it is.
 _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] = [
+    (lambda e: e.is_of_own_file, ConfigError,
+     "{place}: a local file that its client needs cannot be used ({reason})"),
     (lambda e: e.is_a(FileNotFoundError, NotADirectoryError) or e.status in (404, 410),
      NotFound, "{place} was not found ({reason})"),
     (lambda e: e.is_a(IsADirectoryError), NotFound, "{place} is a folder; a file was expected"),
@@ -124,7 +146,8 @@ _TABLE: list[tuple[Callable[[_Facts], bool], type[LightshipError] | None, str]] 
      ConfigError, "{place}: its TLS certificate is not accepted ({reason}); name the file of an "
      "authority of your own in SSL_CERT_FILE"),
     (lambda e: 400 <= e.status < 500
-     or e.is_a("ParamValidationError", "InvalidURL", "TooManyRedirects"),
+     or e.is_a("ParamValidationError", *_UNUSABLE_URL)
+     or _is_value_error(e.error, "Invalid.* ?URL"),
      Refused, "{place}: request refused by the storage ({reason})"),
     (lambda e: _is_bad_setting(e.error), ConfigError,
      "{place}: a setting of AWS is not valid ({reason}); they come from AWS_* and ~/.aws/config"),
@@ -155,7 +178,7 @@ def permanent(error: Exception, url: str) -> Exception | None:
     if isinstance(error, FileNotFoundError) and _is_network(cause):
         assert isinstance(cause, Exception)
         error = cause
-    facts = _Facts(error, *http_answer(error))
+    facts = _Facts(error, *http_answer(error), url)
     for matches, kind, text in _TABLE:
         if matches(facts):
             place = redact(url)
@@ -186,7 +209,11 @@ def _is_bad_setting(error: Exception) -> bool:
     kind = type(error)
     if kind.__module__ == "botocore.exceptions":
         return _BAD_SETTING.fullmatch(kind.__name__) is not None
-    return kind is ValueError and str(error).startswith("Invalid endpoint")
+    return _is_value_error(error, "Invalid endpoint")
+
+
+def _is_value_error(error: Exception, pattern: str) -> bool:
+    return type(error) is ValueError and re.match(pattern, str(error)) is not None
 
 
 def _is_network(error: BaseException | None) -> bool:

@@ -1,11 +1,13 @@
 """Clients of S3: what s3.py needs of one, and s3fs."""
 # ruff: noqa: D102 (see S3Client)
 
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
 from lightship.storage.backend import Data
+from lightship.storage.errors import BadCredentials, reason
 from lightship.storage.fsspec_backend import cat_file
 from lightship.storage.repeats import Repeats
 from lightship.storage.retry import Deadline, with_retries
@@ -118,7 +120,12 @@ async def _with_credentials(
     signer = getattr(fs._s3, "_request_signer", None)
     if not fs.anon and getattr(signer, "_credentials", fs) is None:
         refresh = True
-    return await set_session(refresh=refresh, **how)
+    try:
+        return await set_session(refresh=refresh, **how)
+    except json.JSONDecodeError as error:
+        raise BadCredentials(
+            f"S3: the credential_process of ~/.aws/config does not print JSON ({reason(error)})"
+        ) from error
 
 
 def objects(answer: dict[str, Any]) -> Page:

@@ -7,9 +7,12 @@ from urllib.parse import urlsplit
 from lightship.errors import ConfigError
 from lightship.storage.urls import redact
 
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Those of a Secret often end with a line break, as `echo KEY | base64` makes it."""
+
 
 def check_settings(fs: Any) -> None:
-    """Raise ConfigError for an endpoint or a certificate file that cannot be one.
+    """Raise ConfigError for an endpoint, a key or a certificate file that cannot be one.
 
     Args:
         fs: The file system of s3fs, which has the settings of FSSPEC_S3_*.
@@ -24,6 +27,9 @@ def check_settings(fs: Any) -> None:
             raise ConfigError(
                 f"{name} is '{redact(url)}'; it must be http://HOST:PORT or https://HOST"
             )
+    for name in _KEYS:
+        if any(letter.isspace() or not letter.isprintable() for letter in os.environ.get(name, "")):
+            raise ConfigError(f"{name} contains a space or a line break, which no key has")
     bundle = os.environ.get("AWS_CA_BUNDLE")
     if bundle and not os.access(bundle, os.R_OK):
         raise ConfigError(f"AWS_CA_BUNDLE is '{bundle}', which is no file that can be read")

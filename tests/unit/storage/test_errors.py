@@ -14,7 +14,7 @@ from botocore.exceptions import (
 
 from lightship import storage
 from lightship.errors import ConfigError
-from lightship.storage.errors import Denied, NoCredentials, permanent
+from lightship.storage.errors import Denied, NoCredentials, NotFound, permanent
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.retry import Deadline
 
@@ -70,6 +70,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         ({"AWS_CONFIG_FILE": "endpoint"}, "Invalid endpoint: minio:9000"),
         ({"AWS_DEFAULT_REGION": "eu west"}, "eu west"),
         ({"AWS_CA_BUNDLE": "/none.pem"}, "AWS_CA_BUNDLE is '/none.pem'"),
+        ({"AWS_SECRET_ACCESS_KEY": "key\n"}, "AWS_SECRET_ACCESS_KEY contains a space or"),
+        ({"AWS_CONFIG_FILE": "none", "AWS_PROFILE": "x"}, "local file that its client needs"),
+        ({"AWS_CONFIG_FILE": "text", "AWS_PROFILE": "x"}, "credential_process of ~/.aws/config"),
         ({"AWS_CONFIG_FILE": "sso", "AWS_PROFILE": "x"}, "SSOTokenLoadError"),
     ],
 )  # fmt: skip
@@ -83,6 +86,8 @@ def test_a_setting_that_cannot_be_used_is_named_at_once(
     monkeypatch.chdir(tmp_path)
     Path("damaged").write_text("[default\nregion=1\n")
     Path("endpoint").write_text("[default]\nendpoint_url = minio:9000\n")
+    Path("none").write_text("[profile x]\ncredential_process = /none\n")
+    Path("text").write_text("[profile x]\ncredential_process = echo key\n")
     Path("sso").write_text(
         "[profile x]\nsso_session = y\nsso_account_id = 1\nsso_role_name = r\nregion = eu-west-1\n"
         "[sso-session y]\nsso_region = eu-west-1\nsso_start_url = https://y.awsapps.com/start\n"
@@ -93,6 +98,25 @@ def test_a_setting_that_cannot_be_used_is_named_at_once(
     monkeypatch.setenv("LIGHTSHIP_STORAGE_DEADLINE_S", "20")
     with pytest.raises(ConfigError, match=re.escape(shown)):
         storage.read_range("s3://bucket/x", 0, 1)
+
+
+@pytest.mark.parametrize("url", ["https://host:port/x", "http:///x", "https://[::1/x"])
+def test_a_web_address_that_cannot_be_one_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(url)):
+        storage.read_range(url, 0, 1)
+
+
+def test_a_missing_token_is_no_missing_image() -> None:
+    """The token of a cluster's identity is read when credentials are renewed: in any request."""
+    missing = FileNotFoundError(2, "No such file or directory", "/var/run/secrets/token")
+    found = permanent(missing, "s3://b/x.jpg")
+    assert isinstance(found, ConfigError)
+    assert "/var/run/secrets/token" in str(found)
+    assert isinstance(permanent(FileNotFoundError("b/x.jpg"), "s3://b/x.jpg"), NotFound)
+    local = FileNotFoundError(2, "No such file or directory", "/images/x.jpg")
+    assert isinstance(permanent(local, "/images/x.jpg"), NotFound)
+    remote = FileNotFoundError(2, "No such file or directory", "/images/x.jpg")
+    assert isinstance(permanent(remote, "sftp://host/images/x.jpg"), NotFound)
 
 
 def test_a_panic_is_left_to_s3fs(monkeypatch: pytest.MonkeyPatch) -> None:
