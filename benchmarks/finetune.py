@@ -37,6 +37,7 @@ ARMS = {
     "finetune": ("lightship, --config finetune", "lightship", 0, "finetune"),
     "finetune-probe": ("lightship, --config finetune-probe", "lightship", 0, "finetune-probe"),
 }
+_KEPT = "acc", "macro_f1", "fit_s", "process_s", "cpu_s"
 Runs = dict[str, dict[int, dict[str, Any]]]
 """The numbers of each arm, by seed."""
 
@@ -74,26 +75,35 @@ def _keep(name: str, seed: int, found: dict[str, Any]) -> None:
         of = subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
         about = {"arm": name, "seed": seed, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": of}
         with open(RESULTS, "a") as file:
-            file.write(json.dumps(about | {k: round(v, 4) for k, v in found.items()}) + "\n")
+            file.write(json.dumps(about | {key: round(found[key], 4) for key in _KEPT}) + "\n")
 
 
 def _table(runs: Runs) -> tuple[list[str], list[list[str]]]:
-    """Its last column compares whole commands of the same seed, which ran one after the other."""
+    """Its last column compares whole commands of the same seed, which ran one after the other.
+
+    Runs without seconds had other work beside them.
+    """
     ours = runs.get("finetune", {})
     rows = []
     for name, seeds in runs.items():
         each = list(seeds.values())
-        beside = [run["process_s"] / ours[s]["process_s"] for s, run in seeds.items() if s in ours]
+        whole = {s: run["process_s"] for s, run in seeds.items() if "process_s" in run}
+        beside = [whole_s / ours[s]["process_s"] for s, whole_s in whole.items() if s in ours]
         rows.append([
             ARMS[name][0],
             str(len(each)),
-            *(spread([run[key] for run in each], 3) for key in ("acc", "macro_f1")),
-            *(spread([run[key] for run in each]) for key in ("fit_s", "process_s", "cpu_s")),
+            *(_cell(each, key, 3) for key in ("acc", "macro_f1")),
+            *(_cell(each, key) for key in ("fit_s", "process_s", "cpu_s")),
             spread(beside, 2) if beside else "",
         ])  # fmt: skip
     head = ["arm", "n", "test accuracy", "macro F1", "training s", "whole command s", "CPU s",
             "of finetune's"]  # fmt: skip
     return head, rows
+
+
+def _cell(runs: list[dict[str, Any]], key: str, digits: int = 0) -> str:
+    values = [run[key] for run in runs if key in run]
+    return spread(values, digits) if values else ""
 
 
 def _measure(arm: tuple, root: str, weights: str, seed: int) -> dict[str, Any]:
