@@ -56,14 +56,14 @@ class S3(Async):
             self.max_reads = 2 * Limits.in_flight  # one costs it next to nothing
 
     @cached_property
-    def fs(self) -> Any:
-        """The file system."""
-        return self._build()
-
-    @cached_property
     def s3fs(self) -> S3fs:
         """The client that can do everything."""
-        return S3fs(self.fs)
+        return S3fs(self._build())
+
+    @cached_property
+    def fs(self) -> Any:
+        """Its file system."""
+        return self.s3fs.fs
 
     def access(self) -> Access | None:
         """How another process may reach the same buckets; None: it has to find out. Blocks."""
