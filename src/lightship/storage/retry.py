@@ -113,10 +113,11 @@ class Deadline:
             raise final from error
         self.tries, self.last = self.tries + 1, reason(error)
         max_s = min(self.limits.backoff_cap_s, self.limits.backoff_s * 2.0**self.tries)
-        pause_s = random.uniform(0, max_s)
         ends, late = self.last_try_ends, None
         if final is not None and self.is_first:
             ends, late = min(ends, self.began + self.limits.identity_s), final
+            max_s = min(max_s, self.limits.identity_s / 5)  # a longer pause would be the last one
+        pause_s = random.uniform(0, max_s)
         if self.tries >= self.limits.attempts or time.monotonic() + pause_s >= ends:
             raise (late or self.expired()) from error
         return pause_s

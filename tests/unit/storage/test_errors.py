@@ -1,5 +1,6 @@
 """What an error of S3's client means."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from botocore.exceptions import (
 
 from lightship import storage
 from lightship.errors import ConfigError
+from lightship.storage import retry
 from lightship.storage.errors import Denied, NoCredentials, NotFound, permanent
 from lightship.storage.obstore_s3 import FirstTryFailed, ObstoreS3
 from lightship.storage.retry import Deadline
@@ -104,6 +106,20 @@ def test_a_setting_that_cannot_be_used_is_named_at_once(
 def test_a_web_address_that_cannot_be_one_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(url)):
         storage.read_range(url, 0, 1)
+
+
+def test_credentials_are_looked_for_until_shortly_before_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not only until a pause would be too long: they may come within it."""
+    now = 100.0
+    monkeypatch.setattr(retry.time, "monotonic", lambda: now)
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+    deadline = Deadline("s3://b/x", is_first=True)
+    with contextlib.suppress(NoCredentials):
+        while now < 110:
+            now += deadline.pause_s(NoCredentialsError())
+    assert 104 <= now < 105
 
 
 def test_a_missing_token_is_no_missing_image() -> None:
