@@ -7,6 +7,7 @@ own threads, side by side.
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import socket
@@ -64,7 +65,9 @@ def main(descriptor: int) -> None:
     streams.set_up()
     streams.show_foreign_text(as_json)
     learn(root)
-    if not storage.is_handed_over(root):
+    if storage.is_handed_over(root):
+        storage.in_daemon(partial(importlib.import_module, "obstore.store"))
+    else:
         storage.make_ready(root)
     scaling.kernel()  # loaded before there is a task: its owner still imports
     while True:
