@@ -79,16 +79,19 @@ def _keep(name: str, seed: int, found: dict[str, Any]) -> None:
 
 
 def _table(runs: Runs) -> tuple[list[str], list[list[str]]]:
-    """Its last column compares whole commands of the same seed, which ran one after the other.
+    """Its last column compares whole commands of the same seed.
 
     Runs without seconds had other work beside them.
     """
-    ours = runs.get("finetune", {})
+    whole_s = {
+        name: {seed: run["process_s"] for seed, run in seeds.items() if "process_s" in run}
+        for name, seeds in runs.items()
+    }
+    ours = whole_s.get("finetune", {})
     rows = []
     for name, seeds in runs.items():
         each = list(seeds.values())
-        whole = {s: run["process_s"] for s, run in seeds.items() if "process_s" in run}
-        beside = [whole_s / ours[s]["process_s"] for s, whole_s in whole.items() if s in ours]
+        beside = [spent / ours[seed] for seed, spent in whole_s[name].items() if seed in ours]
         rows.append([
             ARMS[name][0],
             str(len(each)),

@@ -28,8 +28,9 @@ def check_settings(fs: Any) -> None:
                 f"{name} is '{redact(url)}'; it must be http://HOST:PORT or https://HOST"
             )
     for name in _KEYS:
-        if any(letter.isspace() or not letter.isprintable() for letter in os.environ.get(name, "")):
-            raise ConfigError(f"{name} contains a space or a line break, which no key has")
+        key = os.environ.get(name, "")
+        if key != key.strip() or not key.isprintable():
+            raise ConfigError(f"{name} contains a line break, or begins or ends with a space")
     bundle = os.environ.get("AWS_CA_BUNDLE")
     if bundle and not os.access(bundle, os.R_OK):
         raise ConfigError(f"AWS_CA_BUNDLE is '{bundle}', which is no file that can be read")
