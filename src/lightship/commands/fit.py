@@ -389,7 +389,7 @@ def _finish(
     places = {
         "report": folder.at("report", "report.html"),
         "best checkpoint": store.url_of(best),
-        **({"W&B": tracker.place} if tracker else {}),
+        **({"W&B": tracker.place} if tracker and tracker.place else {}),
     }
     shown = ", ".join(f"{name} {storage.redact(place)}" for name, place in places.items())
     logger.info(f"outputs in {storage.redact(folder.url)}: {shown}")

@@ -16,7 +16,7 @@ from lightship.tracking.folders import WandbFolders
 from lightship.tracking.key import find_key
 from lightship.tracking.service import end_service, find_service
 from lightship.tracking.settings import as_config_errors, known_settings
-from lightship.tracking.tracker import STEP_KEY, Tracker
+from lightship.tracking.tracker import Timeouts, Tracker
 
 if TYPE_CHECKING:
     import wandb
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _NAME_LETTERS = _ID_LETTERS = 128
 _PROJECT = "lightship"
-_START_S = 60.0
+_IMPORT_S = _INIT_S = 60.0
+"""Max wait for wandb's import and process, and for a run beyond the wait for its server."""
 
 
 def run_id(stored: str | None = None) -> str:
@@ -92,11 +93,11 @@ def start_tracking(
     init_timeout_s: float = 30.0,
     finish_timeout_s: float = 20.0,
 ) -> Tracker | None:
-    """Start or resume the W&B run `run_id`. Rank 0, before training.
+    """Start or resume the W&B run `run_id` in the background. Rank 0, before training.
 
-    Blocks about `init_timeout_s` at most, and prompts for nothing. The run is online if there is a
-    key (WANDB_API_KEY, or the netrc entry of WANDB_BASE_URL's host) and the server answers, else
-    offline; one line says which, and how to upload it.
+    Blocks until wandb is imported and its settings are checked, and prompts for nothing. The run is
+    online if there is a key (WANDB_API_KEY, or the netrc entry of WANDB_BASE_URL's host) and the
+    server answers, else offline; one line says which, and how to upload it.
 
     Args:
         preparation: Of `prepare_tracking`.
@@ -111,7 +112,7 @@ def start_tracking(
 
     Returns:
         None without a preparation, for WANDB_MODE=disabled and, with a warning, if W&B cannot be
-        started.
+        imported and set up.
 
     Raises:
         ConfigError: wandb is not installed, or one of its settings is invalid.
@@ -125,9 +126,9 @@ def start_tracking(
     shown_name = None if os.environ.get("WANDB_NAME") else _shown_name(name)
     start = _Start(project, run_id, shown_name, config, init_timeout_s, finish_timeout_s)
     preparation.is_used = True
-    calls, begin = preparation.calls, partial(_begin, start, preparation, mirror_url)
+    calls = preparation.calls
     try:
-        tracker = calls.result(begin, 2 * init_timeout_s + _START_S)
+        checked = calls.result(partial(_check, start, preparation), _IMPORT_S)
     except (Exception, SystemExit) as error:
         calls.close()
         end_service(find_service())
@@ -135,9 +136,12 @@ def start_tracking(
             raise
         logger.warning(f"W&B cannot be started ({in_one_line(error)}); training without tracking")
         return None
-    if tracker is None:
+    if checked is None:
         calls.close()
-    return tracker
+        return None
+    timeouts = Timeouts(2 * init_timeout_s + _INIT_S, finish_timeout_s)
+    init = partial(_init, start, checked)
+    return Tracker(init, project, run_id, calls, checked.folders, mirror_url, timeouts)
 
 
 class _Start(NamedTuple):
@@ -150,12 +154,12 @@ class _Start(NamedTuple):
     init_timeout_s: float
     finish_timeout_s: float
 
-    def init(self, mode: Literal["online", "offline"], root_path: Path) -> "wandb.Run":
-        """Start it. Raises ConfigError if W&B does not take the project or the id."""
+    def settings(self, mode: Literal["online", "offline"]) -> "wandb.Settings":
+        """W&B's settings. Raises ConfigError if W&B does not take the project or the id."""
         import wandb
 
         with as_config_errors({"project": "--run.project", "run id": "WANDB_RUN_ID"}):
-            settings = wandb.Settings(
+            return wandb.Settings(
                 mode=mode,
                 project=self.project,
                 run_id=self.run_id,
@@ -172,6 +176,11 @@ class _Start(NamedTuple):
                 # the GPU's are what one opens W&B for.
                 x_disable_stats=False,
             )
+
+    def init(self, mode: Literal["online", "offline"], root_path: Path) -> "wandb.Run":
+        """Start it. Blocks for at most about `init_timeout_s`."""
+        import wandb
+
         return wandb.init(
             project=self.project,
             id=self.run_id,
@@ -180,44 +189,48 @@ class _Start(NamedTuple):
             resume="allow",
             config=self.config,
             allow_val_change=True,
-            settings=settings,
+            settings=self.settings(mode),
         )
 
 
-def _begin(start: _Start, preparation: Preparation, mirror_url: str | None) -> Tracker | None:
-    """Start the run, on the thread that prepared it; None if W&B's own variables disable it."""
+class _Checked(NamedTuple):
+    """What is known of a W&B run before it is started."""
+
+    folders: WandbFolders
+    server: str
+    why_offline: str
+    """Empty: the server is asked."""
+
+
+def _check(start: _Start, preparation: Preparation) -> _Checked | None:
+    """Check W&B's settings, once it is imported; None if its own variables disable it.
+
+    Raises:
+        ConfigError: See `start_tracking`.
+    """
     folders, known = preparation.ready.result()
     if known.mode == "disabled":
         return None
     folders.root_path.mkdir(parents=True, exist_ok=True)
-    run, why_offline = None, "as asked"
+    start.settings("offline")
+    why_offline = "as asked"
     if preparation.mode == "auto" and known.mode not in ("offline", "dryrun"):
-        run, why_offline = _online(start, known, folders.root_path)
-    run = run or start.init("offline", folders.root_path)
-    run.define_metric(STEP_KEY)
-    run.define_metric("*", step_metric=STEP_KEY, step_sync=True)
-    tracker = Tracker(run, preparation.calls, folders, mirror_url, start.finish_timeout_s)
-    how = f" offline ({why_offline}); to upload: wandb sync" if tracker.offline else ":"
-    logger.info(f"W&B{how} {tracker.place}")
-    return tracker
+        _, why_offline = find_key(known.base_url, known.api_key or known.identity_token_file)
+    return _Checked(folders, known.base_url, why_offline)
 
 
-def _online(
-    start: _Start, known: "wandb.Settings", root_path: Path
-) -> tuple["wandb.Run | None", str]:
-    """The run online, or why it cannot be."""
-    _, missing = find_key(known.base_url, known.api_key or known.identity_token_file)
-    if missing:
-        return None, missing
-    try:
-        return start.init("online", root_path), ""
-    except ConfigError:
-        raise
-    except Exception as error:
-        import wandb
+def _init(start: _Start, checked: _Checked) -> "tuple[wandb.Run, str]":
+    """Start the run, online if it can be; with it, why it is offline."""
+    root_path, why_offline = checked.folders.root_path, checked.why_offline
+    if not why_offline:
+        try:
+            return start.init("online", root_path), ""
+        except Exception as error:
+            import wandb
 
-        wandb.teardown()  # or the id counts as in use
-        return None, f"{known.base_url}: {in_one_line(error)}"
+            wandb.teardown()  # or the id counts as in use
+            why_offline = f"{checked.server}: {in_one_line(error)}"
+    return start.init("offline", root_path), why_offline
 
 
 def _shown_name(name: str) -> str:

@@ -1,10 +1,12 @@
-"""A started W&B run as a Lightning logger."""
+"""A W&B run as a Lightning logger."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
@@ -33,47 +35,58 @@ _STALLED_S = 120.0
 _COPY_S, _COPY_PREEMPTED_S = 150.0, 10.0
 
 
-class Tracker(Logger):
-    """A started W&B run as a Lightning logger. Rank 0 only; created by `start_tracking`.
+class Timeouts(NamedTuple):
+    """Max seconds that a W&B run's start and its end take."""
 
-    W&B never fails or blocks training: its calls are made in the background, and the first that
-    fails or does not return stops tracking with a warning.
+    start_s: float
+    finish_s: float
+
+
+class Tracker(Logger):
+    """A W&B run as a Lightning logger. Rank 0 only; created by `start_tracking`.
+
+    W&B never fails or blocks training: the run is started and its calls are made in the background,
+    and the first that fails or does not return stops tracking with a warning.
 
     Args:
-        run: W&B's run.
+        init: Starts W&B's run; returns it, and why it is offline.
+        project: W&B's project.
+        run_id: W&B's id of the run.
         calls: The thread that calls W&B.
         folders: W&B's folders; temporary ones are removed at the end.
         mirror_url: Where an offline run is copied to; None: nowhere.
-        finish_timeout_s: Max wait at the end.
+        timeouts: Max wait at the end, for a start that is not over yet and for the upload.
 
     Attributes:
         offline: Whether the run is only on disk.
-        run_path: The folder that `wandb sync` takes.
-        place: Where to find the run: its page, or the folder that `wandb sync` takes.
+        run_path: The folder that `wandb sync` takes; None: the run is not started yet.
+        place: Where to find the run: its page, or what `wandb sync` takes; empty: not started yet.
     """
 
     def __init__(
         self,
-        run: "wandb.Run",
+        init: Callable[[], "tuple[wandb.Run, str]"],
+        project: str,
+        run_id: str,
         calls: Background,
         folders: WandbFolders,
         mirror_url: str | None,
-        finish_timeout_s: float,
+        timeouts: Timeouts,
     ) -> None:
         super().__init__()
-        self.offline: bool = run.offline
-        self.run_path = Path(run.settings.sync_dir)
-        self.place = str(self.run_path) if self.offline else str(run.url)
-        self._run, self._project, self._id = run, run.project, run.id
+        self.offline = False
+        self.run_path: Path | None = None
+        self.place = ""
+        self._project, self._id = project, run_id
         self._service = find_service()
         self._calls, self._folders = calls, folders
-        self._finish_timeout_s = finish_timeout_s
-        self._mirror = Mirror(self.run_path, mirror_url) if mirror_url and self.offline else None
-        if self._mirror:
-            self._copies = Background("wandb-copies")  # those of W&B must not wait for storage
-            self.place = self._mirror.url
+        self._mirror_url = mirror_url
+        self._mirror: Mirror | None = None
+        self._start_by_s = time.monotonic() + timeouts.start_s
+        self._finish_timeout_s = timeouts.finish_s
         self._step = 0
         self._is_over = self._is_finished = False
+        self._run = calls.begin(partial(self._begin, init))
 
     def __enter__(self) -> "Tracker":
         return self
@@ -164,20 +177,23 @@ class Tracker(Logger):
             self._copies.submit(self._mirror.copy)
 
     def finish(self, exit_code: int) -> None:
-        """End the W&B run, once. Blocks for the upload, at most about `finish_timeout_s`.
+        """End the W&B run, once. Blocks for its start and the upload, within the timeouts.
 
         Args:
-            exit_code: Of this process; 143 marks the run as preempted rather than failed.
+            exit_code: Of this process; 143 marks the run as preempted rather than failed, and does
+                not wait for a start.
         """
         if self._is_finished:
             return
         self._is_finished = True
+        if exit_code != 143:
+            self.wait_for_start()
         self._submit("finish", partial(self._finish, exit_code))
         if not self._is_over and not self._calls.wait(self._finish_timeout_s + _FINISH_MARGIN_S):
             self._fail("finish", TimeoutError("it does not answer"))
         if self._is_over:
             end_service(self._service)
-        elif self.offline and not is_writable(self.run_path):  # W&B does not report it
+        elif self.run_path and self.offline and not is_writable(self.run_path):  # W&B is silent
             logger.warning(
                 f"the W&B offline run may be incomplete: {self.run_path} cannot be written"
             )
@@ -193,18 +209,42 @@ class Tracker(Logger):
         self._calls.close()
         self._folders.remove()
 
+    def wait_for_start(self) -> bool:
+        """Wait for the start, as long as it may take; whether the run is started."""
+        futures.wait([self._run], max(0.0, self._start_by_s - time.monotonic()))
+        return bool(self.place)
+
+    def _begin(self, init: Callable[[], "tuple[wandb.Run, str]"]) -> "wandb.Run":
+        try:
+            run, why_offline = init()
+            run.define_metric(STEP_KEY)
+            run.define_metric("*", step_metric=STEP_KEY, step_sync=True)
+        except BaseException as error:
+            self._fail("start", error)
+            raise
+        self.offline, self.run_path = run.offline, Path(run.settings.sync_dir)
+        self.place = str(self.run_path) if self.offline else str(run.url)
+        if self.offline and self._mirror_url:
+            self._copies = Background("wandb-copies")  # those of W&B must not wait for storage
+            self._mirror = Mirror(self.run_path, self._mirror_url)
+            self.place = self._mirror.url
+        how = f" offline ({why_offline}); to upload: wandb sync" if self.offline else ":"
+        logger.info(f"W&B{how} {self.place}")
+        return run
+
     def _log(self, row: dict[str, Any]) -> None:
-        self._run.log(row)
+        self._run.result().log(row)
         if self._mirror and not self._copies.busy_s():
             self._copies.submit(self._mirror.copy_if_due)
 
     def _finish(self, exit_code: int) -> None:
         import wandb
 
+        run = self._run.result()
         if exit_code == 143:
-            self._run.mark_preempting()
+            run.mark_preempting()
         try:
-            self._run.finish(exit_code=exit_code)
+            run.finish(exit_code=exit_code)
         except TimeoutError:
             logger.warning(
                 f"W&B did not finish uploading in time; to upload the rest: wandb sync "
@@ -230,7 +270,8 @@ class Tracker(Logger):
     def _fail(self, what: str, error: BaseException) -> None:
         if not self._is_over:
             self._is_over = True
+            so_far = f"; logged so far: {self.place}" if self.place else ""
             logger.warning(
-                f"W&B failed to {what} ({in_one_line(error)}): tracking stops, training continues; "
-                f"logged so far: {self.place}"
+                f"W&B failed to {what} ({in_one_line(error)}): tracking stops, training continues"
+                f"{so_far}"
             )

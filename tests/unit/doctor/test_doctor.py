@@ -441,7 +441,7 @@ FAULTS: dict[str, tuple[Callable[[Lab], Finding], str, str, str]] = {
     "a project that W&B refuses": (
         lambda lab: lab.finding("W&B key", "--run.project=a/b"), "fail", "--run.project: .*'a/b'",
         "correct the WANDB"),
-    "W&B cannot be started": (broken_wandb, "warn", "cannot be started .*No space left",
+    "W&B cannot be started": (broken_wandb, "warn", "failed to start .*No space left",
                               "WANDB_DIR"),
     "no W&B server": (nobodys_wandb, "warn", "does not answer as W&B does",
                       "HTTPS_PROXY.*WANDB_BASE_URL.*--run.tracking offline"),

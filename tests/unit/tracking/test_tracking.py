@@ -60,10 +60,13 @@ def start(tmp_path, mode="auto", **options):
     config = {
         "optim": {"lr": 0.001}, "run": {"seed": 0}, "environment": {"git_commit": "f00d"}
     }  # fmt: skip
-    return start_tracking(
+    tracker = start_tracking(
         prepare_tracking(mode, tmp_path / "scratch"), "shop", "abcd1234", "run-name", config,
         init_timeout_s=3, **options,
     )  # fmt: skip
+    if tracker:
+        tracker.wait_for_start()
+    return tracker
 
 
 def table_on_disk(url):
@@ -354,9 +357,60 @@ def test_whatever_wandb_raises_costs_a_line(tmp_path, monkeypatch, where, error,
     if tracker:
         tracker.log_metrics({"val/acc": 0.5}, 1)
         tracker.finish(0)
-    assert (tracker is None) == (not where.endswith("log"))
-    assert "W&B cannot be started (" in lines()[-1] or "W&B failed to log (" in lines()[-1]
+    assert (tracker is None) == where.endswith("setup")
+    expected = {"setup": "cannot be started", "init": "failed to start", "log": "failed to log"}
+    assert f"W&B {expected[where.rpartition('.')[2]]} (" in lines()[-1]
     assert "\n" not in lines()[-1]
+
+
+@pytest.fixture
+def late_start(monkeypatch):
+    """A start of a run that waits until the event is set."""
+    import wandb
+
+    event, init, is_over = threading.Event(), wandb.init, False
+
+    def wait_and_init(**options):
+        event.wait()
+        if is_over:
+            raise RuntimeError("the test has ended")
+        return init(**options)
+
+    monkeypatch.setattr("wandb.init", wait_and_init)
+    yield event
+    is_over = True
+    event.set()
+
+
+def offline_tracker(tmp_path):
+    return start_tracking(prepare_tracking("offline", tmp_path), "shop", "abcd1234", "name", {})
+
+
+def test_training_does_not_wait_for_the_start_of_a_run(tmp_path, late_start, lines):
+    tracker = offline_tracker(tmp_path)
+    assert (tracker.name, tracker.version) == ("shop", "abcd1234")
+    tracker.log_metrics({"train/loss": 1.5}, 1)
+    tracker.log_images("val/predictions", [np.zeros((9, 9, 3), np.uint8)], ["a"], 2)
+    tracker.finalize("success")
+    assert not lines()
+    threading.Timer(0.2, late_start.set).start()
+    tracker.finish(0)  # which does
+    [path] = tracker.run_path.glob("*.wandb")
+    found = read_wandb_file(path)
+    assert [row["trainer/global_step"] for row in found.history] == [1, 2]
+    assert found.exit_code == 0
+    assert len(lines()) == 1
+
+
+def test_a_preempted_pod_does_not_wait_for_the_start_of_a_run(
+    tmp_path, monkeypatch, late_start, lines
+):
+    monkeypatch.setattr("lightship.tracking.tracker._FINISH_MARGIN_S", -20.0)
+    tracker = offline_tracker(tmp_path)
+    tracker.finish(143)
+    assert not late_start.is_set()
+    [line] = lines()
+    assert line.startswith("W&B failed to finish (")
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 143])
