@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 PRINT_MODULES = "import sys; print(*{name.split('.')[0] for name in sys.modules})"
-LIGHTSHIP_ADDS = {"lightship", "simplejpeg", "netrc", "resource"}
+LIGHTSHIP_ADDS = {"lightship", "simplejpeg", "zlib_ng", "netrc", "resource"}
 """Top-level packages of a fit that `import lightning.pytorch` does not import."""
 
 

@@ -15,7 +15,6 @@ import os
 import shutil
 import time
 import uuid
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -25,6 +24,7 @@ import numpy as np
 
 from lightship import storage
 from lightship.config import DataConfig
+from lightship.data.checksum import crc32
 from lightship.data.images.limits import ImageLimits
 from lightship.data.manifest import Manifest
 from lightship.data.private_folder import is_own_file, make_private
@@ -208,6 +208,6 @@ def _footer(content: memoryview) -> bytes:
     """What follows the pixels in a file."""
     crc = 0
     for start in range(0, len(content), _CHUNK_BYTES):
-        crc = zlib.crc32(content[start : start + _CHUNK_BYTES], crc)
+        crc = crc32(content[start : start + _CHUNK_BYTES], crc)
     facts = f" {VERSION} {len(content)} {crc:08x}".encode()
     return (_MAGIC + facts).ljust(_FOOTER_BYTES)

@@ -1,6 +1,5 @@
 """The bytes of samples: many fetched at once, checked, in any order."""
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
@@ -8,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from lightship import storage
+from lightship.data.checksum import crc32
 from lightship.data.manifest import Manifest
 from lightship.data.sources.gzip_file import Unpacked
 from lightship.data.sources.parquet_file import RowReader
@@ -75,7 +75,7 @@ def checked(manifest: Manifest, i: int, data: _Raw) -> _Raw | DataError:
     if not data:
         return DataError(f"{manifest.name(i)} is empty (0 bytes)")
     known = int(manifest.crc32[i])
-    if known >= 0 and (found := zlib.crc32(data)) != known:
+    if known >= 0 and (found := crc32(data)) != known:
         return DataError(f"{manifest.name(i)}: checksum {found:08x}, not {known:08x}")
     return data
 

@@ -2,7 +2,6 @@
 
 import tempfile
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice, pairwise
@@ -15,6 +14,7 @@ import numpy as np
 from lightship import storage
 from lightship.config import PackConfig
 from lightship.data.bad_samples import BadSamples
+from lightship.data.checksum import crc32
 from lightship.data.images.limits import ImageLimits
 from lightship.data.manifest import Manifest
 from lightship.data.sample_reader import Sample, read_samples
@@ -161,7 +161,7 @@ class Packing:
                         bad[i] = self.bad[shard.split].reasons[i]
                     else:
                         offset = tar.add(f"{i:09d}", int(manifest.label[i]), stored, extension)
-                        rows.append((i, offset, len(stored), zlib.crc32(stored)))
+                        rows.append((i, offset, len(stored), crc32(stored)))
                     with self._lock:
                         self._done += 1
                 size = tar.close() if rows else 0

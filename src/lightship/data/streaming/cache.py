@@ -8,12 +8,12 @@ import os
 import re
 import threading
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from lightship import storage
+from lightship.data.checksum import crc32
 from lightship.storage import Data, ReadAhead
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class BlockCache:
             with contextlib.suppress(OSError):  # of another user
                 os.utime(path)
             data = content[_CRC_BYTES:]
-            if zlib.crc32(data).to_bytes(_CRC_BYTES) == content[:_CRC_BYTES]:
+            if crc32(data).to_bytes(_CRC_BYTES) == content[:_CRC_BYTES]:
                 return data
             path.unlink(missing_ok=True)
         return None
@@ -77,7 +77,7 @@ class BlockCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with temporary_path.open("wb") as file:
-                    file.write(zlib.crc32(data).to_bytes(_CRC_BYTES))
+                    file.write(crc32(data).to_bytes(_CRC_BYTES))
                     file.write(data)
                 os.replace(temporary_path, path)
             except OSError:
