@@ -15,8 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
-from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -54,8 +52,8 @@ class _Ahead:
     def __init__(self, process: "subprocess.Popen[bytes]", config: DataConfig) -> None:
         self.process = process
         self.source: tuple[object, ...] = _source(config)
-        self.scan: Future[dict[str, Any] | None] = Future()
-        """Of the first message; None: it has ended without one."""
+        self.scan: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        """Messages of the scan: log lines, and last the table; None: it has ended without one."""
         self.contents: dict[str, str] = {}
         """Fingerprint of a split -> `decoded_cache.content_of` it."""
         storage.in_daemon(self._listen)
@@ -65,13 +63,12 @@ class _Ahead:
         try:
             for line in self.process.stdout:
                 message = json.loads(line)
-                if "table" in message:
-                    self.scan.set_result(message)
-                else:
+                if "fingerprint" in message:
                     self.contents[message["fingerprint"]] = message["content"]
+                else:
+                    self.scan.put(message)
         finally:
-            if not self.scan.done():
-                self.scan.set_result(None)
+            self.scan.put(None)
 
 
 def _source(config: DataConfig) -> tuple[object, ...]:
@@ -121,21 +118,31 @@ def _start(config: DataConfig) -> None:
 def scanned(config: DataConfig) -> Table | None:
     """The table of the splits at data.root, once; None: the process has none.
 
-    Blocks as scanning does, whose deadlines hold in that process. Logs what the scan has logged.
+    Blocks as scanning does, whose deadlines hold in that process. Logs what the scan logs.
     """
     ahead = _running
     if ahead is None or ahead.source != _source(config):
         return None
     ahead.source = ()
-    if (message := ahead.scan.result()) is None:
-        return None
-    digest, size_bytes = message["table"]
-    table = Table(digest, size_bytes, None)
-    if table_cache.local_copy(table) is None:
-        return None
-    for name, level, text in message["log"]:
-        logging.getLogger(name).log(level, "%s", text)
-    return table
+    warnings = []
+    while message := ahead.scan.get():
+        if "log" in message and message["log"][1] < logging.WARNING:
+            _log(*message["log"])
+        elif "log" in message:  # of a scan that fails, the next one has them too
+            warnings.append(message["log"])
+        else:
+            digest, size_bytes = message["table"]
+            table = Table(digest, size_bytes, None)
+            if table_cache.local_copy(table) is None:
+                return None
+            for warning in warnings:
+                _log(*warning)
+            return table
+    return None
+
+
+def _log(name: str, level: int, text: str) -> None:
+    logging.getLogger(name).log(level, "%s", text)
 
 
 def content_of(manifest: Manifest) -> str | None:
@@ -171,17 +178,22 @@ def main() -> None:
 
 
 def _scan(config: DataConfig) -> Table:
-    """The table; what is logged meanwhile is sent with it."""
-    log: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    handler, package = QueueHandler(log), logging.getLogger("lightship")
+    """The table, which is sent; so is what is logged meanwhile."""
+    handler, package = _Sender(), logging.getLogger("lightship")
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)
     table = scan_to_table(config)
     package.removeHandler(handler)
-    records = [log.get() for _ in range(log.qsize())]
-    shown = [(record.name, record.levelno, record.getMessage()) for record in records]
-    _send({"table": (table.digest, table.size_bytes), "log": shown})
+    _send({"table": (table.digest, table.size_bytes)})
     return table
+
+
+class _Sender(logging.Handler):
+    """Sends log lines to the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one."""
+        _send({"log": (record.name, record.levelno, record.getMessage())})
 
 
 def _send(message: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The files of a listing: their names as one text and a number each, not objects."""
 
 import io
+import logging
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +13,9 @@ import numpy as np
 
 from lightship.storage.file_list import FileList
 
+logger = logging.getLogger(__name__)
 _BLOCK, _SAMPLED = 2**13, 2**10
+_LOG_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,13 @@ class FileTableBuilder:
     """Makes a `FileTable` of files in any order, in little more memory than the table takes.
 
     Every 8,192 files become a sorted block; the blocks are merged stretch by stretch.
+
+    Args:
+        where: What is listed, named every 10 s in a log line with the number of files so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "") -> None:
+        self._where, self._next_s = where, time.monotonic() + _LOG_EVERY_S
         self._files: dict[str, int] = {}
         self._blocks: list[FileTable] = []
         self._special: set[str] = set()
@@ -118,6 +126,10 @@ class FileTableBuilder:
             out.write(self._files)
             self._blocks.append(out.table())
             self._files = {}
+        now_s = time.monotonic()
+        if self._where and now_s >= self._next_s:
+            self._next_s = now_s + _LOG_EVERY_S
+            logger.info(f"listing {self._where}: {self._count:,} files so far")
 
 
 class _Columns:

@@ -52,7 +52,7 @@ class Local:
         max_files, skip = selection.max_files, selection.skip
         if os.path.isfile(path):
             return FileTable.of({"": os.path.getsize(path)})
-        found = FileTableBuilder()
+        found = FileTableBuilder(path)
         folders: list[tuple[str, str, tuple[str, ...]]] = [(path, "", (os.path.realpath(path),))]
         visits: Counter[str] = Counter()
         while folders and (max_files is None or len(found) < max_files):

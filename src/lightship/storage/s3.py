@@ -85,7 +85,7 @@ class S3(Async):
         max_files = selection.max_files
         bucket, key, _ = self.fs.split_path(path)
         prefix = key.rstrip("/") + "/" if key else ""
-        found, folders = FileTableBuilder(), set[str]()
+        found, folders = FileTableBuilder(f"s3://{path}"), set[str]()
         for number, page in enumerate(self._pages(deadline, bucket, prefix, max_files), 1):
             _add(found, page, prefix)
             if max_files and len(found) >= max_files:

@@ -1,6 +1,8 @@
 """Decoding while the command still imports: the split is found decoded, or decoded as ever."""
 
 import dataclasses
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -125,6 +127,19 @@ def test_a_fit_takes_its_scan_and_leaves_nothing_for_the_next(config: DataConfig
     lines = done.stdout.splitlines()
     assert "begun" in lines
     assert lines[-1] == "0 None"
+
+
+def test_a_scan_that_fails_has_shown_its_progress_alone(
+    config: DataConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its warnings are those of the scan that follows."""
+    lines = [("lightship.data", logging.INFO, "100 % so far"), ("lightship.data", 30, "odd files")]
+    code = "".join(f"print({json.dumps({'log': line})!r})\n" for line in lines)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    decode_ahead._running = decode_ahead._Ahead(process, config)
+    with caplog.at_level(logging.INFO, "lightship.data"):
+        assert decode_ahead.scanned(config) is None
+    assert [record.getMessage() for record in caplog.records] == ["100 % so far"]
 
 
 def test_a_process_that_dies_leaves_the_work(config: DataConfig) -> None:

@@ -1,6 +1,8 @@
 """The compact table of a listing is the sorted dict that it stands for."""
 
+import logging
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,3 +63,20 @@ def test_files_in_no_order_take_little_more_than_the_table() -> None:
     assert (np.diff(table.sizes) == 1).all()
     assert held_bytes < 45 * count
     assert peak_bytes < 160 * count
+
+
+def test_a_long_listing_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(file_table, "_BLOCK", 2)
+    monkeypatch.setattr(file_table, "time", SimpleNamespace(monotonic=lambda: now_s))
+    builder = FileTableBuilder("s3://bucket/images")
+    with caplog.at_level(logging.INFO, "lightship.storage"):
+        for number in range(40):  # two a block, one a second
+            now_s += 1.0
+            builder.add(f"{number}.jpg", 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"listing s3://bucket/images: {count} files so far" for count in (10, 20, 30, 40)
+    ]
+    assert len(builder.finish()) == 40
