@@ -98,7 +98,7 @@ def _s3fs(kind: Any, options: dict[str, Any], limits: Limits) -> Any:
     return file_system
 
 
-def is_handed_over(url: str) -> bool:
+def may_hand_over(url: str) -> bool:
     """Whether a data worker need not find out itself how to reach `url`: see `adopt`."""
     return bool(_IN_BUCKET.match(url)) and ObstoreS3.may_be_handed_over()
 
@@ -108,7 +108,7 @@ def access(url: str) -> Access | None:
 
     Errors are left to the worker's first read.
     """
-    if not is_handed_over(url):
+    if not may_hand_over(url):
         return None
     with contextlib.suppress(Exception):
         backend, _ = resolve(url)
@@ -119,7 +119,7 @@ def access(url: str) -> Access | None:
 
 def adopt(url: str, access: Access | None) -> None:
     """Reach the bucket of `url` as another process does, until that fails. Does not block."""
-    if access is None or not is_handed_over(url):
+    if access is None or not may_hand_over(url):
         return
 
     def build() -> Any:

@@ -65,7 +65,7 @@ def main(descriptor: int) -> None:
     streams.set_up()
     streams.show_foreign_text(as_json)
     learn(root)
-    if storage.is_handed_over(root):
+    if storage.may_hand_over(root):
         storage.in_daemon(partial(importlib.import_module, "obstore.store"))
     else:
         storage.make_ready(root)
