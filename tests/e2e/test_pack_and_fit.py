@@ -223,7 +223,7 @@ def test_killed_at_each_point(
 def test_killed_at_random_moments(seed: int, images: str, unkilled: Files, tmp_path: Path) -> None:
     job, numbers = Pack(tmp_path, images, str(tmp_path / "to")), random.Random(seed)
     kills = 0
-    while kills < 4:
+    while kills < 4 or len(job.committed) < 3:  # the first kills may hit before a commit
         before, wanted = len(job.written()), numbers.randrange(1, 4)
         with job.start("", 0, 0.02) as child:
             child.wait_for(lambda: len(job.written()) >= before + wanted)  # noqa: B023 (done here)
@@ -231,9 +231,8 @@ def test_killed_at_random_moments(seed: int, images: str, unkilled: Files, tmp_p
             child.signal(signal.SIGKILL)
             job.killed(child, before)
         kills += 1
-    assert len(job.committed) > 2
     said = job.finish()
-    assert f"{len(job.committed)} of them already written" in said or kills == 0
+    assert f"{len(job.committed)} of them already written" in said
     assert everything(job.url) == unkilled
     assert not list((tmp_path / "to").rglob(".*.lightship-tmp"))
 

@@ -70,6 +70,7 @@ def test_a_long_listing_says_how_far_it_is(
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr(file_table, "_BLOCK", 2)
+    monkeypatch.setattr(file_table, "_SAMPLED", 1)
     monkeypatch.setattr(file_table, "time", SimpleNamespace(monotonic=lambda: now_s))
     builder = FileTableBuilder("s3://bucket/images")
     with caplog.at_level(logging.INFO, "lightship.storage"):
