@@ -172,10 +172,14 @@ def test_strangers_at_the_rendezvous(start, tmp_path: Path, secret: str) -> None
     fit = start(**nodes)
     assert until(fit.listeners, "a port") == {("0100007F", port)}
     attack("127.0.0.1", port, mark)
-    while fit.process.poll() is None:  # it may not have waited yet, and have begun anew
-        time.sleep(1)
-        with contextlib.suppress(RuntimeError):  # it has ended
+
+    def has_ended() -> bool:
+        """Attacks again: node 0 may not have waited yet, and have made a new rendezvous."""
+        with contextlib.suppress(RuntimeError):  # nobody listens any more
             attack("127.0.0.1", port, mark)
+        return fit.process.poll() is not None
+
+    until(has_ended, "its end")
     code = fit.wait()
     assert not mark.exists()
     assert code == 78, fit.said

@@ -177,19 +177,20 @@ class Tracker(Logger):
             self._copies.submit(self._mirror.copy)
 
     def finish(self, exit_code: int) -> None:
-        """End the W&B run, once. Blocks for its start and the upload, within the timeouts.
+        """End the W&B run, once. Blocks for the upload, within the timeouts.
 
         Args:
-            exit_code: Of this process; 143 marks the run as preempted rather than failed, and does
-                not wait for a start.
+            exit_code: Of this process; 0 waits for a run that is still being started, others do
+                not. 143 marks the run as preempted rather than failed.
         """
         if self._is_finished:
             return
         self._is_finished = True
-        if exit_code != 143:
+        if exit_code == 0:
             self.wait_for_start()
         self._submit("finish", partial(self._finish, exit_code))
-        if not self._is_over and not self._calls.wait(self._finish_timeout_s + _FINISH_MARGIN_S):
+        upload_s = self._finish_timeout_s if self._run.done() else 0.0
+        if not self._is_over and not self._calls.wait(upload_s + _FINISH_MARGIN_S):
             self._fail("finish", TimeoutError("it does not answer"))
         if self._is_over:
             end_service(self._service)
@@ -209,10 +210,9 @@ class Tracker(Logger):
         self._calls.close()
         self._folders.remove()
 
-    def wait_for_start(self) -> bool:
-        """Wait for the start, as long as it may take; whether the run is started."""
+    def wait_for_start(self) -> None:
+        """Wait until the run is started or could not be. Blocks, within its timeout."""
         futures.wait([self._run], max(0.0, self._start_by_s - time.monotonic()))
-        return bool(self.place)
 
     def _begin(self, init: Callable[[], "tuple[wandb.Run, str]"]) -> "wandb.Run":
         try:
@@ -270,8 +270,6 @@ class Tracker(Logger):
     def _fail(self, what: str, error: BaseException) -> None:
         if not self._is_over:
             self._is_over = True
+            then = "" if self._is_finished else ": tracking stops, training continues"
             so_far = f"; logged so far: {self.place}" if self.place else ""
-            logger.warning(
-                f"W&B failed to {what} ({in_one_line(error)}): tracking stops, training continues"
-                f"{so_far}"
-            )
+            logger.warning(f"W&B failed to {what} ({in_one_line(error)}){then}{so_far}")

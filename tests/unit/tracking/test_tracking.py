@@ -26,6 +26,7 @@ from lightship import storage
 from lightship.config import Config, RunConfig
 from lightship.errors import ConfigError, Preempted
 from lightship.run.folder import RunFolder
+from lightship.tracking.background import Background
 from lightship.tracking.metrics_csv import MetricsCSV
 from lightship.tracking.mirror import Mirror
 from lightship.tracking.service import find_service, ignore_workspace_settings
@@ -402,15 +403,22 @@ def test_training_does_not_wait_for_the_start_of_a_run(tmp_path, late_start, lin
     assert len(lines()) == 1
 
 
-def test_a_preempted_pod_does_not_wait_for_the_start_of_a_run(
-    tmp_path, monkeypatch, late_start, lines
+@pytest.mark.parametrize("exit_code", [1, 75, 143])
+def test_who_does_not_end_well_does_not_wait_for_the_start_of_a_run(
+    tmp_path, monkeypatch, late_start, lines, exit_code
 ):
-    monkeypatch.setattr("lightship.tracking.tracker._FINISH_MARGIN_S", -20.0)
+    bounds_s, wait = [], Background.wait
+
+    def noted(self, bound_s):
+        bounds_s.append(bound_s)
+        return wait(self, bound_s)
+
     tracker = offline_tracker(tmp_path)
-    tracker.finish(143)
+    monkeypatch.setattr(Background, "wait", noted)
+    tracker.finish(exit_code)
     assert not late_start.is_set()
-    [line] = lines()
-    assert line.startswith("W&B failed to finish (")
+    assert bounds_s[0] == 3.0
+    assert lines() == ["W&B failed to finish (TimeoutError: it does not answer)"]
 
 
 @pytest.mark.parametrize("exit_code", [0, 1, 143])
